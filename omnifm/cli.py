@@ -1,0 +1,94 @@
+"""The `omnifm` command.  Wrong use and bad input cost one line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omnifm.data import importers
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="OmniFM: federated learning for medical images that differ in modality and task.")  # fmt: skip
+prepare = typer.Typer(no_args_is_help=True, help="Turn a data set's own layout into one dataset.json per site.")
+bench = typer.Typer(no_args_is_help=True, help="Measure methods against each other, and what the method costs.")
+app.add_typer(prepare, name="prepare")
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"omnifm: {_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _importer(name: str) -> Callable[..., Any]:
+    """An importer's own `prepare` as a command: its signature becomes the arguments and options."""
+    function = importers.load(name).prepare
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        function(*args, **kwargs)
+        print(f"prepared {name}: {_counts(Path(kwargs['destination']))}")
+
+    return command
+
+
+def _counts(folder: Path) -> str:
+    from omnifm.data.datalist import read_datalist
+
+    sites = sorted(file.parent for file in folder.glob("*/dataset.json"))
+    rows = [(site.name, read_datalist(site)) for site in sites]
+    return ", ".join(f"{name} {len(d.training)}/{len(d.validation)}/{len(d.test)}" for name, d in rows)
+
+
+for _name in importers.names():
+    prepare.command(_name, help=(importers.load(_name).__doc__ or "").splitlines()[0])(_importer(_name))
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="A run directory, or its summary.json.")],
+) -> None:
+    """Write report.html, one self-contained page with plots, beside a run's summary.json."""
+    from omnifm.report import report as write
+
+    print(write(path))
+
+
+@bench.command()
+def cost(
+    out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
+    flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
+) -> None:
+    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round."""
+    from omnifm.bench.cost import run
+
+    run(out, with_flare=flare)
+
+
+@bench.command()
+def tables(
+    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table; finished cells in it are not run again.")],
+    job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is compared.")] = Path("jobs/seg_fets"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
+) -> None:
+    """Compare Local, FedAvg, FedPer (both capacities), OmniFM and its ablations on one federation."""
+    from omnifm.bench.tables import run
+
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds)

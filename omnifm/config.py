@@ -1,0 +1,172 @@
+"""What a run is told: one experiment per job, one configuration per site.  Strict: unknown, missing, mistyped
+or out-of-range keys are refused by name before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+
+
+def parse(kind: type[T], text: str | bytes, where: str) -> T:
+    """Read JSON into a strict dataclass.
+
+    Raises:
+        ValueError: one line naming every key that is wrong, its rule and its value.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(_line(e) for e in error.errors(include_url=False))) from None
+
+
+def _line(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "text"
+    if error["type"] == "missing" or error["type"] == "missing_argument":
+        return f"key {key!r} is missing"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key!r}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data:
+    """The data section: how cases are held; where they lie is the site's business alone."""
+
+    name: str
+    """Name of the data set, shown in reports."""
+    cache_gib: Positive = 4.0
+    """Memory for preprocessed cases, GiB; more cases than fit are read again each epoch."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Train:
+    """The train section: rounds, local optimisation, and who must take part."""
+
+    num_rounds: Count
+    """Communication rounds."""
+    local_epochs: Count
+    """Passes over a site's training cases per round."""
+    batch_size: Count
+    """Cases per optimisation step."""
+    lr: Positive
+    """Learning rate of a round's fresh optimiser."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Local optimiser; sgd has no momentum."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled (adamw) or L2 decay, [0, 1]; 0 is none."""
+    participation: Fraction = 1.0
+    """Share of the connected sites drawn each round, (0, 1]; 1 is all of them."""
+    min_sites: Count = 2
+    """Accepted replies without which a round, and so the run, fails."""
+    round_timeout_s: Positive = 86400.0
+    """Seconds until a round closes without the missing sites, if at least min_sites replied."""
+    grace_s: Positive = 86400.0
+    """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
+    num_threads: Count = 2
+    """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
+    warm_start: bool = False
+    """Start from the personal state of the job's last completed run instead of afresh."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Experiment:
+    """One job: what differs between jobs, and nothing else (contract: experiment.json)."""
+
+    job: str
+    task: dict[str, Any]
+    data: Data
+    method: dict[str, Any]
+    train: Train
+    model: dict[str, Any] = Field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """Read experiment.json; the block of `presets` named by `preset`, if any, is laid over the rest.
+
+        Raises:
+            ValueError: not JSON, or a key is unknown, missing, mistyped or out of range.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"experiment.json: must be JSON; got {error.msg} in line {error.lineno}") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"experiment.json: must be an object; got {type(raw).__name__}")
+        preset, presets = raw.pop("preset", None), raw.pop("presets", {})
+        if preset is not None:
+            if preset not in presets:
+                raise ValueError(f"experiment.json: preset must be one of {sorted(presets)} or null; got {preset!r}")
+            raw = _laid_over(raw, presets[preset])
+        for section in ("task", "method"):
+            if isinstance(raw.get(section), dict) and not isinstance(raw[section].get("name"), str):
+                raise ValueError(f"experiment.json: key '{section}.name' is missing or not a string")
+        return parse(cls, json.dumps(raw), "experiment.json")
+
+    def hash(self) -> str:
+        """SHA-256 of everything but the seed: with job and seed it tells whether a run may be resumed."""
+        record = asdict(self)
+        del record["seed"]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, config=STRICT)
+class SiteConfig:
+    """One site's own configuration, `local/omnifm_site.json` in its kit; never sent anywhere."""
+
+    data_root: str
+    """Folder that holds dataset.json."""
+    state_dir: str
+    """Folder for personal state; made if absent, readable by its owner only."""
+    device: str = "auto"
+    """auto, cpu or cuda:N; auto takes the first GPU if there is one."""
+    max_refused_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of cases that may be refused before the site declines to train."""
+    allowed_roots: list[str] = Field(default_factory=list)
+    """Folders outside data_root that dataset.json may point into."""
+    source: Literal["demo", "site"] = "site"
+    """Whether the data are the embedded synthetic ones."""
+
+
+def site_config(name: str, file: Path, environ: Mapping[str, str] = os.environ) -> SiteConfig | None:
+    """The site's file, else OMNIFM_DATA and OMNIFM_STATE (`<folder>/<site>`), else None.
+
+    Raises:
+        ValueError: the file or a folder it names is not as it must be.
+    """
+    if file.exists():
+        return _existing(parse(SiteConfig, file.read_bytes(), file.name))
+    if "OMNIFM_DATA" not in environ:
+        return None
+    root = Path(environ["OMNIFM_DATA"]) / name
+    state = Path(environ["OMNIFM_STATE"]) / name if "OMNIFM_STATE" in environ else Path()
+    return _existing(SiteConfig(data_root=str(root.absolute()), state_dir=str(state)))
+
+
+def _existing(config: SiteConfig) -> SiteConfig:
+    if not Path(config.data_root).is_dir():
+        raise ValueError("data_root must be an existing folder; the site's configuration names one that is absent")
+    return config
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _laid_over(below[key], value) if nested else value
+    return merged

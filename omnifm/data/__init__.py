@@ -1,0 +1,1 @@
+"""A site's data: reading it correctly, refusing what cannot be, and splitting it by patient."""

@@ -1,0 +1,156 @@
+"""Drawn heads with ring-enhancing lesions, and the scanners that image them: the segmentation demo's anatomy.
+
+Letters: x y z voxel axes.  Geometry is RAS and mm: one head looks right in any scan, however it is oriented.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.ndimage import gaussian_filter
+
+GRID = (48, 48, 40)
+# Brightness of each tissue, 1 = white matter of a T1 scan.
+TISSUES = ("air", "scalp", "skull", "csf", "grey", "white", "oedema", "core", "rim")
+CONTRASTS = {
+    "T1ce": (0.0, 0.95, 0.10, 0.25, 0.70, 1.00, 0.65, 0.35, 1.75),
+    "FLAIR": (0.0, 0.75, 0.08, 0.15, 1.00, 0.80, 1.30, 0.55, 1.95),
+}
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What one hospital's scans have in common.
+
+    Attributes:
+        contrast: brightness of `TISSUES`, before `gain`.
+        gain: stored number of brightness 1, 200 to 1500.
+        shading: depth of the coil's bias field, 0 to 0.35 of the brightness.
+        noise: Rician noise, 0.02 to 0.08 of brightness 1.
+        spacing_mm: of the voxels.
+        axes: direction of the voxel axes, e.g. "LPS".
+        tilt: rotation (radians) about the left-right axis: an oblique scan.
+    """
+
+    contrast: tuple[float, ...]
+    gain: float
+    shading: float
+    noise: float
+    spacing_mm: tuple[float, float, float]
+    axes: str
+    tilt: float
+
+    @classmethod
+    def of_site(cls, site: str, generator: np.random.Generator) -> "Scanner":
+        # Sites named with consecutive numbers alternate, so that two demo sites always differ in contrast.
+        digits = "".join(c for c in site if c.isdigit())
+        number = int(digits[-6:]) if digits else int(generator.integers(4))
+        base = np.array(CONTRASTS[("FLAIR", "T1ce")[number % 2]])
+        return cls(
+            contrast=tuple((base * generator.uniform(0.95, 1.05, base.shape)).tolist()),
+            gain=float(generator.uniform(200, 1500)),
+            shading=float(generator.uniform(0.1, 0.35)),
+            noise=float(generator.uniform(0.02, 0.06)),
+            spacing_mm=((3.6, 3.6, 4.0), (3.7, 3.7, 3.7), (3.8, 3.8, 4.4))[number % 3],
+            axes=("LPS", "RAS", "LAS", "RAS")[number % 4],
+            tilt=float(generator.uniform(-0.12, 0.12)),
+        )
+
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Voxel -> RAS mm, the grid's middle at the origin."""
+        turn = np.eye(3)
+        turn[1:, 1:] = [[np.cos(self.tilt), -np.sin(self.tilt)], [np.sin(self.tilt), np.cos(self.tilt)]]
+        signs = np.diag([1.0 if axis in "RAS" else -1.0 for axis in self.axes])
+        affine = np.eye(4)
+        affine[:3, :3] = turn @ signs @ np.diag(self.spacing_mm)
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(GRID) - 1) / 2)
+        return affine
+
+    def scan(
+        self, tissue: Int[np.ndarray, "x y z"], generator: np.random.Generator
+    ) -> Int[np.ndarray, "x y z"]:
+        """What this scanner stores of the tissues: int16."""
+        mm = positions(self.affine())
+        shade = 1 + self.shading * _waves(mm, generator, length_mm=(150, 300), number=6)
+        # A voxel holds a little of its neighbours' tissue, and no tissue is one flat grey.
+        flat = gaussian_filter(np.array(self.contrast)[tissue], sigma=0.5)
+        clean = flat * shade * (1 + 0.06 * _waves(mm, generator, length_mm=(10, 25), number=8))
+        real, imaginary = generator.normal(0, self.noise, (2, *tissue.shape))
+        return np.clip(np.hypot(clean + real, imaginary) * self.gain, 0, 32767).astype(np.int16)
+
+
+def draw_head(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator) -> Int[np.ndarray, "x y z"]:
+    """One head of natural size with one to three lesions, as indices into `TISSUES`.
+
+    Args:
+        mm: where each voxel lies, RAS mm, the head's middle near the origin.
+        generator: draws shape, folds and lesions.
+    """
+    mm = mm - generator.uniform(-4, 4, 3).astype(np.float32)
+    axes = np.array([64, 74, 62]) * generator.uniform(0.93, 1.05, 3)
+    bumps = 1 + 0.04 * _waves(mm, generator, length_mm=(90, 160), number=8)
+    depth = np.linalg.norm(mm / axes, axis=-1) * bumps  # 0 in the middle, 1 on the skin
+    tissue = np.full(depth.shape, TISSUES.index("air"))
+    for name, limit in (("scalp", 1.0), ("skull", 0.93), ("csf", 0.86)):
+        tissue[depth < limit] = TISSUES.index(name)
+    folds = _waves(mm, generator, length_mm=(22, 45), number=24)
+    brain = depth < 0.82 + 0.03 * folds
+    tissue[brain] = TISSUES.index("grey")
+    tissue[brain & (depth < 0.66 + 0.16 * folds)] = TISSUES.index("white")
+    tissue[brain & _ventricles(mm, generator)] = TISSUES.index("csf")
+    head_mm3 = 4 / 3 * np.pi * np.prod(axes)
+    for share in generator.dirichlet([3] * int(generator.integers(1, 4))) * generator.uniform(0.014, 0.03):
+        _draw_lesion(tissue, mm, depth, float(share * head_mm3), generator)
+    return tissue
+
+
+def _draw_lesion(
+    tissue: Int[np.ndarray, "x y z"],
+    mm: Float[np.ndarray, "x y z 3"],
+    depth: Float[np.ndarray, "x y z"],
+    volume_mm3: float,
+    generator: np.random.Generator,
+) -> None:
+    """Draw one irregular lesion into the brain: bright rim, dark core, oedema around."""
+    radius = (3 * volume_mm3 / (4 * np.pi)) ** (1 / 3)
+    places = np.argwhere((depth > 0.25) & (depth < 0.62))
+    centre = mm[tuple(places[generator.integers(len(places))])]
+    stretch = generator.uniform(0.8, 1.25, 3)
+    ragged = 1 + 0.22 * _waves(mm, generator, length_mm=(18, 40), number=10)
+    distance = np.linalg.norm((mm - centre) / (radius * stretch), axis=-1) * ragged
+    inside = (depth < 0.82) & (tissue != TISSUES.index("rim"))
+    tissue[inside & (distance < 1.5) & (tissue == TISSUES.index("white"))] = TISSUES.index("oedema")
+    tissue[inside & (distance < 1)] = TISSUES.index("rim")
+    tissue[inside & (distance < 0.45)] = TISSUES.index("core")
+
+
+def _ventricles(
+    mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator
+) -> Bool[np.ndarray, "x y z"]:
+    size = generator.uniform(0.8, 1.3)
+    horns = [np.array([side * 11.0, 0.0, 8.0]) for side in (-1, 1)]
+    radii = np.array([6.0, 26.0, 9.0]) * size
+    return np.any([np.linalg.norm((mm - horn) / radii, axis=-1) < 1 for horn in horns], axis=0)
+
+
+def positions(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "x y z 3"]:
+    """Where each voxel of the grid lies, RAS mm."""
+    index = np.stack(np.meshgrid(*map(np.arange, GRID), indexing="ij"), axis=-1)
+    return (index @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
+
+
+def _waves(
+    mm: Float[np.ndarray, "x y z 3"],
+    generator: np.random.Generator,
+    length_mm: tuple[float, float],
+    number: int,
+) -> Float[np.ndarray, "x y z"]:
+    """A smooth random field, about -1 to 1: plane waves of these lengths in all directions."""
+    directions = generator.normal(size=(number, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    waves = (directions * (2 * np.pi / generator.uniform(*length_mm, (number, 1)))).astype(np.float32)
+    phases = generator.uniform(0, 2 * np.pi, number).astype(np.float32)
+    total = np.zeros(mm.shape[:3], dtype=np.float32)
+    for wave, phase in zip(waves, phases, strict=True):
+        total += np.sin(mm @ wave + phase)
+    return total / np.sqrt(2 * number)

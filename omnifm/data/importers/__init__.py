@@ -1,0 +1,25 @@
+"""Importers: one file per public data set, found by its name.
+
+Each has `prepare(source, destination, *, seed=0, **options)`, which writes `destination/<site>/dataset.json`,
+and a docstring whose first line says what it reads.  An option may be given as text (`group="2"`).
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def names() -> tuple[str, ...]:
+    """Every importer there is, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> ModuleType:
+    """The importer's module; call its `prepare`.
+
+    Raises:
+        ValueError: there is no importer of this name.
+    """
+    if name not in names():
+        raise ValueError(f"importer must be one of {list(names())}; got {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,106 @@
+"""FeTS 2022: enhancing tumour on T1ce, one site per institution of one of the paper's four groups.
+
+Source layout: `partitioning_1.csv` (Partition_ID, Subject_ID) and, per subject,
+`FeTS2022_XXXXX/FeTS2022_XXXXX_{t1ce,seg}.nii.gz`.
+Groups: arXiv 2603.21660, section 4.4 ("Group 1: clients 2-10; Group 2: 11-15, 17; Group 3: 19-23; Group 4:
+19, 22, 23"); we read "client" as Partition_ID of `partitioning_1.csv`, the split by institution.
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from omnifm.data.partition import three_way
+from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
+from omnifm.data.volume import RefusedImage, read_label, read_volume
+
+GROUPS: dict[int, tuple[int, ...]] = {
+    1: (2, 3, 4, 5, 6, 7, 8, 9, 10),
+    2: (11, 12, 13, 14, 15, 17),
+    3: (19, 20, 21, 22, 23),
+    4: (19, 22, 23),
+}
+PARTITION = "partitioning_1.csv"
+ENHANCING = 4
+SEGMENTATION_VALUES = frozenset(range(5))
+SUBJECT = re.compile(r"FeTS2022_\d{5}")
+
+
+def prepare(source: Path, destination: Path, *, seed: int = 0, group: int | str = 1) -> None:
+    """Write `site-1`, `site-2`, ... in order of Partition_ID, each split 60/20/20 by patient.
+
+    Images are linked (copied where the disk cannot); masks are made anew: 1 = enhancing tumour, 0 = all else.
+
+    Args:
+        source: FeTS 2022's folder.
+        destination: folder for the sites; made if needed.
+        seed: of the split.
+        group: 1 to 4; institutions of the group that the CSV does not list are left out.
+
+    Raises:
+        ValueError: the source is not laid out like FeTS 2022, a file is refused, or a site is already there.
+    """
+    if str(group) not in {str(number) for number in GROUPS}:
+        raise ValueError(f"group must be one of {list(GROUPS)}; got {group!r}")
+    institutions = _institutions(source)
+    members = [number for number in GROUPS[int(group)] if number in institutions]
+    if not members:
+        wanted = f"an institution of group {group}, {list(GROUPS[int(group)])}"
+        raise ValueError(f"{PARTITION} must list {wanted}; got {sorted(institutions)}")
+    for number, institution in enumerate(members, start=1):
+        try:
+            with new_folder(destination / f"site-{number}") as folder:
+                _write_site(source, folder, institutions[institution], f"institution {institution}", seed)
+        except FileExistsError:
+            raise ValueError(f"destination must not hold 'site-{number}' yet; it does") from None
+
+
+def _institutions(source: Path) -> dict[int, list[str]]:
+    """Partition_ID -> its subjects, in the file's order."""
+    file = source / PARTITION
+    if not file.is_file():
+        raise ValueError(f"source must be FeTS 2022's folder with {PARTITION}; it has none")
+    institutions: dict[int, list[str]] = {}
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        for line, row in enumerate(csv.DictReader(text), start=2):
+            number, subject = row.get("Partition_ID") or "", row.get("Subject_ID") or ""
+            if not number.isdecimal() or not SUBJECT.fullmatch(subject):
+                rule = "must hold a whole Partition_ID and a Subject_ID like FeTS2022_00001"
+                raise ValueError(f"line {line} of {PARTITION} {rule}; it does not")
+            institutions.setdefault(int(number), []).append(subject)
+    return institutions
+
+
+def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed: int) -> None:
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    items = []
+    for position, subject in enumerate(subjects):
+        try:
+            items.append(_write_case(source / subject, folder, subject))
+        except RefusedImage as refusal:
+            raise ValueError(
+                f"subject {position} of {name} is refused ({refusal.reason}): {refusal}"
+            ) from None
+    content: dict[str, Any] = {
+        "name": "FeTS 2022, enhancing tumour on T1ce",
+        "modality": {"0": "MR"},
+        "labels": {"0": "background", "1": "enhancing tumour"},
+    }
+    content |= {split: [items[i] for i in part] for split, part in three_way(subjects, seed).items()}
+    write_datalist(folder, content)
+
+
+def _write_case(case: Path, folder: Path, subject: str) -> dict[str, str]:
+    scan = case / f"{subject}_t1ce.nii.gz"
+    image = read_volume(scan)
+    tumour = read_label(case / f"{subject}_seg.nii.gz", image, SEGMENTATION_VALUES)
+    item = {"image": f"images/{subject}.nii.gz", "label": f"labels/{subject}.nii.gz", "patient": subject}
+    link_or_copy(scan, folder / item["image"])
+    mask = nibabel.Nifti1Image((tumour == ENHANCING).astype(np.uint8), image.affine)
+    nibabel.save(mask, folder / item["label"])
+    return item

@@ -1,0 +1,93 @@
+"""Cases that cannot be used are put aside with a reason, and the run goes on without them."""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omnifm.data.datalist import Datalist, Item, without
+from omnifm.data.refusal import RefusedImage
+
+SMALL = 20
+"""Below this many cases a single refusal is more than 5 % and would always stop the site: one is let pass."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One case put aside.
+
+    Attributes:
+        split: list in dataset.json where the case stands ("training", ...).
+        position: in that list, counted from 0.
+        reason: a key of `refusal.REASONS`.
+        message: one line for the site's own staff; names no patient and no path.
+    """
+
+    split: str
+    position: int
+    reason: str
+    message: str
+
+
+def check_cases(
+    datalist: Datalist, read: Callable[[Item], object], max_refused_fraction: float = 0.05
+) -> tuple[Datalist, tuple[Refusal, ...]]:
+    """Read every case once and put aside what is refused.
+
+    Args:
+        datalist: of the site.
+        read: reads one item as the task will, raising `RefusedImage`; its result is dropped.
+        max_refused_fraction: of all cases, in [0, 1].  Above it the site stops, except that one refusal among
+            fewer than 20 cases passes; 0 allows none at all.
+
+    Returns:
+        the list without the refused cases, and the refusals.
+
+    Raises:
+        ValueError: the fraction is out of range or exceeded, or no training case is left.
+    """
+    if not 0 <= max_refused_fraction <= 1:
+        raise ValueError(f"max_refused_fraction must be in [0, 1]; got {max_refused_fraction}")
+    items = [item for split in datalist.splits().values() for item in split]
+    refusals = tuple(refusal for item in items if (refusal := _try(item, read)) is not None)
+    allowed = max_refused_fraction * len(items) + 1e-9
+    if len(items) < SMALL and max_refused_fraction > 0:
+        allowed = max(allowed, 1)
+    if len(refusals) > allowed:
+        share = 100 * len(refusals) / len(items)
+        reasons = dict(Counter(refusal.reason for refusal in refusals))
+        raise ValueError(
+            f"refused {len(refusals)} of {len(items)} cases ({share:.1f} %), "
+            f"more than max_refused_fraction={max_refused_fraction}: reasons {reasons}"
+        )
+    kept = without(datalist, {(r.split, r.position) for r in refusals})
+    if not kept.training:
+        raise ValueError(f"'training' must keep at least one case; all {len(datalist.training)} were refused")
+    return kept, refusals
+
+
+def write_quarantine(path: Path, refusals: Sequence[Refusal]) -> None:
+    """Write the refusals as JSON: all of it or nothing, also when the power fails half-way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"refused": [asdict(refusal) for refusal in refusals]}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _try(item: Item, read: Callable[[Item], object]) -> Refusal | None:
+    try:
+        read(item)
+    except RefusedImage as refusal:
+        split, position = item["origin"]
+        return Refusal(split, position, refusal.reason, str(refusal))
+    return None

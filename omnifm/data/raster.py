@@ -1,0 +1,130 @@
+"""Pictures: PNG, JPEG, TIFF, BMP through Pillow, and stacks of thumbnails in npz.
+
+Letters: x columns, y rows, c channel.  Nothing is converted by guess: grey stays one channel, colour is RGB,
+a palette is looked up, 1-bit is 0 and 1, 16-bit grey keeps its values, an alpha channel must be opaque, and a
+camera's EXIF rotation is applied, as viewers do.
+"""
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from omnifm.data.refusal import RefusedImage, check_budget
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+NPZ_ARRAY = "images"
+
+
+def read(path: Path, max_bytes: int, *, as_mask: bool = False) -> Float[np.ndarray, "x y 1 *c"]:
+    """A picture as float32 grey levels, 0-255 for 8 bits; c = 3 (RGB) for colour.
+
+    Args:
+        path: an existing file.
+        max_bytes: memory budget in bytes.
+        as_mask: keep a palette's numbers instead of its colours (masks store classes there).
+
+    Raises:
+        RefusedImage: see `refusal.REASONS`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warnings quote file content; we keep our own budget below
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                _check(picture, path, max_bytes)
+                return from_rows(_pixels(picture, as_mask))
+        except UnidentifiedImageError:
+            raise RefusedImage("not_an_image", "content must be PNG, JPEG, TIFF or BMP; it is not") from None
+        except Image.DecompressionBombError:
+            raise RefusedImage("too_large", "picture must be within Pillow's pixel limit") from None
+        except (OSError, SyntaxError) as error:
+            reason = "truncated" if "truncat" in str(error) else "corrupt"
+            raise RefusedImage(reason, "picture must decode to its last row; it does not") from None
+
+
+def from_rows(rows: Shaped[np.ndarray, "rows columns *c"]) -> Float[np.ndarray, "x y 1 *c"]:
+    """Row-major pixels as `x y 1` (`c` kept behind), float32.
+
+    Raises:
+        RefusedImage: `non_finite`.
+    """
+    with np.errstate(all="ignore"):
+        array = np.ascontiguousarray(rows.swapaxes(0, 1)[:, :, None], dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise RefusedImage("non_finite", "every pixel must be finite; some are NaN or infinite")
+    return array
+
+
+def read_npz(file: Path, max_bytes: int) -> Shaped[np.ndarray, "n rows columns *c"]:
+    """The stack of pictures in an npz: its only array, or the one named `images`.
+
+    Raises:
+        RefusedImage: see `refusal.REASONS`.
+    """
+    with np.load(file, allow_pickle=False) as arrays:
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise RefusedImage("not_an_image", "npz must be a zip of arrays; it is a single array")
+        names = arrays.files
+        name = names[0] if len(names) == 1 else NPZ_ARRAY
+        if name not in names:
+            raise RefusedImage("not_an_image", f"npz must hold one array or one named {NPZ_ARRAY!r}")
+        # The archive's directory tells the size before anything inflates.
+        check_budget(_inflated_size(file, name), max_bytes)
+        stack = arrays[name]
+    if stack.ndim not in (3, 4) or stack.dtype.kind not in "uif" or (stack.ndim == 4 and stack.shape[3] != 3):
+        got = f"{stack.dtype} of shape {stack.shape}"
+        raise RefusedImage("unsupported_format", f"npz must hold numbers (n, rows, columns[, 3]); got {got}")
+    return stack
+
+
+def _inflated_size(file: Path, name: str) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return archive.getinfo(f"{name}.npy").file_size
+
+
+def _check(picture: Any, path: Path, max_bytes: int) -> None:
+    width, height = picture.size
+    if getattr(picture, "n_frames", 1) > 1:
+        raise RefusedImage("several_volumes", f"picture file must hold one picture; got {picture.n_frames}")
+    check_budget(width * height * 4 * 8, max_bytes)  # up to four bands, decoded and as float32
+    if picture.mode not in GREY_MODES and _bits_per_channel(picture, path) > 8:
+        raise RefusedImage("unsupported_format", "colour must have 8 bits per channel; Pillow drops the rest")
+
+
+def _bits_per_channel(picture: Any, path: Path) -> int:
+    if picture.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]  # IHDR: bit depth
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (1,)))  # BitsPerSample
+    return 8
+
+
+def _pixels(picture: Any, as_mask: bool) -> Shaped[np.ndarray, "rows columns *c"]:
+    picture = ImageOps.exif_transpose(picture)
+    if as_mask and picture.mode == "P":
+        return np.asarray(picture)
+    if "transparency" in picture.info:
+        picture = picture.convert("LA" if picture.mode in ("1", "L") else "RGBA")
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+        return _grey_if_grey(np.asarray(picture))
+    if picture.mode in ("LA", "RGBA"):
+        pixels = np.asarray(picture)
+        if (pixels[..., -1] != 255).any():
+            raise RefusedImage("unsupported_format", "picture must be opaque; some pixels are transparent")
+        return pixels[..., 0] if picture.mode == "LA" else pixels[..., :3]
+    if picture.mode not in (*GREY_MODES, "RGB"):
+        raise RefusedImage("unsupported_format", f"picture must be grey or RGB; got {picture.mode}")
+    return np.asarray(picture)
+
+
+def _grey_if_grey(pixels: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "rows columns *c"]:
+    # Some programs store grey pictures with a palette: they must look like the site's other grey ones.
+    return pixels[..., 0] if (pixels == pixels[..., :1]).all() else pixels

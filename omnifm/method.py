@@ -1,0 +1,264 @@
+"""The contract of a method: who sends what and how it is combined.  The defaults are FedAvg.
+
+One class holds both halves of a federated algorithm, so that FedProx reads top to bottom in one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from omnifm.task import Backbone, Batch, Task
+from omnifm.update import Update
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model returns: the prediction and, from OmniModel, its spectral side.
+
+    `token` (b d), `retrieved` (b k d), `chosen` (b k) rows of the shortlist.
+    """
+
+    prediction: Tensor
+    token: Tensor | None = None
+    retrieved: Tensor | None = None
+    chosen: Tensor | None = None
+
+
+class Model(nn.Module):
+    """What a method trains: `forward(batch, extra) -> Output`, where `extra` is the method's part of the payload."""
+
+    backbone: Backbone
+
+    def forward(self, batch: Batch, extra: Tensors) -> Output:
+        raise NotImplementedError
+
+    def personal(self) -> Sequence[nn.Module | nn.Parameter]:
+        """Modules and parameters that stay at the site when the head does."""
+        return self.backbone.head()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who owns each tensor of a model: shared travels; personal and buffers stay; frozen is never trained.
+
+    Decided by module type and ownership, never by a substring of a name.  Integer buffers (batch norm's counter of
+    local steps) are always buffers.
+    """
+
+    shared: tuple[str, ...]
+    personal: tuple[str, ...]
+    buffers: tuple[str, ...]
+    frozen: tuple[str, ...]
+    sizes: dict[str, tuple[str, tuple[int, ...]]] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        personal: Sequence[nn.Module | nn.Parameter] = (),
+        only: Sequence[nn.Module] | None = None,
+        share_buffers: bool = True,
+    ) -> Partition:
+        """Divide a model.
+
+        Args:
+            personal: modules or parameters that stay home.
+            only: if given, nothing outside these modules is shared.
+            share_buffers: whether floating-point buffers of shared modules are averaged.
+        """
+        home = _owned(personal)
+        public = None if only is None else _owned(only)
+        parts: dict[str, list[str]] = {"shared": [], "personal": [], "buffers": [], "frozen": []}
+        for name, value in model.named_parameters():
+            stays = id(value) in home or (public is not None and id(value) not in public)
+            parts["frozen" if not value.requires_grad else "personal" if stays else "shared"].append(name)
+        for name, value in model.named_buffers():
+            stays = id(value) in home or (public is not None and id(value) not in public)
+            travels = share_buffers and value.is_floating_point() and not stays
+            parts["shared" if travels else "buffers"].append(name)
+        state = model.state_dict()
+        kept = {name: [n for n in names if n in state] for name, names in parts.items()}
+        sizes = {name: (str(state[name].dtype), tuple(state[name].shape)) for names in kept.values() for name in names}
+        return cls(**{name: tuple(names) for name, names in kept.items()}, sizes=sizes)
+
+    def hash(self) -> str:
+        """SHA-256 of the manifest: both ends compare it every round."""
+        record = {part: {name: self.sizes[name] for name in getattr(self, part)} for part in self.parts()}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def count(self, part: str) -> int:
+        """Number of values in 'shared', 'personal', 'buffers' or 'frozen'."""
+        return sum(torch.Size(self.sizes[name][1]).numel() for name in getattr(self, part))
+
+    def refuse(self, tensors: Tensors) -> str | None:
+        """Why these are not exactly the shared part with finite values, or None if they are."""
+        if missing := sorted(set(self.shared) - set(tensors)):
+            return f"lacks {len(missing)} shared tensors, first {missing[0]!r}"
+        if foreign := sorted(set(tensors) - set(self.shared)):
+            return f"has {len(foreign)} tensors that are not shared, first {foreign[0]!r}"
+        for name in self.shared:
+            got = (str(tensors[name].dtype), tuple(tensors[name].shape))
+            if got != self.sizes[name]:
+                return f"{name!r} must be {self.sizes[name]}; got {got}"
+            if not torch.isfinite(tensors[name]).all():
+                return f"{name!r} must be finite; got NaN or infinity"
+        return None
+
+    def pick(self, model: nn.Module, part: str) -> Tensors:
+        """The current values of one part, copied."""
+        state = model.state_dict()
+        return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in getattr(self, part)}
+
+    @staticmethod
+    def parts() -> tuple[str, ...]:
+        """Names of the parts."""
+        return ("shared", "personal", "buffers", "frozen")
+
+
+def _owned(owners: Sequence[nn.Module | nn.Parameter]) -> set[int]:
+    found: set[int] = set()
+    for owner in owners:
+        if isinstance(owner, nn.Parameter):
+            found.add(id(owner))
+        else:
+            found.update(id(value) for value in [*owner.parameters(), *owner.buffers()])
+    return found
+
+
+@dataclass
+class LocalRound:
+    """What a method sees at a site during one round; everything in it stays there.
+
+    Attributes:
+        model, task, partition: the site's model holding the received shared and its own personal part.
+        received: shared tensors as received.
+        extra: the method's own tensors as received.
+        memory: the method's tensors that persist at this site from round to round; written to its disk.
+        batches: () -> the epoch's training batches on the device, in a new random order each call.
+        views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
+        optimizer: makes the round's optimiser for some parameters.
+        scratch: for the method's own use until the round ends.
+    """
+
+    site: str
+    round: int
+    seed: int
+    num_epochs: int
+    model: Model
+    task: Task
+    partition: Partition
+    received: Tensors
+    extra: Tensors
+    memory: Tensors
+    batches: Callable[[], Iterator[Batch]]
+    views: Callable[[], Iterator[tuple[Tensor, str, str]]]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+
+class Method:
+    """A federated algorithm; subclasses override what differs from FedAvg (McMahan et al. 2017, arXiv 1602.05629)."""
+
+    Settings: ClassVar[type]
+    seeds: ClassVar[bool] = False
+    """Whether round 0 asks every site for `seed` before training starts."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    # Both ends.
+    def build(self, task: Task) -> Model:
+        """Build the model from the current random state; the same at the server and at every site."""
+        raise NotImplementedError
+
+    def partition(self, model: Model) -> Partition:
+        """Say what is shared; everything by default."""
+        return Partition.of(model)
+
+    # The server's half.
+    def start(self, shared: Tensors) -> None:
+        """Prepare the server's memory for the initial shared part."""
+
+    def receive_seeds(self, updates: Sequence[Update]) -> None:
+        """Take the replies of round 0, sorted by site."""
+
+    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+        """What this site receives: (shared part, the method's own tensors)."""
+        return shared, {}
+
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+        """Combine accepted updates, which come sorted by site and can be iterated again, into the new shared part."""
+        return weighted_mean(shared, updates)
+
+    def monitors(self) -> dict[str, Any]:
+        """State of the knowledge bank for the history, if the method has one."""
+        return {}
+
+    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+        """The server's memory as tensors and a JSON record, for the checkpoint."""
+        return {}, {}
+
+    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+        """Invert `server_state`."""
+
+    # The site's half.
+    def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+        """Answer round 0: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
+        return {}, {}
+
+    def begin(self, local: LocalRound) -> None:
+        """Before the first step."""
+
+    def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
+        """Added to the task's loss of one batch."""
+        return 0.0
+
+    def correct_gradients(self, local: LocalRound) -> None:
+        """After backward, before the step."""
+
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+        """After the last step: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
+        return {}, {}
+
+    def train(self, local: LocalRound) -> float:
+        """The local round: `num_epochs` passes; returns the mean loss of the last one."""
+        local.model.train()
+        optimizer = local.optimizer(p for p in local.model.parameters() if p.requires_grad)
+        losses: list[float] = []
+        for _ in range(local.num_epochs):
+            losses = [self.step(local, batch, optimizer) for batch in local.batches()]
+        return sum(losses) / len(losses)
+
+    def step(self, local: LocalRound, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
+        """One optimisation step; returns the batch's loss."""
+        optimizer.zero_grad(set_to_none=True)
+        output = local.model(batch, local.extra)
+        loss = local.task.loss(output.prediction, batch) + self.extra_loss(local, batch, output)
+        loss.backward()
+        self.correct_gradients(local)
+        optimizer.step()
+        return loss.item()
+
+
+def weighted_mean(shared: Tensors, updates: Iterable[Update]) -> Tensors:
+    """Mean of the shared parts with weights n_k / N (eq. 2), summed in float64 in the order given.
+
+    Returns `shared` itself when there is no update.
+    """
+    total, sums = 0, dict[str, Tensor]()
+    for update in updates:
+        total += update.num_samples
+        for name, value in update.shared.items():
+            term = value.double() * update.num_samples
+            sums[name] = sums[name].add_(term) if name in sums else term
+    return {name: (sums[name] / total).to(value.dtype) if total else value for name, value in shared.items()}

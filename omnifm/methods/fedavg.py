@@ -1,0 +1,32 @@
+"""FedAvg: everything is shared and averaged (McMahan et al. 2017, arXiv 1602.05629)."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from omnifm.config import STRICT
+from omnifm.method import Method, Model, Partition
+from omnifm.model import PlainModel
+from omnifm.task import Task
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """FedAvg's section of a job."""
+
+    share_buffers: bool = True
+    """Whether normalisation statistics are averaged too; false keeps each site's own."""
+
+
+class FedAvg(Method):
+    """One global model; weights n_k / N (eq. 2)."""
+
+    Settings = Settings
+
+    def build(self, task: Task) -> Model:
+        """The plain backbone."""
+        return PlainModel(task.backbone())
+
+    def partition(self, model: Model) -> Partition:
+        """Everything, the head included."""
+        return Partition.of(model, share_buffers=self.settings.share_buffers)

@@ -1,0 +1,214 @@
+"""OmniFM: spectral retrieval, cross-attention, prompts and alignment (Liu et al. 2026, arXiv 2603.21660).
+
+Where the paper is silent the defaults are ours and say so; the ablations of table 8 are switches here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from omnifm.alignment import spectral_alignment
+from omnifm.config import STRICT, Count, Fraction, Positive
+from omnifm.knowledge import KnowledgeBank, spherical_kmeans
+from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
+from omnifm.model import OmniModel, Parts
+from omnifm.task import Batch, Task
+from omnifm.update import Update
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """OmniFM's section of a job."""
+
+    share: Literal["backbone", "spectral"] = "backbone"
+    """What is averaged: backbone, tokenizer and cross-attention (eq. 2), or the tokenizer alone (section 3.3)."""
+    share_buffers: bool = False
+    """Whether normalisation statistics are averaged; false keeps each site's own."""
+    share_tokenizer: bool = True
+    """Whether the tokenizer is averaged; false is an ablation: only the bank is common."""
+    dim: Annotated[int, Field(ge=4, le=1024)] = 64
+    """Spectral width d; 32-64 keeps noise affordable when centroids are made private."""
+    num_bands: Annotated[int, Field(ge=4, le=256)] = 32
+    """Radial bands R; the same for every image size, so that one tokenizer serves all."""
+    keep: Fraction = 0.25
+    """Low-pass radius as a share of Nyquist, (0, 1]; 1 keeps the whole spectrum."""
+    low_pass: Literal["nyquist", "physical"] = "nyquist"
+    """Whether the radius is a share of Nyquist or `keep_per_mm` in cycles/mm, equal for every matrix size."""
+    keep_per_mm: Positive | None = None
+    """Low-pass radius for `physical`, cycles/mm."""
+    num_centroids: Count = 1
+    """Centroids m per modality that a site uploads; 1 is the paper's."""
+    num_retrieved: Count = 2
+    """Prototypes k per sample."""
+    shortlist: Count = 32
+    """Bank entries that a site receives; it retrieves among them, offline."""
+    center: bool = True
+    """Subtract the bank's mean before any cosine; without it all are above 0.96."""
+    exclude_self: bool = True
+    """Leave a site's own entries out of its shortlist; with them nothing global arrives."""
+    local_key: bool = True
+    """Whether the image's own token is one more key; without it the tokenizer has no task gradient."""
+    align_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Lambda of eq. 6, >= 0; 0 is the ablation without SPAlign."""
+    retrieval: Literal["bank", "mean"] = "bank"
+    """`mean` is the ablation without GSKR: one prototype, the running mean of all uploaded centroids."""
+    fusion: Literal["attention", "film"] = "attention"
+    """`film` is the ablation without ECA."""
+    prompting: Literal["prefix_suffix", "linear"] = "prefix_suffix"
+    """`linear` is the ablation without PSP."""
+    num_suffix: Annotated[int, Field(ge=1, le=64)] = 4
+    """Suffix tokens p, personal."""
+    bank_size: Count = 256
+    """Most entries M of the bank."""
+    ring: Count = 4
+    """Most entries of one site."""
+    radius: Positive = 1.0
+    """Radius rho of the ball that entries are projected onto (eq. 7)."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Memory of the retrieval frequency, [0, 1)."""
+    grace: Annotated[int, Field(ge=0)] = 3
+    """Rounds before an entry may be pruned."""
+    prune: Annotated[float, Field(ge=0)] = 0.25
+    """Delta of eq. 8 in units of k / M; 0 prunes nothing."""
+    ttl: Count = 10
+    """Rounds after which an entry, made by an old tokenizer, expires."""
+
+
+class OmniFM(Method):
+    """The paper's method; the server's memory is the knowledge bank."""
+
+    Settings = Settings
+    seeds = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        s = settings
+        self.bank = KnowledgeBank(
+            s.dim, max_size=s.bank_size, radius=s.radius, ring=s.ring, decay=s.decay, grace=s.grace, prune=s.prune,
+            ttl=s.ttl, center=s.center, exclude_self=s.exclude_self,
+        )  # fmt: skip
+        self.sent: dict[str, list[int]] = {}
+        self.last: dict[str, Tensor] = {}
+        self.mean_sum, self.mean_count = torch.zeros(s.dim), 0
+
+    # Both ends.
+    def build(self, task: Task) -> Model:
+        """OmniModel around the task's backbone."""
+        s = self.settings
+        names = ("dim", "num_bands", "keep", "low_pass", "keep_per_mm", "num_retrieved", "num_suffix", "local_key",
+                 "fusion", "prompting")  # fmt: skip
+        spacing = task.spec.get("spacing_mm")
+        return OmniModel(task.backbone(), Parts(**{n: getattr(s, n) for n in names}), tuple(spacing) if spacing else None)
+
+    def partition(self, model: Model) -> Partition:
+        """Head, suffix and reader stay home; with share="spectral" everything but the tokenizer does."""
+        assert isinstance(model, OmniModel)
+        personal = [*model.personal()] if self.settings.share_tokenizer else [*model.personal(), model.tokenizer]
+        only = [model.tokenizer] if self.settings.share == "spectral" else None
+        return Partition.of(model, personal=personal, only=only, share_buffers=self.settings.share_buffers)
+
+    # The server's half.
+    def receive_seeds(self, updates: Sequence[Update]) -> None:
+        """Seed the bank: K(0) = {s_k}."""
+        self._insert(updates, 0)
+
+    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+        """The shared part with this site's own shortlist, which names no site."""
+        if self.settings.retrieval == "mean":
+            return shared, {"prototypes": self._running_mean()}
+        queries = self.last.get(site, torch.zeros(0, self.settings.dim))
+        self.sent[site], prototypes = self.bank.shortlist(queries, site, self.settings.shortlist)
+        extra = {"prototypes": prototypes}
+        return shared, extra | {"mean": self.bank.mean.clone()} if self.settings.center else extra
+
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+        """Weighted mean of the shared part; then insert, project, prune, cap (eq. 7 and 8)."""
+        self._insert(updates, round_number)
+        hits = {
+            update.site: dict(zip(self.sent[update.site], update.extra["hits"].tolist(), strict=True))
+            for update in updates
+            if "hits" in update.extra and self.sent.get(update.site)
+        }
+        self.bank.step(round_number, hits, self.settings.num_retrieved)
+        return weighted_mean(shared, updates)
+
+    def monitors(self) -> dict[str, Any]:
+        """Size, effective rank, mean cosine and provenance counts of the bank."""
+        return self.bank.monitors()
+
+    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+        """The bank, and what each site last uploaded."""
+        tensors, record = self.bank.state()
+        parts = {f"bank/{name}": value for name, value in tensors.items()}
+        parts |= {f"last/{site}": value for site, value in self.last.items()} | {"mean_sum": self.mean_sum}
+        return parts, {"bank": record, "mean_count": self.mean_count}
+
+    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+        """Invert `server_state`."""
+        bank = {name.removeprefix("bank/"): value for name, value in tensors.items() if name.startswith("bank/")}
+        self.bank = KnowledgeBank.from_state(bank, record["bank"])
+        self.last = {n.removeprefix("last/"): value for n, value in tensors.items() if n.startswith("last/")}
+        self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
+
+    def _insert(self, updates: Iterable[Update], round_number: int) -> None:
+        for update in updates:
+            if "centroids" not in update.extra:
+                continue
+            centroids = update.extra["centroids"]
+            for modality in sorted(set(update.facts["centroid_modalities"])):
+                rows = [i for i, m in enumerate(update.facts["centroid_modalities"]) if m == modality]
+                self.bank.insert(centroids[rows], update.site, modality, round_number)
+            self.last[update.site] = centroids
+            self.mean_sum, self.mean_count = self.mean_sum + centroids.sum(0), self.mean_count + len(centroids)
+
+    def _running_mean(self) -> Tensor:
+        return (self.mean_sum / max(1, self.mean_count))[None]
+
+    # The site's half.
+    def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+        """Round 0: centroids of the training tokens under the initial tokenizer."""
+        return self._centroids(local)
+
+    def begin(self, local: LocalRound) -> None:
+        """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
+        local.scratch["centroids"] = self._centroids(local)
+        local.scratch["hits"] = torch.zeros(len(local.extra["prototypes"]), device=local.extra["prototypes"].device)
+        local.scratch["queries"] = 0
+
+    def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
+        """lambda * SPAlign (eq. 5 and 6); on the way, count which prototypes were retrieved."""
+        assert output.token is not None and output.retrieved is not None and output.chosen is not None
+        local.scratch["hits"] += torch.bincount(output.chosen.flatten(), minlength=len(local.scratch["hits"]))
+        local.scratch["queries"] += len(output.token)
+        if self.settings.align_weight == 0:
+            return 0.0
+        return self.settings.align_weight * spectral_alignment(output.token, output.retrieved)
+
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+        """Centroids, their modalities, and each prototype's share of the round's queries."""
+        extra, facts = local.scratch["centroids"]
+        hits = local.scratch["hits"] / max(1, local.scratch["queries"])
+        return extra | {"hits": hits}, facts
+
+    def _centroids(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+        """m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
+        assert isinstance(local.model, OmniModel)
+        tokens: dict[str, dict[str, list[Tensor]]] = {}
+        local.model.eval()
+        with torch.no_grad():
+            for view, patient, modality in local.views():
+                token = local.model.tokenizer(view, local.model.spacing_mm)[0].cpu()
+                tokens.setdefault(modality, {}).setdefault(patient, []).append(token)
+        rows, modalities = [], []
+        for modality, patients in sorted(tokens.items()):
+            means = torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])
+            centroids = spherical_kmeans(means, self.settings.num_centroids, seed=0)
+            rows.append(centroids)
+            modalities += [modality] * len(centroids)
+        return {"centroids": torch.cat(rows)}, {"centroid_modalities": modalities}

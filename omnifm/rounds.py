@@ -1,0 +1,383 @@
+"""The server's side of a run: agree, seed, rounds, evaluation, checkpoint, summary.  It knows no transport.
+
+Both drivers call `Federation.run`; what differs between one process and FLARE is only the `Transport`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnifm.config import Experiment
+from omnifm.method import Partition, Tensors
+from omnifm.plugins import load_method, load_task
+from omnifm.report import write_report
+from omnifm.state import History, decode, encode, write_atomic
+from omnifm.update import Payload, Score, Stage, Update, digest
+
+PATIENCE = 3
+"""Rounds in a row that may close without a quorum before the run fails."""
+PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
+Accept = Callable[[Update], str | None]
+logger = logging.getLogger("omnifm.rounds")
+
+
+class FederationError(ValueError):
+    """The run cannot go on; the summary says why and the checkpoint is kept."""
+
+
+class Transport(ABC):
+    """How payloads reach sites and updates come back."""
+
+    @abstractmethod
+    def sites(self) -> list[str]:
+        """Sites that are connected now."""
+
+    @abstractmethod
+    def exchange(self, payloads: Mapping[str, Payload], accept: Accept) -> dict[str, str]:
+        """Deliver each payload, hand every reply to `accept`; return {site: why nothing was accepted from it}."""
+
+    def opened(self, round_number: int) -> None:
+        """A training round begins."""
+
+    def aggregate(self, combine: Callable[[], Tensors]) -> Tensors:
+        """Combine the accepted updates of the round; a driver may tell others before and after."""
+        return combine()
+
+    def closed(self, round_number: int, shared: Tensors) -> None:
+        """A training round ended with this shared part."""
+
+
+class Spool:
+    """A round's accepted updates on disk: memory does not grow with the number of sites, and they come back in
+    the order of the sites' names, not of arrival, so that sums do not depend on who was faster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+
+    def add(self, update: Update) -> None:
+        """Keep one site's update."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self.folder / f"{len(self.files)}.state"
+        path.write_bytes(encode(*update.pack()))
+        self.files[update.site] = path
+
+    def __iter__(self) -> Iterator[Update]:
+        for site in sorted(self.files):
+            yield Update.unpack(*decode(self.files[site].read_bytes()))
+
+    def __contains__(self, site: str) -> bool:
+        return site in self.files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def clear(self) -> None:
+        """Forget the round."""
+        for path in self.files.values():
+            path.unlink(missing_ok=True)
+        self.files = {}
+
+
+class Federation:
+    """One run of one job.
+
+    Args:
+        experiment: the job.
+        state_dir: folder for the checkpoint and the bank; must outlive the run and lie outside its results.
+        results_dir: folder for summary.json, rounds.jsonl and report.html.
+        transport: the way to the sites.
+    """
+
+    def __init__(self, experiment: Experiment, state_dir: Path, results_dir: Path, transport: Transport) -> None:
+        self.experiment, self.transport, self.results_dir = experiment, transport, results_dir
+        self.method, self.task = load_method(experiment), load_task(experiment)
+        self.folder = state_dir / experiment.job
+        self.checkpoints = History(self.folder, "server", keep=2)
+        self.run_id, self.round = "", 0
+        self.spec: dict[str, Any] = {}
+        self.shared: Tensors = {}
+        self.partition: Partition | None = None
+        self.init_hash = ""
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.absent: dict[str, str] = {}
+        self.history: list[dict[str, Any]] = []
+        self.sent: dict[str, Payload] = {}
+        self.spool = Spool(self.folder / "spool")
+        self.results: dict[str, Update] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Run or resume the job; return the summary (contract: summary.json), which is also written."""
+        status, reason = "FAILED", None
+        try:
+            self._begin()
+            while self.round < self.experiment.train.num_rounds:
+                self._train(self.round + 1)
+            self._evaluate()
+            status = "SUBSET" if self.absent or any(entry["missing"] for entry in self.history) else "COMPLETE"
+        except FederationError as error:
+            reason = str(error)
+            logger.error("run failed: %s", reason)
+        if status == "SUBSET":
+            reason = f"sites that should have taken part did not: {sorted(self._missing_sites())}"
+        summary = self._summary(status, reason)
+        write_atomic(self.results_dir / "summary.json", json.dumps(summary, indent=1).encode())
+        write_report(summary, self.results_dir / "report.html", self._pictures())
+        if status != "FAILED":
+            self._checkpoint(complete=True)
+        return summary
+
+    def accept(self, update: Update) -> str | None:
+        """Take one reply; return why it is refused, or None.  Nothing of a refused update is used."""
+        reason = self._refuse(update)
+        if reason is None:
+            self.spool.add(update)
+        else:
+            logger.warning("refused: site %s, %s %d: %s", update.site, update.stage, update.round, reason)
+        return reason
+
+    # Before round 1.
+    def _begin(self) -> None:
+        found = self.checkpoints.load()
+        record = found[2] if found else {}
+        same = (record.get("config"), record.get("seed")) == (self.experiment.hash(), self.experiment.seed)
+        resumes = bool(found and same and not record["complete"])
+        self.run_id = record["run_id"] if resumes else secrets.token_hex(8)
+        if resumes:
+            self.facts, self.absent = dict(record["facts"]), dict(record["absent"])
+        missing = self._describe(self.transport.sites())
+        if len(self.facts) < self.experiment.train.min_sites:
+            raise FederationError(f"min_sites must describe their data; got {sorted(self.facts)}, missing {missing}")
+        self.absent.update(missing)
+        self._build(record["spec"] if resumes else self._agreed())
+        if resumes:
+            assert found is not None
+            self._restore(found[1], record)
+        else:
+            self.checkpoints.clear()
+            if self.method.seeds:
+                self.absent.update(self._ask("seed", 0, self._connected()))
+                self.method.receive_seeds(list(self.spool))
+            self._checkpoint()
+        write_atomic(self.results_dir / "rounds.jsonl", "".join(json.dumps(e) + "\n" for e in self.history).encode())
+
+    def _describe(self, sites: list[str]) -> dict[str, str]:
+        missing = self._ask("describe", 0, sorted(sites))
+        for update in self.spool:
+            self.facts[update.site] = update.facts
+        return missing
+
+    def _agreed(self) -> dict[str, Any]:
+        try:
+            return self.task.agree({site: facts["data"] for site, facts in sorted(self.facts.items())})
+        except ValueError as error:
+            raise FederationError(str(error)) from None
+
+    def _build(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.task.configure(spec)
+        torch.manual_seed(self.experiment.seed)  # every site draws the same initial values
+        model = self.method.build(self.task)
+        self.partition = self.method.partition(model)
+        self.shared = self.partition.pick(model, "shared")
+        self.init_hash = digest(self.shared)
+        self.method.start(self.shared)
+        sizes = {part: self.partition.count(part) for part in Partition.parts()}
+        logger.info("partition %s: %s values; sites %s", self.partition.hash()[:12], sizes, sorted(self.facts))
+
+    # One round.
+    def _train(self, number: int) -> None:
+        if late := sorted(set(self.transport.sites()) - set(self.facts)):
+            self._describe(late)
+        connected = self._connected()
+        absent = {site: "disconnected" for site in sorted(set(self.facts) - set(connected))} | self.absent
+        sampled = self._sample(number, connected)
+        self.transport.opened(number)
+        missing = absent | self._ask("train", number, sampled)
+        if len(self.spool) >= min(self.experiment.train.min_sites, max(1, len(sampled))):
+            self.shared = self.transport.aggregate(lambda: self._combine(number))
+        else:
+            logger.warning("round %d: %d replies, fewer than min_sites; the previous model stays",
+                           number, len(self.spool))
+        self.round = number
+        self._note(number, missing)
+        self.transport.closed(number, self.shared)
+        self._checkpoint()
+        recent = [len(entry["sites"]) < self.experiment.train.min_sites for entry in self.history[-PATIENCE:]]
+        if len(recent) == PATIENCE and all(recent):
+            raise FederationError(f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies; last missing {missing}")
+
+    def _combine(self, number: int) -> Tensors:
+        return self.method.aggregate(self.shared, self.spool, number)
+
+    def _sample(self, number: int, connected: list[str]) -> list[str]:
+        train = self.experiment.train
+        wanted = max(round(train.participation * len(connected)), min(train.min_sites, len(connected)))
+        return sorted(random.Random(f"{self.experiment.seed}:{number}").sample(connected, wanted))
+
+    def _evaluate(self) -> None:
+        missing = self._ask("evaluate", self.experiment.train.num_rounds, self._connected())
+        self.results = {update.site: update for update in self.spool}
+        self.absent.update(missing)
+        if not self.results:
+            raise FederationError(f"no site returned its test scores: {missing}")
+
+    # Asking and taking.
+    def _ask(self, stage: Stage, number: int, sites: list[str]) -> dict[str, str]:
+        """Send every site its own payload; afterwards the spool holds what was accepted."""
+        self.spool.clear()
+        self.sent = {}
+        for site in sites:
+            shared, extra = self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
+            self.sent[site] = Payload(stage, number, self.run_id, self.spec if stage != "describe" else {},
+                                      shared, extra, self.experiment.train.warm_start)  # fmt: skip
+        missing = self.transport.exchange(self.sent, self.accept)
+        return {site: missing.get(site, "no reply") for site in sites if site not in self.spool}
+
+    def _refuse(self, update: Update) -> str | None:
+        payload = self.sent.get(update.site)
+        if payload is None or update.site in self.spool:
+            return "it was not asked, or has replied already"
+        if (update.stage, update.round, update.answers) != (payload.stage, payload.round, payload.digest()):
+            return "it answers another request"
+        if update.stage == "describe":
+            return None
+        assert self.partition is not None
+        if update.partition != self.partition.hash():
+            return "its partition manifest differs from the server's"
+        if update.pictures and self.facts[update.site].get("source") != "demo":
+            return "it holds pictures of cases that are not synthetic"
+        if update.stage != "train":
+            return None
+        if type(update.num_samples) is not int or not 0 < update.num_samples < 10**9:
+            return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
+        if update.train_loss is None or not math.isfinite(update.train_loss):
+            return f"train_loss must be finite; got {update.train_loss!r:.20}"
+        return self.partition.refuse(update.shared)
+
+    def _connected(self) -> list[str]:
+        return sorted(set(self.transport.sites()) & set(self.facts))
+
+    # Checkpoint.
+    def _checkpoint(self, complete: bool = False) -> None:
+        tensors, memory = self.method.server_state()
+        parts = {f"shared/{name}": value for name, value in self.shared.items()}
+        parts |= {f"method/{name}": value for name, value in tensors.items()}
+        record = {
+            "config": self.experiment.hash(), "seed": self.experiment.seed, "run_id": self.run_id, "spec": self.spec,
+            "complete": complete, "facts": self.facts, "absent": self.absent, "history": self.history, "method": memory,
+            "init_hash": self.init_hash,
+        }  # fmt: skip
+        self.checkpoints.save(self.round, parts, record)
+
+    def _restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+        if record["init_hash"] != self.init_hash:
+            raise FederationError("the checkpoint must start from the same initial model; got another init_hash")
+        self.shared = {n.removeprefix("shared/"): v for n, v in tensors.items() if n.startswith("shared/")}
+        memory = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
+        self.method.restore(memory, record["method"])
+        self.history = record["history"]
+        self.round = self.history[-1]["round"] if self.history else 0
+        logger.info("resumed %s at round %d", self.experiment.job, self.round + 1)
+
+    # What people see.
+    def _note(self, number: int, missing: dict[str, str]) -> None:
+        sites = {}
+        for update in self.spool:
+            down, up = self.sent[update.site].num_bytes(), update.num_bytes()
+            sites[update.site] = {
+                "train_loss": update.train_loss, "metrics": _means(update.after), "before": _means(update.before),
+                "num_samples": update.num_samples, "seconds": update.seconds, "bytes_up": up, "bytes_down": down,
+            }  # fmt: skip
+            logger.info("%s", self._line(number, update.site, sites[update.site]))
+        for site, reason in missing.items():
+            logger.warning("round %d/%d  %s  missing: %s", number, self.experiment.train.num_rounds, site, reason)
+        entry = {"round": number, "sites": sites, "missing": missing, "bank": self.method.monitors()}
+        self.history.append(entry)
+        with (self.results_dir / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if entry["bank"] and entry["bank"]["effective_rank"] < 2:
+            logger.warning("round %d: the bank has collapsed (effective rank %.2f < 2): tokens no longer tell sites apart",
+                           number, entry["bank"]["effective_rank"])
+
+    def _line(self, number: int, site: str, row: dict[str, Any]) -> str:
+        name = next(iter(self.task.metrics))
+        scores = [f"{row[when][name]:.3f}" if name in row[when] else "undefined" for when in ("before", "metrics")]
+        return (f"round {number}/{self.experiment.train.num_rounds}  {site}  loss {row['train_loss']:.4f}  "
+                f"{name} {' -> '.join(scores)} (validation)  {row['seconds']:.1f} s  "
+                f"up {row['bytes_up'] / 1e6:.2f} MB  down {row['bytes_down'] / 1e6:.2f} MB")  # fmt: skip
+
+    def _missing_sites(self) -> set[str]:
+        return set(self.absent) | {site for entry in self.history for site in entry["missing"]}
+
+    def _pictures(self) -> dict[str, bytes]:
+        """PNG files by caption; sites on real data send none."""
+        return {
+            f"{site}, {caption} (synthetic)": value.numpy().tobytes()
+            for site, update in sorted(self.results.items())
+            for caption, value in update.pictures.items()
+        }
+
+    def _summary(self, status: str, reason: str | None) -> dict[str, Any]:
+        part = self.partition
+        sources = {facts["source"] for facts in self.facts.values()}
+        return {
+            "schema": 1, "job": self.experiment.job, "task": self.experiment.task["name"],
+            "method": self.experiment.method["name"], "data": self.experiment.data.name, "seed": self.experiment.seed,
+            "versions": _versions(), "status": status, "reason": reason,
+            "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.history)},
+            "partition": {"hash": part.hash() if part else "",
+                          **{name: part.count(name) if part else 0 for name in Partition.parts()}},
+            "init_hash": self.init_hash, "final_hash": digest(self.shared),
+            "data_source": "demo" if sources == {"demo"} else "site",
+            "sites": {site: self._site(site, update) for site, update in sorted(self.results.items())},
+            "aggregate": self._aggregate(), "history": self.history,
+        }  # fmt: skip
+
+    def _site(self, site: str, update: Update) -> dict[str, Any]:
+        counts = ("num_train", "num_validation", "num_test", "num_refused", "modalities")
+        metrics = {}
+        for name, after in update.after.items():
+            before = update.before[name].mean
+            metrics[name] = {"before": before, "after": after.mean, "support": after.support, "undefined": after.undefined}
+        return {key: self.facts[site][key] for key in counts} | {"metrics": metrics}
+
+    def _aggregate(self) -> dict[str, Any]:
+        """Mean, spread and worst over the sites where a metric is defined, after local training."""
+        out = {}
+        for name, higher in self.task.metrics.items():
+            means = {site: update.after[name].mean for site, update in sorted(self.results.items())}
+            values = {site: value for site, value in means.items() if value is not None}
+            if values:
+                worst = (min if higher else max)(values, key=lambda site: values[site])
+                numbers = list(values.values())
+                out[name] = {"mean": float(np.mean(numbers)), "std": float(np.std(numbers)),
+                             "worst": values[worst], "worst_site": worst}  # fmt: skip
+        return out
+
+
+def _means(scores: Mapping[str, Score]) -> dict[str, float]:
+    return {name: score.mean for name, score in scores.items() if score.mean is not None}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,208 @@
+"""Segmentation: a class for every voxel of a 3-D volume or pixel of a picture, with MONAI's UNet.
+
+Cases are turned to RAS, brought to the federation's common spacing (3-D) or image size (2-D), and scored on their own
+grid, in their own millimetres.  Letters: b batch, c channels, x y z axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
+from monai.transforms import (
+    CenterSpatialCrop,
+    ClipIntensityPercentiles,
+    Compose,
+    NormalizeIntensity,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Resize,
+    SelectItemsd,
+    SpatialPad,
+    map_binary_to_indices,
+)
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from omnifm.backbones import UNetBackbone
+from omnifm.config import STRICT, Positive
+from omnifm.data.volume import Volume, read_label, read_volume
+from omnifm.metrics import overlap
+from omnifm.task import Backbone, Batch, Forward, Task
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """Segmentation's task section."""
+
+    spacing_mm: Literal["auto"] | tuple[Positive, Positive, Positive] = "auto"
+    """Common voxel size of 3-D volumes, mm; auto is the median over the sites' medians."""
+    patch_size: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    """Longest side of a 3-D training patch, voxels; smaller where the volumes are."""
+    image_size: Annotated[int, Field(ge=32, multiple_of=16)] = 128
+    """Side that pictures are resized to, pixels."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Model:
+    """Segmentation's model section: MONAI's residual UNet."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Width of each level, top first; each level halves the side."""
+    norm: Literal["instance", "batch", "group"] = "instance"
+    """Normalisation; instance has nothing to share, batch has statistics of one hospital's scanner."""
+
+
+class Segmentation(Task):
+    """Dice + cross-entropy; Dice, IoU and HD95 per case."""
+
+    Settings = Settings
+    Model = Model
+    required = ("image", "label")
+    metrics = {"dice": True, "iou": True, "hd95_mm": False}  # noqa: RUF012
+
+    # Before round 0.
+    def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
+        """Read image and mask on one grid, in RAS; classes are numbered in the order of the label values."""
+        volume = read_volume(item["image"])
+        mask = Volume(read_label(item["label"], volume, frozenset(labels)), volume.affine).in_ras()
+        classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)
+        volume = volume.in_ras()
+        array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+        return {"array": array, "native_label": classes, "spacing_mm": np.array(volume.spacing_mm)}
+
+    def case_facts(self, case: Batch) -> dict[str, Any]:
+        """Dimensions, channels, shape in voxels and spacing in mm."""
+        shape = case["array"].shape
+        return {"dims": 3 if shape[2] > 1 else 2, "channels": shape[3], "shape": list(shape[:3]),
+                "spacing_mm": case["spacing_mm"].tolist()}  # fmt: skip
+
+    def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
+        """Dimensions and channels, which must be one per site; labels; median spacing, largest extent in mm."""
+        found: dict[str, Any] = {"labels": {str(value): labels[value] for value in sorted(labels)}}
+        for key in ("dims", "channels"):
+            values = sorted({case[key] for case in cases})
+            if len(values) != 1:
+                raise ValueError(f"a site's cases must have one number of {key}; got {values}")
+            found[key] = values[0]
+        spacing = np.median([case["spacing_mm"] for case in cases], axis=0)
+        extent = np.max([np.multiply(case["shape"], case["spacing_mm"]) for case in cases], axis=0)
+        return found | {"spacing_mm": np.round(spacing, 3).tolist(), "extent_mm": np.ceil(extent).tolist()}
+
+    def agree(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Equal dimensions, channels and labels; the median spacing; a patch no longer than the longest volume."""
+        for key in ("dims", "channels", "labels"):
+            said = {site: fact[key] for site, fact in facts.items()}
+            if len({str(value) for value in said.values()}) > 1:
+                raise ValueError(f"sites must agree on {key}; got {said}")
+        first = next(iter(facts.values()))
+        spec = {"dims": first["dims"], "channels": first["channels"], "labels": first["labels"], "spacing_mm": None}
+        if spec["dims"] == 2:
+            return spec | {"patch": [self.settings.image_size] * 2}
+        spacing = np.median([fact["spacing_mm"] for fact in facts.values()], axis=0)
+        spacing = spacing if self.settings.spacing_mm == "auto" else np.array(self.settings.spacing_mm)
+        longest = np.max([fact["extent_mm"] for fact in facts.values()], axis=0) / spacing
+        patch = [min(self.settings.patch_size, 16 * math.ceil(side / 16)) for side in longest]
+        return spec | {"spacing_mm": np.round(spacing, 3).tolist(), "patch": patch}
+
+    # The network and its loss.
+    def backbone(self) -> Backbone:
+        """MONAI UNet with one output per label."""
+        spec, model = self.spec, self.model
+        return UNetBackbone(spec["dims"], spec["channels"], len(spec["labels"]), model.channels, model.norm)
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Dice (foreground) + cross-entropy."""
+        return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(prediction, batch["label"])
+
+    # Cases as the network sees them.
+    def prepare(self, case: Batch) -> Batch:
+        """Common grid, clipped and standardised intensities, padded at the end to at least one patch."""
+        flat = self.spec["dims"] == 2
+        image = torch.from_numpy(np.moveaxis(case["array"], -1, 0).astype(np.float32))
+        label = torch.from_numpy(case["native_label"])[None].float()
+        image, label = (image[..., 0], label[..., 0]) if flat else (image, label)
+        size = self._size(case)
+        if tuple(size) != tuple(image.shape[1:]):
+            smooth = bool(np.any(np.array(size) < np.array(image.shape[1:])))
+            image = Resize(size, mode="bilinear" if flat else "trilinear", anti_aliasing=smooth)(image)
+            label = Resize(size, mode="nearest-exact")(label)
+        image = NormalizeIntensity(channel_wise=True)(ClipIntensityPercentiles(0.5, 99.5, channel_wise=True)(image))
+        pad = SpatialPad(self.spec["patch"], method="end")
+        image, label = pad(image).as_tensor(), pad(label).as_tensor()
+        foreground, background = map_binary_to_indices(label.numpy())
+        return {"image": image, "label": label, "fg": foreground, "bg": background, "size": np.array(size),
+                "native_label": case["native_label"], "spacing_mm": case["spacing_mm"]}  # fmt: skip
+
+    def _size(self, case: Batch) -> list[int]:
+        if self.spec["dims"] == 2:
+            return list(self.spec["patch"])
+        shape, ratio = np.array(case["native_label"].shape), case["spacing_mm"] / np.array(self.spec["spacing_mm"])
+        near = np.abs(ratio - 1) < 0.02  # a header's rounding is no reason to interpolate
+        return np.maximum(1, np.where(near, shape, np.round(shape * ratio))).astype(int).tolist()
+
+    def augment(self) -> Callable[[Batch], Batch]:
+        """A patch, half of the time around foreground; random flips and intensities."""
+        both = ["image", "label"]
+        crop = RandCropByPosNegLabeld(
+            both, "label", self.spec["patch"], pos=1, neg=1, num_samples=1, fg_indices_key="fg", bg_indices_key="bg"
+        )
+        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(self.spec["dims"])]
+        tones = [RandScaleIntensityd("image", factors=0.1, prob=0.5), RandShiftIntensityd("image", offsets=0.1, prob=0.5)]
+        return Compose([crop, *flips, *tones, SelectItemsd(both)])
+
+    def view(self, case: Batch) -> Tensor:
+        """The central patch."""
+        return CenterSpatialCrop(self.spec["patch"])(case["image"]).as_tensor()
+
+    # Evaluation.
+    def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
+        """Dice, IoU and HD95 on the case's own grid."""
+        spacing = tuple(float(side) for side in case["spacing_mm"])
+        predicted = self.predict(forward, case)
+        return overlap(predicted, case["native_label"].astype(np.int64), len(self.spec["labels"]), spacing)
+
+    def predict(self, forward: Forward, case: Batch) -> np.ndarray:
+        """Class numbers (x y z) on the case's own grid."""
+        logits = sliding_window_inference(
+            case["image"][None], self.spec["patch"], 1, lambda image: forward({"image": image}), overlap=0.25,
+            mode="gaussian",
+        )  # fmt: skip
+        logits = logits[(..., *(slice(0, int(side)) for side in case["size"]))]
+        native = case["native_label"].shape[: self.spec["dims"]]
+        if tuple(logits.shape[2:]) != tuple(native):
+            logits = F.interpolate(logits, size=tuple(native), mode="bilinear" if len(native) == 2 else "trilinear")
+        return logits.argmax(1)[0].cpu().numpy().astype(np.int64).reshape(case["native_label"].shape)
+
+    def picture(self, forward: Forward, case: Batch) -> np.ndarray:
+        """Image | truth | prediction on the slice with the most foreground."""
+        truth, predicted = case["native_label"], self.predict(forward, case)
+        z = int((truth > 0).sum(axis=(0, 1)).argmax())
+        image = case["image"][:, *(slice(0, int(side)) for side in case["size"])]
+        shown = F.interpolate(image[None], size=truth.shape[: image.ndim - 1], mode="nearest-exact")[0].cpu().numpy()
+        shown = shown if image.ndim == 3 else shown[..., z]
+        low, high = np.percentile(shown, (1, 99))
+        grey = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
+        rgb = np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
+        panels = [_painted(rgb, 0 * truth[..., z]), _painted(rgb, truth[..., z]), _painted(rgb, predicted[..., z])]
+        flip = slice(None, None, -1 if self.spec["dims"] == 3 else 1)  # anterior up
+        return np.concatenate([np.swapaxes(p, 0, 1)[flip] for p in panels], axis=1)
+
+
+COLOURS = np.array([[0, 0, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [230, 159, 0], [204, 121, 167]]) / 255
+
+
+def _painted(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Classes in a colour-blind-safe palette over the picture; uint8."""
+    colour = COLOURS[np.where(classes > 0, (classes - 1) % (len(COLOURS) - 1) + 1, 0)]
+    mixed = np.where(classes[..., None] > 0, 0.5 * rgb + 0.5 * colour, rgb)
+    return (255 * mixed).astype(np.uint8)

@@ -1,0 +1,318 @@
+"""One site: its data, its personal state, one local round and one evaluation, for every task and method.
+
+Both drivers, the simulation in one process and FLARE's executor, do nothing at a site but `Site.reply`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, DataLoader, Dataset
+from PIL import Image
+from torch import Tensor, nn
+
+from omnifm.config import Experiment, SiteConfig
+from omnifm.data.datalist import Datalist, fingerprint, read_datalist, without
+from omnifm.data.quarantine import check_cases, write_quarantine
+from omnifm.method import LocalRound, Model, Partition, Tensors
+from omnifm.plugins import load_method, load_task
+from omnifm.state import History, write_atomic
+from omnifm.task import Batch
+from omnifm.update import Payload, Score, Update, clean
+
+SPLITS = ("training", "validation", "test")
+NUM_PICTURES = 3
+Scores = dict[str, Score]
+logger = logging.getLogger("omnifm.training")
+
+
+class Site:
+    """One hospital.  `reply` is all that a driver needs.
+
+    Args:
+        experiment: the job.
+        name: the site's name in the federation.
+        config: where its data and state lie; never leaves.
+
+    Raises:
+        ValueError: the data or the configuration is not as it must be, in one line.
+    """
+
+    def __init__(self, experiment: Experiment, name: str, config: SiteConfig) -> None:
+        self.experiment, self.name, self.config = experiment, name, config
+        self.method, self.task = load_method(experiment), load_task(experiment)
+        self.folder = Path(config.state_dir) / experiment.job
+        self.device = _device(config.device)
+        self.datalist, self.num_refused, self.case_facts = self._checked_data()
+        self.datasets: dict[str, CacheDataset] = {}
+        self.spec: dict[str, Any] | None = None
+
+    def reply(self, payload: Payload) -> Update:
+        """Do what the payload asks and return everything that may leave the site."""
+        started = time.monotonic()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.experiment.train.num_threads)  # sums depend on it in the last bit
+        try:
+            update = getattr(self, f"_{payload.stage}")(payload)
+        finally:
+            torch.set_num_threads(threads)
+        return replace(update, seconds=round(time.monotonic() - started, 3))
+
+    # The four stages.
+    def _describe(self, payload: Payload) -> Update:
+        """Counts and data facts, nothing else."""
+        splits = {split: getattr(self.datalist, split) for split in SPLITS}
+        modalities: dict[str, int] = {}
+        for item in [item for split in splits.values() for item in split]:
+            modality = str(item.get("modality") or self.datalist.modality.get("0", "unknown"))
+            modalities[modality] = modalities.get(modality, 0) + 1
+        counts = {f"num_{split.removesuffix('ing')}": len(items) for split, items in splits.items()}
+        facts = {**counts, "num_refused": self.num_refused, "modalities": modalities, "source": self.datalist.source}
+        data = self.task.facts(self.case_facts, self.datalist.labels)
+        return Update(self.name, "describe", 0, payload.digest(), facts={**facts, "data": data})
+
+    def _seed(self, payload: Payload) -> Update:
+        """Answer round 0 with the initial shared weights; nothing is trained."""
+        local, partition = self._open(payload)
+        extra, facts = self.method.seed(local)
+        return Update(self.name, "seed", 0, payload.digest(), partition.hash(), extra=_clean(extra), facts=facts)
+
+    def _train(self, payload: Payload) -> Update:
+        """One local round, with the validation scores before and after it."""
+        local, partition = self._open(payload)
+        before = self._scores(local.model, local.extra, "validation")
+        self._keep_best("before", payload, local, before)
+        self.method.begin(local)
+        loss = self.method.train(local)
+        extra, facts = self.method.finish(local)
+        after = self._scores(local.model, local.extra, "validation")
+        self._keep_best("after", payload, local, after)
+        self._save(payload, local)
+        update = Update(
+            self.name, "train", payload.round, payload.digest(), partition.hash(),
+            shared=partition.pick(local.model, "shared"), extra=_clean(extra), facts=facts,
+            num_samples=len(self.datalist.training), train_loss=loss, before=before, after=after,
+        )  # fmt: skip
+        if reason := partition.refuse(update.shared):
+            raise ValueError(f"nothing is sent: the trained shared part {reason}")
+        return update
+
+    def _evaluate(self, payload: Payload) -> Update:
+        """Touch the test split once: the checkpoints that validation picked, before and after local training."""
+        local, partition = self._open(payload)
+        self._keep_best("before", payload, local, self._scores(local.model, local.extra, "validation"))
+        self.method.begin(local)
+        loss = self.method.train(local)
+        self.method.finish(local)
+        self._keep_best("after", payload, local, self._scores(local.model, local.extra, "validation"))
+        before = self._scores(local.model, self._load_best("before", local), "test")
+        best = self._load_best("after", local)
+        after = self._scores(local.model, best, "test")
+        pictures = self._pictures(local.model, best)
+        return Update(
+            self.name, "evaluate", payload.round, payload.digest(), partition.hash(),
+            num_samples=len(self.datalist.training), train_loss=loss, before=before, after=after, pictures=pictures,
+        )  # fmt: skip
+
+    # The model of this round.
+    def _open(self, payload: Payload) -> tuple[LocalRound, Partition]:
+        """Build the site's model for this payload: received shared part, own personal part."""
+        model, partition = self._model(payload.spec)
+        if reason := partition.refuse(payload.shared):
+            raise ValueError(f"the received shared part {reason}")
+        state = self._load(payload, partition)
+        home = {name.removeprefix("personal/"): v for name, v in state.items() if name.startswith("personal/")}
+        model.load_state_dict({**payload.shared, **home}, strict=False)
+        model.to(self.device)
+        seed = _seed_all(self.experiment.seed, self.name, payload.stage, payload.round)
+        memory = {name.removeprefix("memory/"): v for name, v in state.items() if name.startswith("memory/")}
+        train, on_device = self.experiment.train, self._on_device
+        local = LocalRound(
+            site=self.name, round=payload.round, seed=seed, num_epochs=train.local_epochs, model=model, task=self.task,
+            partition=partition, received=on_device(payload.shared), extra=on_device(payload.extra), memory=memory,
+            batches=self._batches(seed), views=self._views, optimizer=self._optimizer,
+        )  # fmt: skip
+        return local, partition
+
+    def _model(self, spec: dict[str, Any]) -> tuple[Model, Partition]:
+        if self.spec != spec:
+            self.task.configure(spec)
+            self.spec, self.datasets = spec, {}
+        torch.manual_seed(self.experiment.seed)  # the server draws the same initial values
+        model = self.method.build(self.task)
+        return model, self.method.partition(model)
+
+    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        train = self.experiment.train
+        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        return kinds[train.optimizer](parameters, lr=train.lr, weight_decay=train.weight_decay)
+
+    # Personal state, on the site's own disk.
+    def _load(self, payload: Payload, partition: Partition) -> Tensors:
+        """The state before this round; none if it belongs to another run."""
+        last = payload.round + (payload.stage == "evaluate")
+        found = History(self.folder, "personal").load(before=last)
+        if found is None:
+            return {}
+        _, tensors, record = found
+        if record["run_id"] == payload.run_id or (payload.warm_start and record["partition"] == partition.hash()):
+            return tensors
+        for name in ("personal", "before", "after"):
+            History(self.folder, name).clear()
+        return {}
+
+    def _save(self, payload: Payload, local: LocalRound) -> None:
+        home = local.partition.pick(local.model, "personal") | local.partition.pick(local.model, "buffers")
+        tensors = {f"personal/{k}": v for k, v in home.items()} | {f"memory/{k}": clean(v) for k, v in local.memory.items()}
+        record = {"run_id": payload.run_id, "partition": local.partition.hash()}
+        History(self.folder, "personal").save(payload.round, tensors, record)
+
+    def _keep_best(self, moment: str, payload: Payload, local: LocalRound, scores: Scores) -> None:
+        """Keep the whole model if validation likes it better than the run's best so far, or cannot tell."""
+        history = History(self.folder, moment, keep=1)
+        found = history.load()
+        if found is not None and found[2]["run_id"] == payload.run_id:
+            best = {name: Score(**score) for name, score in found[2]["scores"].items()}
+            unknown = scores[next(iter(self.task.metrics))].mean is None
+            if not unknown and not self.task.better(scores, best):
+                return
+        parts = {f"model/{name}": clean(value) for name, value in local.model.state_dict().items()}
+        parts |= {f"extra/{name}": clean(value) for name, value in local.extra.items()}
+        record = {
+            "run_id": payload.run_id, "round": payload.round, "partition": local.partition.hash(), "spec": payload.spec,
+            "experiment": asdict(self.experiment), "scores": {name: asdict(s) for name, s in scores.items()},
+            "labels": self.datalist.labels, "trained": moment == "after" or payload.round > 1,
+        }  # fmt: skip
+        history.save(payload.round, parts, record)
+
+    def _load_best(self, moment: str, local: LocalRound) -> Tensors:
+        """Load the checkpoint that validation picked into the model; return its share of the payload."""
+        found = History(self.folder, moment, keep=1).load()
+        if found is None:
+            raise ValueError(f"the checkpoint {moment!r} of this run must be readable; it is missing or damaged")
+        tensors = found[1]
+        local.model.load_state_dict(
+            {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
+        )
+        return self._on_device({n.removeprefix("extra/"): v for n, v in tensors.items() if n.startswith("extra/")})
+
+    # Data.
+    def _checked_data(self) -> tuple[Datalist, int, list[dict[str, Any]]]:
+        """Read every case once, strictly; the outcome is kept until a file changes."""
+        datalist = read_datalist(
+            Path(self.config.data_root), required=self.task.required,
+            allowed_roots=tuple(Path(root) for root in self.config.allowed_roots), seed=self.experiment.seed,
+        )  # fmt: skip
+        datalist = replace(datalist, source=self.config.source)
+        asked = [fingerprint(datalist), self.experiment.task, self.config.max_refused_fraction]
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        file = self.folder / "check.json"
+        if file.exists() and (kept := json.loads(file.read_text()))["key"] == key:
+            refusals = {(refusal["split"], refusal["position"]) for refusal in kept["refusals"]}
+            return without(datalist, refusals), len(refusals), kept["facts"]
+        facts: list[dict[str, Any]] = []
+
+        def read(item: dict[str, Any]) -> None:
+            facts.append(self.task.case_facts(self.task.read(item, datalist.labels)))
+
+        clean_list, refused = check_cases(datalist, read, self.config.max_refused_fraction)
+        write_quarantine(self.folder / "quarantine.json", refused)
+        if refused:
+            logger.warning("%s: %d cases refused, see quarantine.json in its state folder", self.name, len(refused))
+        record = {"key": key, "refusals": [asdict(refusal) for refusal in refused], "facts": facts}
+        write_atomic(file, json.dumps(record).encode())
+        return clean_list, len(refused), facts
+
+    def _dataset(self, split: str) -> CacheDataset:
+        """Prepared cases of a split, as many cached as the configured memory holds."""
+        if split not in self.datasets:
+            items = [dict(item) for item in getattr(self.datalist, split)]
+            first = self._prepare(items[0])
+            share = len(items) / sum(len(getattr(self.datalist, s)) for s in SPLITS)
+            budget = self.experiment.data.cache_gib * 2**30 * share
+            held = int(budget // max(1, sum(v.nbytes for v in first.values() if hasattr(v, "nbytes"))))
+            self.datasets[split] = CacheDataset(items, self._prepare, cache_num=held, num_workers=None, progress=False)
+        return self.datasets[split]
+
+    def _prepare(self, item: dict[str, Any]) -> Batch:
+        return self.task.prepare(self.task.read(item, self.datalist.labels))
+
+    def _batches(self, seed: int) -> Callable[[], Iterator[Batch]]:
+        """Training batches in a new random order per call; the sequence of calls depends on `seed` alone."""
+        samples = Dataset(self._dataset("training"), self.task.augment())
+        order = torch.Generator().manual_seed(seed)
+
+        def batches() -> Iterator[Batch]:
+            epoch = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=order)))
+            size = self.experiment.train.batch_size
+            for batch in DataLoader(samples, batch_size=size, shuffle=True, num_workers=0, generator=epoch):
+                yield self._on_device(batch)
+
+        return batches
+
+    def _views(self) -> Iterator[tuple[Tensor, str, str]]:
+        items, dataset = self.datalist.training, self._dataset("training")
+        for position, item in enumerate(items):
+            modality = str(item.get("modality") or self.datalist.modality.get("0", ""))
+            view = self.task.view(dataset[position])[None].to(self.device)
+            yield view, str(item.get("patient", position)), modality
+
+    def _scores(self, model: Model, extra: Tensors, split: str) -> Scores:
+        model.eval()
+        with torch.no_grad():
+            def forward(batch: Batch) -> Tensor:
+                return model(self._on_device(batch), extra).prediction
+
+            return self.task.summarise([self.task.score(forward, case) for case in self._dataset(split)])
+
+    def _pictures(self, model: Model, extra: Tensors) -> Tensors:
+        """Draw a few test cases for the site's own eyes; only synthetic ones may be returned."""
+        drawn: Tensors = {}
+        model.eval()
+        for number, case in zip(range(NUM_PICTURES), self._dataset("test"), strict=False):
+            with torch.no_grad():
+                pixels = self.task.picture(lambda b: model(self._on_device(b), extra).prediction, case)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            write_atomic(self.folder / f"prediction-{number + 1}.png", buffer.getvalue())
+            drawn[f"test case {number + 1}"] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        return drawn if self.datalist.source == "demo" else {}
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.as_subclass(Tensor).to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _clean(tensors: Tensors) -> Tensors:
+    return {name: clean(value) for name, value in tensors.items()}
+
+
+def _seed_all(*parts: Any) -> int:
+    """Seed every generator from the run's seed, the site, the stage and the round; return the number."""
+    seed = int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "little") >> 1
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu or cuda:N; got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must exist; got {name!r} on a machine without a usable GPU")
+    return device
