@@ -37,7 +37,7 @@ class UNetBackbone(Backbone):
         super().__init__()
         self.width = channels[-1]
         strides = (2,) * (len(channels) - 1)
-        named = ("group", {"num_groups": 4}) if norm == "group" else norm
+        named = ("group", {"num_groups": 1}) if norm == "group" else norm  # the last block has one channel per class
         self.unet = UNet(
             spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=2, norm=named
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,9 @@ def _importer(name: str) -> Callable[..., Any]:
 
 
 def _counts(folder: Path) -> str:
-    from omnifm.data.datalist import read_datalist
-
-    sites = sorted(file.parent for file in folder.glob("*/dataset.json"))
-    rows = [(site.name, read_datalist(site)) for site in sites]
-    return ", ".join(f"{name} {len(d.training)}/{len(d.validation)}/{len(d.test)}" for name, d in rows)
+    rows = [(file.parent.name, json.loads(file.read_text())) for file in sorted(folder.glob("*/dataset.json"))]
+    splits = ("training", "validation", "test")
+    return ", ".join(f"{name} {'/'.join(str(len(d.get(s, []))) for s in splits)}" for name, d in rows)
 
 
 for _name in importers.names():

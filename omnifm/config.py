@@ -77,7 +77,7 @@ class Train:
     """Seconds until a round closes without the missing sites, if at least min_sites replied."""
     grace_s: Positive = 86400.0
     """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
-    num_threads: Count = 2
+    num_threads: Count = 1
     """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
     warm_start: bool = False
     """Start from the personal state of the job's last completed run instead of afresh."""
@@ -143,19 +143,35 @@ class SiteConfig:
     """Whether the data are the embedded synthetic ones."""
 
 
-def site_config(name: str, file: Path, environ: Mapping[str, str] = os.environ) -> SiteConfig | None:
+def site_config(
+    name: str, file: Path, environ: Mapping[str, str] = os.environ, state: Path | None = None
+) -> SiteConfig | None:
     """The site's file, else OMNIFM_DATA and OMNIFM_STATE (`<folder>/<site>`), else None.
+
+    Args:
+        state: the site's state folder if OMNIFM_STATE is not set; None if then there is none.
 
     Raises:
         ValueError: the file or a folder it names is not as it must be.
     """
     if file.exists():
         return _existing(parse(SiteConfig, file.read_bytes(), file.name))
-    if "OMNIFM_DATA" not in environ:
+    root, states = env_folder("OMNIFM_DATA", environ), env_folder("OMNIFM_STATE", environ)
+    if root is None:
         return None
-    root = Path(environ["OMNIFM_DATA"]) / name
-    state = Path(environ["OMNIFM_STATE"]) / name if "OMNIFM_STATE" in environ else Path()
-    return _existing(SiteConfig(data_root=str(root.absolute()), state_dir=str(state)))
+    found = _existing(SiteConfig(data_root=str(root / name), state_dir=str(states / name if states else state)))
+    if states is None and state is None:
+        raise ValueError("OMNIFM_STATE must name a folder where OMNIFM_DATA is set; it is not set")
+    return found
+
+
+def env_folder(variable: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder an environment variable names, None if it is unset or empty.
+
+    A relative one is meant from where the user's command was typed, and FLARE changes folder.
+    """
+    value = environ.get(variable)
+    return Path(environ.get("PWD") or Path.cwd()) / value if value else None
 
 
 def _existing(config: SiteConfig) -> SiteConfig:

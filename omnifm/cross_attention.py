@@ -26,9 +26,7 @@ class CrossAttention(nn.Module):
         ValueError: a width is below 1.
     """
 
-    def __init__(
-        self, query_dim: int, key_dim: int, head_dim: int | None = None, local_key: bool = True
-    ) -> None:
+    def __init__(self, query_dim: int, key_dim: int, head_dim: int | None = None, local_key: bool = True) -> None:
         super().__init__()
         head_dim = key_dim if head_dim is None else head_dim
         _check_widths(query_dim, key_dim, head_dim)

@@ -92,9 +92,7 @@ class KnowledgeBank:
         exclude_self: bool = True,
     ) -> None:
         if min(dim, max_size, ring, ttl) < 1:
-            raise ValueError(
-                f"dim, max_size, ring and ttl must be at least 1; got {dim}, {max_size}, {ring}, {ttl}"
-            )
+            raise ValueError(f"dim, max_size, ring and ttl must be at least 1; got {dim}, {max_size}, {ring}, {ttl}")
         if not 0 < radius < math.inf:
             raise ValueError(f"radius must be positive and finite; got {radius}")
         if not 0 <= decay < 1:
@@ -163,7 +161,7 @@ class KnowledgeBank:
             return entry.frequency(self.decay, even_share)
 
         threshold = self.prune * even_share
-        self._evict([e for e in self.entries if e.age and e.age >= self.grace and frequency(e) < threshold])
+        self._evict([e for e in self.entries if e.age >= max(1, self.grace) and frequency(e) < threshold])
         self._evict([e for e in self.entries if round - e.round > self.ttl])
         for site in sorted({entry.site for entry in self.entries}):
             own = [entry for entry in self.entries if entry.site == site]
@@ -191,14 +189,14 @@ class KnowledgeBank:
             raise ValueError(f"queries must be finite and (q, {self.dim}); got shape {tuple(queries.shape)}")
         if size < 0:
             raise ValueError(f"size must be at least 0; got {size}")
-        rows = [i for i, entry in enumerate(self.entries) if not (self.exclude_self and entry.site == site)]
-        if not rows or not len(queries):
+        if not len(self) or not len(queries):
             return [], self.vectors[:0]
         mean = self.mean if self.center else None
-        best = _cosines(queries.detach().cpu().float(), self.vectors[rows], mean).amax(dim=0)
-        order = torch.sort(best, descending=True, stable=True).indices[:size].tolist()
-        chosen = [rows[i] for i in order]
-        return [self.entries[i].id for i in chosen], self.vectors[chosen]
+        best = _cosines(queries.detach().cpu().float(), self.vectors, mean).amax(dim=0)
+        order = torch.sort(best, descending=True, stable=True).indices.tolist()
+        foreign = [i for i in order if not (self.exclude_self and self.entries[i].site == site)]
+        rows = foreign[:size]
+        return [self.entries[i].id for i in rows], self.vectors[rows]
 
     def monitors(self) -> dict[str, Any]:
         """Is the bank alive?  Report these every round.
@@ -242,17 +240,13 @@ class KnowledgeBank:
         Raises:
             ValueError: a part is missing, or the parts differ in length.
         """
-        missing = ({"vectors", *COLUMNS} - set(tensors)) | (
-            {"settings", "site", "modality", "next_id"} - set(record)
-        )
+        missing = ({"vectors", *COLUMNS} - set(tensors)) | ({"settings", "site", "modality", "next_id"} - set(record))
         if missing:
             raise ValueError(f"a bank's state must hold every part; missing {sorted(missing)}")
         columns = [record["site"], record["modality"], *(tensors[name].tolist() for name in COLUMNS)]
         lengths = [len(column) for column in columns]
         if set(lengths) != {len(tensors["vectors"])}:
-            raise ValueError(
-                f"a bank's parts must have one length; got {[len(tensors['vectors']), *lengths]}"
-            )
+            raise ValueError(f"a bank's parts must have one length; got {[len(tensors['vectors']), *lengths]}")
         bank = cls(**dict(record["settings"]))
         bank.vectors = tensors["vectors"].clone()
         bank.entries = [
@@ -269,20 +263,20 @@ class KnowledgeBank:
         for site in sorted(hits):
             for id, share in hits[site].items():
                 if not 0 <= share <= 1:
-                    raise ValueError(
-                        f"hits must be shares in [0, 1]; got {share} for entry {id}, site {site!r}"
-                    )
+                    raise ValueError(f"hits must be shares in [0, 1]; got {share} for entry {id}, site {site!r}")
                 # A site must not vote for itself, whatever it says it was sent.
                 if not (self.exclude_self and owner.get(id) == site):
                     shares.setdefault(id, []).append(share)
         for entry in self.entries:
             if offered := shares.get(entry.id):
-                entry.hits = self.decay * entry.hits + (1 - self.decay) * math.fsum(offered) / len(offered)
+                entry.hits = self.decay * entry.hits + (1 - self.decay) * sum(offered) / len(offered)
                 entry.age += 1
 
     def _evict(self, candidates: list[Entry], at_most: int | None = None) -> None:
         """Drop candidates in their order, passing over any that is the last of its site or modality."""
         budget = len(candidates) if at_most is None else at_most
+        if not candidates or budget <= 0:
+            return
         sites = Counter(entry.site for entry in self.entries)
         modalities = Counter(entry.modality for entry in self.entries)
         gone: set[int] = set()
@@ -388,7 +382,7 @@ def _effective_rank(vectors: Tensor) -> float:
     if float(values.sum()) == 0:
         return 1.0
     share = values / values.sum()
-    return max(1.0, math.exp(float(torch.special.entr(share).sum())))
+    return math.exp(float(torch.special.entr(share).sum()))
 
 
 def _mean_cosine(vectors: Tensor) -> float:

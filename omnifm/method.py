@@ -79,12 +79,15 @@ class Partition:
         home = _owned(personal)
         public = None if only is None else _owned(only)
         parts: dict[str, list[str]] = {"shared": [], "personal": [], "buffers": [], "frozen": []}
-        for name, value in model.named_parameters():
-            stays = id(value) in home or (public is not None and id(value) not in public)
-            parts["frozen" if not value.requires_grad else "personal" if stays else "shared"].append(name)
-        for name, value in model.named_buffers():
-            stays = id(value) in home or (public is not None and id(value) not in public)
-            travels = share_buffers and value.is_floating_point() and not stays
+
+        def stays(value: Tensor) -> bool:
+            return id(value) in home or (public is not None and id(value) not in public)
+
+        for name, parameter in model.named_parameters():
+            kind = "frozen" if not parameter.requires_grad else "personal" if stays(parameter) else "shared"
+            parts[kind].append(name)
+        for name, buffer in model.named_buffers():
+            travels = share_buffers and buffer.is_floating_point() and not stays(buffer)
             parts["shared" if travels else "buffers"].append(name)
         state = model.state_dict()
         kept = {name: [n for n in names if n in state] for name, names in parts.items()}

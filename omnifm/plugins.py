@@ -30,7 +30,8 @@ def plugin(kind: Kind, name: str) -> type[Any]:
         raise ValueError(f"{kind.removesuffix('s')} must be one of {names(kind)}; got {name!r}")
     module = importlib.import_module(f"omnifm.{kind}.{name}")
     base = Method if kind == "methods" else Task
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    own = [c for c in classes if issubclass(c, base)]
     assert len(own) == 1, f"{module.__name__} must define exactly one {base.__name__}"
     return own[0]
 

@@ -77,9 +77,7 @@ class PromptReader(nn.Module):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(
-        self, dim: int, reads: Literal["middle", "suffix", "all"], num_heads: int | None = None
-    ) -> None:
+    def __init__(self, dim: int, reads: Literal["middle", "suffix", "all"], num_heads: int | None = None) -> None:
         super().__init__()
         _check_sizes(dim, 0)
         if reads not in ("middle", "suffix", "all"):
@@ -100,9 +98,7 @@ class PromptReader(nn.Module):
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(
-        self, sequence: Float[Tensor, "b n d"], r_length: int, num_suffix: int
-    ) -> Float[Tensor, "b chosen d"]:
+    def forward(self, sequence: Float[Tensor, "b n d"], r_length: int, num_suffix: int) -> Float[Tensor, "b chosen d"]:
         """The chosen tokens after reading: l of them, p of them, or the sequence unchanged.
 
         Args:
@@ -115,9 +111,7 @@ class PromptReader(nn.Module):
         """
         length = sequence.shape[1]
         if length not in (2 * r_length + num_suffix, r_length + num_suffix):
-            raise ValueError(
-                f"sequence must hold 2l + p or l + p tokens, l={r_length}, p={num_suffix}; got {length}"
-            )
+            raise ValueError(f"sequence must hold 2l + p or l + p tokens, l={r_length}, p={num_suffix}; got {length}")
         if self.reads == "all":
             return sequence
         if self.reads == "suffix" and num_suffix < 1:

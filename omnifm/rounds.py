@@ -12,7 +12,6 @@ import random
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,8 @@ class Transport(ABC):
     def exchange(self, payloads: Mapping[str, Payload], accept: Accept) -> dict[str, str]:
         """Deliver each payload, hand every reply to `accept`; return {site: why nothing was accepted from it}."""
 
-    def opened(self, round_number: int) -> None:
-        """A training round begins."""
+    def opened(self, round_number: int, shared: Tensors) -> None:
+        """A training round begins with this shared part."""
 
     def aggregate(self, combine: Callable[[], Tensors]) -> Tensors:
         """Combine the accepted updates of the round; a driver may tell others before and after."""
@@ -203,9 +202,9 @@ class Federation:
         if late := sorted(set(self.transport.sites()) - set(self.facts)):
             self._describe(late)
         connected = self._connected()
-        absent = {site: "disconnected" for site in sorted(set(self.facts) - set(connected))} | self.absent
+        absent = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected") | self.absent
         sampled = self._sample(number, connected)
-        self.transport.opened(number)
+        self.transport.opened(number, self.shared)
         missing = absent | self._ask("train", number, sampled)
         if len(self.spool) >= min(self.experiment.train.min_sites, max(1, len(sampled))):
             self.shared = self.transport.aggregate(lambda: self._combine(number))
@@ -305,7 +304,7 @@ class Federation:
             logger.info("%s", self._line(number, update.site, sites[update.site]))
         for site, reason in missing.items():
             logger.warning("round %d/%d  %s  missing: %s", number, self.experiment.train.num_rounds, site, reason)
-        entry = {"round": number, "sites": sites, "missing": missing, "bank": self.method.monitors()}
+        entry: dict[str, Any] = {"round": number, "sites": sites, "missing": missing, "bank": self.method.monitors()}
         self.history.append(entry)
         with (self.results_dir / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -74,9 +74,9 @@ def run(
         state, results = Path(state_dir or f"{scratch}/state"), Path(results_dir or f"{scratch}/results")
         configs = {}
         for site in sites:
-            source = "site" if data_root is not None else "demo"
-            root = Path(data_root) / site if data_root is not None else demo_site(experiment.task["name"], site)
+            demo = data_root is None
+            root = demo_site(experiment.task["name"], site) if data_root is None else Path(data_root) / site
             if not root.is_dir():
                 raise ValueError(f"data_root must hold one folder per site; {site!r} has none")
-            configs[site] = SiteConfig(str(root), str(state / site), device, source=source)
+            configs[site] = SiteConfig(str(root), str(state / site), device, source="demo" if demo else "site")
         return Federation(experiment, state / "server", results, InProcess(experiment, configs)).run()

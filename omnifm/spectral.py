@@ -117,7 +117,7 @@ class SpectralTokenizer(nn.Module):
             raise ValueError(f"dim and hidden must be at least 1 and num_bands at least 2; got {sizes}")
         if low_pass not in ("nyquist", "physical"):
             raise ValueError(f"low_pass must be 'nyquist' or 'physical'; got {low_pass!r}")
-        if (low_pass == "physical") != (keep_per_mm is not None):  # noqa: S105
+        if (low_pass == "physical") != (keep_per_mm is not None):
             raise ValueError(f"keep_per_mm must come with low_pass 'physical' alone; got {keep_per_mm}")
         if keep_per_mm is not None:
             _check_per_mm(keep_per_mm)
@@ -170,9 +170,7 @@ def _banded(image: Tensor, steps: tuple[float, ...], limit: float, scale: float,
         raise ValueError(
             f"the low band must reach a frequency beyond DC, {min(steps):.4g} for {shape} pixels; got {limit}"
         )
-    reach = tuple(
-        min(math.floor(limit / step + EDGE), size // 2) for step, size in zip(steps, shape, strict=True)
-    )
+    reach = tuple(min(math.floor(limit / step + EDGE), size // 2) for step, size in zip(steps, shape, strict=True))
     weights = _radial_weights(shape, reach, steps, limit, num_bands, image.device)
     magnitude = _low_magnitude(image.float(), reach) * scale
     constant = magnitude.flatten(2)[..., 0].mean(dim=1)
@@ -199,9 +197,7 @@ def _radial_weights(
     frequencies on the finest axis where that is larger: a 28-pixel image has fewer radii than bands.
     """
     kept = [min(2 * top + 1, size) for top, size in zip(reach, shape, strict=True)]
-    axes = [
-        torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64) * step for n, step in zip(kept, steps, strict=True)
-    ]
+    axes = [torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64) * step for n, step in zip(kept, steps, strict=True)]
     axes[-1] = torch.arange(reach[-1] + 1, dtype=torch.float64) * steps[-1]
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).flatten()
     # The half spectrum leaves out the mirror image of every frequency but those at 0 and at Nyquist.
@@ -241,9 +237,7 @@ def _check_per_mm(keep_per_mm: float) -> None:
         raise ValueError(f"keep_per_mm must be positive and finite; got {keep_per_mm}")
 
 
-def _checked_spacing(
-    spacing: tuple[float, ...] | None, num_axes: int, keep_per_mm: float
-) -> tuple[float, ...]:
+def _checked_spacing(spacing: tuple[float, ...] | None, num_axes: int, keep_per_mm: float) -> tuple[float, ...]:
     _check_per_mm(keep_per_mm)
     if spacing is None or len(spacing) != num_axes or not all(0 < mm < math.inf for mm in spacing):
         raise ValueError(f"spacing_mm must be {num_axes} positive numbers with keep_per_mm; got {spacing}")

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from omnifm.update import Score
 

@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import Transform
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,13 +29,23 @@ from omnifm.data.quarantine import check_cases, write_quarantine
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, write_atomic
-from omnifm.task import Batch
+from omnifm.task import Batch, Task
 from omnifm.update import Payload, Score, Update, clean
 
 SPLITS = ("training", "validation", "test")
 NUM_PICTURES = 3
 Scores = dict[str, Score]
 logger = logging.getLogger("omnifm.training")
+
+
+class Prepare(Transform):
+    """Read and prepare one case; CacheDataset caches only what is declared a deterministic Transform."""
+
+    def __init__(self, task: Task, labels: Mapping[int, str]) -> None:
+        self.task, self.labels = task, labels
+
+    def __call__(self, data: dict[str, Any]) -> Batch:
+        return self.task.prepare(self.task.read(data, self.labels))
 
 
 class Site:
@@ -55,7 +66,7 @@ class Site:
         self.folder = Path(config.state_dir) / experiment.job
         self.device = _device(config.device)
         self.datalist, self.num_refused, self.case_facts = self._checked_data()
-        self.datasets: dict[str, CacheDataset] = {}
+        self.datasets: dict[str, Sequence[Batch]] = {}
         self.spec: dict[str, Any] | None = None
 
     def reply(self, payload: Payload) -> Update:
@@ -160,17 +171,16 @@ class Site:
 
     # Personal state, on the site's own disk.
     def _load(self, payload: Payload, partition: Partition) -> Tensors:
-        """The state before this round; none if it belongs to another run."""
-        last = payload.round + (payload.stage == "evaluate")
-        found = History(self.folder, "personal").load(before=last)
-        if found is None:
-            return {}
-        _, tensors, record = found
-        if record["run_id"] == payload.run_id or (payload.warm_start and record["partition"] == partition.hash()):
-            return tensors
-        for name in ("personal", "before", "after"):
-            History(self.folder, name).clear()
-        return {}
+        """The state before this round of this run; of an earlier run only for a warm start."""
+        history = History(self.folder, "personal")
+        found = history.load()
+        if found is not None and found[2]["run_id"] == payload.run_id:
+            found = history.load(before=payload.round + (payload.stage == "evaluate"))
+        elif found is not None and not (payload.warm_start and found[2]["partition"] == partition.hash()):
+            found = None
+            for name in ("personal", "before", "after"):
+                History(self.folder, name).clear()
+        return {} if found is None else found[1]
 
     def _save(self, payload: Payload, local: LocalRound) -> None:
         home = local.partition.pick(local.model, "personal") | local.partition.pick(local.model, "buffers")
@@ -234,19 +244,19 @@ class Site:
         write_atomic(file, json.dumps(record).encode())
         return clean_list, len(refused), facts
 
-    def _dataset(self, split: str) -> CacheDataset:
-        """Prepared cases of a split, as many cached as the configured memory holds."""
+    def _dataset(self, split: str) -> Sequence[Batch]:
+        """Prepared cases of a split, as many cached as the configured memory holds; a split may be empty."""
+        if not getattr(self.datalist, split):
+            return ()
         if split not in self.datasets:
             items = [dict(item) for item in getattr(self.datalist, split)]
-            first = self._prepare(items[0])
+            prepare = Prepare(self.task, self.datalist.labels)
+            first = prepare(items[0])
             share = len(items) / sum(len(getattr(self.datalist, s)) for s in SPLITS)
             budget = self.experiment.data.cache_gib * 2**30 * share
             held = int(budget // max(1, sum(v.nbytes for v in first.values() if hasattr(v, "nbytes"))))
-            self.datasets[split] = CacheDataset(items, self._prepare, cache_num=held, num_workers=None, progress=False)
+            self.datasets[split] = CacheDataset(items, prepare, cache_num=held, num_workers=None, progress=False)
         return self.datasets[split]
-
-    def _prepare(self, item: dict[str, Any]) -> Batch:
-        return self.task.prepare(self.task.read(item, self.datalist.labels))
 
     def _batches(self, seed: int) -> Callable[[], Iterator[Batch]]:
         """Training batches in a new random order per call; the sequence of calls depends on `seed` alone."""

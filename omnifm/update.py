@@ -118,8 +118,8 @@ class Update:
         fields = _checked(record)
         for when in ("before", "after"):
             fields[when] = {name: Score(**score) for name, score in fields.get(when, {}).items()}
-        parts = {part: _under(tensors, part) for part in ("shared", "extra", "pictures")}
-        return cls(**parts, **fields)
+        shared, extra, pictures = (_under(tensors, part) for part in ("shared", "extra", "pictures"))
+        return cls(shared=shared, extra=extra, pictures=pictures, **fields)
 
     def num_bytes(self) -> int:
         """Serialized size in bytes."""

@@ -38,7 +38,7 @@ def experiment(**changes: object) -> Experiment:
     return Experiment.from_json(json.dumps(record))
 
 
-def write_site(folder: Path, *, num: int = 6, seed: int = 0, channels: int = 1, side: int = 16) -> Path:
+def write_site(folder: Path, *, num: int = 6, seed: int = 0, side: int = 16) -> Path:
     """A site of small NIfTI volumes: a bright ball in noise; 4 training, 1 validation, 1 test case of 6."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
@@ -49,8 +49,7 @@ def write_site(folder: Path, *, num: int = 6, seed: int = 0, channels: int = 1, 
         centre = rng.uniform(0.35 * side, 0.65 * side, (3, 1, 1, 1))
         ball = ((grid - centre) ** 2).sum(0) < (side / 4) ** 2
         image = (100 + 200 * ball + rng.normal(0, 20, ball.shape)).astype(np.float32)
-        shape = image if channels == 1 else np.repeat(image[..., None], channels, axis=-1)
-        nibabel.save(nibabel.Nifti1Image(shape, np.eye(4)), folder / f"images/{case}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / f"images/{case}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), np.eye(4)), folder / f"labels/{case}.nii.gz")
         items.append({"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz", "patient": f"p{case}"})
     record = {"name": "tiny", "modality": {"0": "MR"}, "labels": {"0": "background", "1": "ball"},

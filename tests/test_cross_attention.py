@@ -57,9 +57,7 @@ class TestCrossAttention:
 
     def test_no_key_at_all_gives_zeros(self):
         r, _, s = inputs()
-        assert torch.equal(
-            CrossAttention(6, 4, local_key=False)(r, torch.zeros(2, 0, 4), s), torch.zeros_like(r)
-        )
+        assert torch.equal(CrossAttention(6, 4, local_key=False)(r, torch.zeros(2, 0, 4), s), torch.zeros_like(r))
 
     def test_rejects_width_zero(self):
         with pytest.raises(ValueError, match=r"widths must be at least 1; got \(0, 4, 4\)"):

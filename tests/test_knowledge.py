@@ -41,7 +41,7 @@ class TestInsertAndProject:
     def test_ids_are_not_reused_after_eviction(self):
         bank = bank_of("a", "a", ring=1)
         bank.step(0, {})
-        assert bank.insert(vectors(1), "a", "", 1) == [2]
+        assert [bank.insert(vectors(1), "a", "", 1) for _ in range(2)] == [[2], [3]]
 
     def test_projection_golden(self):
         """(3, 4) has norm 5: on the ball of radius 2 it is (1.2, 1.6); (0.6, 0.8) stays inside."""
@@ -152,7 +152,7 @@ class TestPrune:
             assert bank.step(round, {"b": {0: 0.0}}, 2) == []
 
     def test_grace_zero_judges_at_once_but_never_unheard(self):
-        bank = bank_of("a", "a", "b", grace=0)
+        bank = bank_of("a", "a", "b", "b", grace=0, prune=1.5)
         assert bank.step(0, {"b": {0: 0.0}}, 2) == [0]
 
     def test_last_entry_of_a_site_stays(self):
@@ -195,7 +195,7 @@ class TestRingTtlCap:
         assert ids(bank) == [0, 3]
 
     def test_old_entries_expire(self):
-        """ttl 10: an entry of round 0 is used up to round 10 and gone after round 11, unless it is the last."""
+        """ttl 10: an entry of round 0 stays to round 10 and is gone after round 11, unless the last."""
         bank = KnowledgeBank(4)
         bank.insert(vectors(1), "a", "ct", 0)
         bank.insert(vectors(1, seed=1), "b", "mr", 0)
@@ -215,7 +215,7 @@ class TestRingTtlCap:
         assert ids(bank) == [1, 2, 3]
 
     def test_cap_treats_newcomers_as_average(self):
-        """The even share is 2 / 4 = 0.5: an entry used less than that leaves before one nobody was asked about."""
+        """The even share is 2 / 4 = 0.5: an entry used less leaves before one nobody was asked about."""
         bank = bank_of("a", "a", "b", max_size=3, prune=0.0)
         bank.insert(vectors(1, seed=9), "a", "", 1)
         bank.step(1, {"b": {0: 0.9, 1: 0.4}}, 2)
@@ -241,8 +241,8 @@ class TestRingTtlCap:
 
 class TestShortlist:
     def test_golden(self):
-        """Mean (0.5, 0.5, 0); centred (.5, -.5, 0), (-.5, .5, 0), (0, 0, 1), (0, 0, -1); the query minus it is
-        (.5, -.5, .5): cosines .816, -.816, .577, -.577."""
+        """Mean (0.5, 0.5, 0); centred (.5, -.5, 0), (-.5, .5, 0), (0, 0, 1), (0, 0, -1); the query minus it
+        is (.5, -.5, .5): cosines .816, -.816, .577, -.577."""
         bank = KnowledgeBank(3)
         rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 1.0], [0.5, 0.5, -1.0]])
         bank.insert(rows, "a", "", 0)
@@ -250,16 +250,13 @@ class TestShortlist:
         assert chosen == [0, 2, 3]
         assert torch.equal(found, rows[[0, 2, 3]])
 
-    def test_centring_changes_the_order(self):
-        """All entries lean to (1, 0): uncentred the longest lean wins, centred the direction from the mean."""
-        rows = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, -0.2], [1.0, -0.3]])
-        query = torch.tensor([[1.0, 0.09]])
-        orders = []
-        for center in (True, False):
-            bank = KnowledgeBank(2, center=center)
-            bank.insert(rows, "a", "", 0)
-            orders.append(bank.shortlist(query, "b")[0])
-        assert orders == [[1, 0, 2, 3], [0, 1, 2, 3]] or orders[0] != orders[1]
+    @pytest.mark.parametrize(("center", "order"), [(True, [1, 0, 2]), (False, [0, 1, 2])])
+    def test_centring_changes_the_order(self, center: bool, order: list[int]):
+        """The query is at 12 degrees, rows 0 and 1 at 6 and 24: row 0 is nearer.  Seen from the mean (.967, 0)
+        the query points to 95 degrees, the rows to 72 and 99: row 1 is nearer."""
+        bank = KnowledgeBank(2, center=center)
+        bank.insert(torch.tensor([[1.0, 0.1], [0.9, 0.4], [1.0, -0.5]]), "a", "", 0)
+        assert bank.shortlist(torch.tensor([[0.95, 0.2]]), "b")[0] == order
 
     def test_score_is_the_best_over_queries(self):
         bank = KnowledgeBank(2, center=False)
@@ -279,7 +276,7 @@ class TestShortlist:
         bank.insert(vectors(1, seed=1), "d", "", 0)
         assert bank.shortlist(vectors(1), "z", 2)[0] == [0, 1]
 
-    @pytest.mark.parametrize("sites, site", [((), "a"), (("a",), "a"), (("a", "a"), "a")])
+    @pytest.mark.parametrize(("sites", "site"), [((), "a"), (("a",), "a"), (("a", "a"), "a")])
     def test_empty(self, sites: tuple[str, ...], site: str):
         chosen, found = bank_of(*sites).shortlist(vectors(1), site)
         assert chosen == []
@@ -378,7 +375,7 @@ class TestState:
         assert bank.vectors.abs().sum() > 0
 
     def test_replies_in_any_order_give_one_bank(self):
-        """The caller inserts sorted by site; the order of hits must not matter either."""
+        """Inserts are sorted by the caller; the order of hits must not matter either."""
         hits = {"b": {0: 0.1, 1: 0.3}, "c": {0: 0.7, 1: 0.2}, "d": {0: 0.3, 1: 0.1}}
         banks = [bank_of("a", "a", "b", "c", "d") for _ in range(2)]
         banks[0].step(0, hits)
@@ -412,16 +409,22 @@ class TestRetrieve:
         assert bank.shortlist(query, "z")[0] == order
         assert retrieve(query, bank.vectors, None, 8)[0].tolist() != order
 
-    @pytest.mark.parametrize("n, k, chosen", [(3, 5, 3), (0, 2, 0), (3, 0, 0)])
+    @pytest.mark.parametrize(("n", "k", "chosen"), [(3, 5, 3), (0, 2, 0), (3, 0, 0)])
     def test_gives_at_most_what_there_is(self, n: int, k: int, chosen: int):
         assert retrieve(vectors(2), vectors(n, seed=1), torch.zeros(4), k).shape == (2, chosen)
 
     def test_ties_go_to_the_first_row(self):
         assert retrieve(vectors(1), vectors(1).expand(5, -1), None, 2).tolist() == [[0, 1]]
 
-    def test_a_candidate_equal_to_the_mean_is_no_nan(self):
-        candidate = vectors(1)
-        assert retrieve(vectors(2, seed=3), candidate, candidate[0], 1).tolist() == [[0], [0]]
+    def test_a_candidate_equal_to_the_mean_has_cosine_zero(self):
+        """Not NaN, which would sort first: the token's own direction (row 1) is nearer, its opposite is not."""
+        mean, token = vectors(2)
+        candidates = torch.stack([mean, token, 2 * mean - token])
+        assert retrieve(token[None], candidates, mean, 3).tolist() == [[1, 0, 2]]
+
+    def test_rounding_noise_is_a_tie(self):
+        token = torch.tensor([[1.0, 0.0]])
+        assert retrieve(token, torch.tensor([[1.0, 5e-4], [1.0, 0.0]]), None, 2).tolist() == [[0, 1]]
 
     def test_half_precision_tokens(self):
         assert retrieve(vectors(2).bfloat16(), vectors(3), None, 1).tolist() == [[0], [1]]
@@ -438,7 +441,7 @@ class TestSphericalKmeans:
         torch.testing.assert_close(spherical_kmeans(tokens, 1, seed=3), expected[None])
 
     def test_finds_separated_clusters_largest_first(self):
-        """30 tokens around e0, 20 around e1, 10 around e2; each centroid is its own group's normalised mean."""
+        """30 tokens around e0, 20 around e1, 10 around e2; centroids are the groups' normalised means."""
         noise = 0.05 * vectors(60, seed=5)
         tokens = normalize(torch.eye(4)[[0] * 30 + [1] * 20 + [2] * 10] + noise, dim=1)
         expected = torch.stack([normalize(part.mean(dim=0), dim=0) for part in tokens.split([30, 20, 10])])

@@ -84,7 +84,7 @@ class TestPromptReader:
         assert one.shape == (3, 5, 8)
         assert (one - other).abs().max() > 1e-3
 
-    @pytest.mark.parametrize("reads, rows", [("middle", slice(2, 4)), ("suffix", slice(4, 7))])
+    @pytest.mark.parametrize(("reads", "rows"), [("middle", slice(2, 4)), ("suffix", slice(4, 7))])
     def test_golden(self, reads: str, rows: slice):
         """numpy: layer norm, two heads of softmax attention, residual; l = 2, p = 3."""
         torch.manual_seed(0)
@@ -117,7 +117,7 @@ class TestPromptReader:
         assert reader(sequence, 5, 2) is sequence
         assert not list(reader.parameters())
 
-    @pytest.mark.parametrize("dim, heads", [(8, 4), (6, 3), (10, 2), (7, 1)])
+    @pytest.mark.parametrize(("dim", "heads"), [(8, 4), (6, 3), (10, 2), (7, 1)])
     def test_heads_divide_the_width(self, dim: int, heads: int):
         assert PromptReader(dim, "middle").num_heads == heads
 

@@ -70,9 +70,7 @@ class TestLowBand:
         torch.testing.assert_close(low_band(wave, keep=0.5), expected)
 
     @pytest.mark.parametrize("keep", [0.1, 0.25, 0.6, 1.0])
-    @pytest.mark.parametrize(
-        "size", [(28, 28), (31, 17), (16, 12, 20), (9, 24, 5), (32, 1, 16), (16, 16, 1), (1, 8)]
-    )
+    @pytest.mark.parametrize("size", [(28, 28), (31, 17), (16, 12, 20), (9, 24, 5), (32, 1, 16), (16, 16, 1), (1, 8)])
     def test_equals_full_transform_and_crop(self, size: tuple[int, ...], keep: float):
         image = noise(2, 3, *size)
         expected = torch.from_numpy(numpy_box(image.numpy(), keep)).float()
@@ -120,30 +118,22 @@ class TestRadialBands:
 
     def test_dc_does_not_leak_into_other_bands(self):
         image = noise(1, 1, 28, 28)
-        torch.testing.assert_close(
-            radial_bands(image + 5)[:, 1:], radial_bands(image)[:, 1:], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(radial_bands(image + 5)[:, 1:], radial_bands(image)[:, 1:], atol=1e-4, rtol=0)
 
     def test_no_axis_is_special(self):
         image = noise(1, 1, 24, 16, 20)
         for order in [(0, 1, 3, 2, 4), (0, 1, 4, 2, 3), (0, 1, 2, 4, 3)]:
-            torch.testing.assert_close(
-                radial_bands(image.permute(order)), radial_bands(image), atol=1e-5, rtol=1e-5
-            )
+            torch.testing.assert_close(radial_bands(image.permute(order)), radial_bands(image), atol=1e-5, rtol=1e-5)
 
     def test_phase_does_not_matter(self):
         image = noise(1, 1, 32, 32)
-        torch.testing.assert_close(
-            radial_bands(image.roll((5, 9), (2, 3))), radial_bands(image), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(radial_bands(image.roll((5, 9), (2, 3))), radial_bands(image), atol=1e-5, rtol=1e-5)
 
     def test_high_frequencies_do_not_matter(self):
         """cos(pi x) is Nyquist itself, four times the kept radius."""
         image = noise(1, 1, 32, 32)
         stripes = torch.cos(torch.pi * torch.arange(32.0)).expand(32, 32)
-        torch.testing.assert_close(
-            radial_bands(image + 3 * stripes), radial_bands(image), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(radial_bands(image + 3 * stripes), radial_bands(image), atol=1e-5, rtol=1e-5)
 
     def test_repeated_channels_change_nothing(self):
         image = noise(2, 1, 20, 20)
@@ -157,7 +147,7 @@ class TestRadialBands:
     @pytest.mark.parametrize("value", [0.0, 0.3, 1000.0])
     @pytest.mark.parametrize("size", [(28, 28), (33, 20, 17)])
     def test_constant_image_has_only_dc(self, value: float, size: tuple[int, ...]):
-        """No division of rounding noise by its own size: DC is log1p(value * sqrt(pixels)), the rest nothing."""
+        """Rounding noise is not divided by its own size: DC is log1p(value * sqrt(pixels)), the rest 0."""
         bands = radial_bands(torch.full((1, 1, *size), value))
         dc = np.log1p(value * np.sqrt(np.prod(size)))
         assert bands[0, 0].item() == pytest.approx(dc, rel=1e-4)
@@ -165,9 +155,7 @@ class TestRadialBands:
 
     def test_two_scanners_agree_in_physical_units(self):
         """One object in one field of view of 192 mm, sampled at 2 mm and at 1.5 x 1.5 x 3 mm."""
-        fine = radial_bands(
-            blobs((96, 96, 96), (2.0, 2.0, 2.0)), spacing_mm=(2.0, 2.0, 2.0), keep_per_mm=0.05
-        )
+        fine = radial_bands(blobs((96, 96, 96), (2.0, 2.0, 2.0)), spacing_mm=(2.0, 2.0, 2.0), keep_per_mm=0.05)
         flat = blobs((128, 128, 64), (1.5, 1.5, 3.0))
         torch.testing.assert_close(
             radial_bands(flat, spacing_mm=(1.5, 1.5, 3.0), keep_per_mm=0.05), fine, atol=1e-4, rtol=0
@@ -195,7 +183,7 @@ class TestRadialBands:
             radial_bands(noise(1, 1, 8, 8), num_bands=1)
 
     def test_rejects_an_image_without_low_frequencies(self):
-        with pytest.raises(ValueError, match="beyond DC, 0.2857 for"):
+        with pytest.raises(ValueError, match=r"beyond DC, 0\.2857 for"):
             radial_bands(noise(1, 1, 7, 7), keep=0.25)
 
     @pytest.mark.parametrize("spacing", [None, (1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, float("nan"))])
@@ -204,7 +192,7 @@ class TestRadialBands:
             radial_bands(noise(1, 1, 8, 8, 8), spacing_mm=spacing, keep_per_mm=0.1)
 
     def test_rejects_physical_beyond_nyquist(self):
-        with pytest.raises(ValueError, match="at most Nyquist, 0.25 here; got 0.3"):
+        with pytest.raises(ValueError, match=r"at most Nyquist, 0\.25 here; got 0\.3"):
             radial_bands(noise(1, 1, 8, 8), spacing_mm=(2.0, 4.0), keep_per_mm=0.3)
 
 
@@ -265,7 +253,7 @@ class TestSpectralTokenizer:
         tokenizer, image = SpectralTokenizer(), noise(1, 1, 16, 16)
         assert torch.equal(tokenizer(image, (3.0, 3.0)), tokenizer(image))
 
-    @pytest.mark.parametrize("low_pass, keep_per_mm", [("physical", None), ("nyquist", 0.1)])
+    @pytest.mark.parametrize(("low_pass", "keep_per_mm"), [("physical", None), ("nyquist", 0.1)])
     def test_rejects_unmatched_keep_per_mm(self, low_pass: str, keep_per_mm: float | None):
         with pytest.raises(ValueError, match="keep_per_mm must come with"):
             SpectralTokenizer(low_pass=low_pass, keep_per_mm=keep_per_mm)

@@ -6,27 +6,22 @@ What is wrong with the list stops the site with one line; what is wrong with one
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from omnifm.data.items import IMAGE_KEYS, Item, ItemReader, check_modality, file_of
 from omnifm.data.partition import SHARES, split_by_patient
 
 SPLITS = ("training", "validation", "test")
 DEMO_NAME = "synthetic demo (not patients)"
 """A dataset of this name is the embedded demo; runs on it say so."""
-IMAGE_KEYS = ("image", "image_a", "image_b")
-MAX_CLASSES = 10_000
 MAX_JSON_BYTES = 256 * 2**20
 # What the Medical Segmentation Decathlon writes beside the keys we use ("relase" is its own spelling).
 NOTES = {"description", "reference", "licence", "license", "release", "relase", "tensorImageSize"}
 COUNTS = {"numTraining", "numValidation", "numTest"}
 KEYS = {"name", "modality", "labels", *SPLITS, *NOTES, *COUNTS}
-MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def read_datalist(
     _check_keys(content)
     labels = _labels(content.get("labels", {}), needed="label" in required)
     roots = tuple(Path(allowed).resolve() for allowed in allowed_roots)
-    reader = _ItemReader(root, roots, labels, content["modality"], required)
+    reader = ItemReader(root, roots, labels, content["modality"], required)
     splits = {name: reader.read_all(name, content.get(name, [])) for name in SPLITS}
     _check_patients(splits, root)
     splits = _fill_splits(splits, root, seed)
@@ -142,18 +137,12 @@ def _check_keys(content: dict[str, Any]) -> None:
     if not isinstance(modality, dict) or "0" not in modality:
         raise ValueError('\'modality\' in dataset.json must be an object like {"0": "MR"}; it is not')
     for code in modality.values():
-        _check_modality(code, "'modality' in dataset.json")
+        check_modality(code, "'modality' in dataset.json")
     for split in SPLITS:
         if not isinstance(content.get(split, []), list):
             raise ValueError(f"'{split}' in dataset.json must be a list; got {type(content[split]).__name__}")
     if not content["training"]:
         raise ValueError("'training' in dataset.json must hold at least one item; got 0")
-
-
-def _check_modality(code: object, where: str) -> None:
-    # Modalities travel to the server, so free text (which may name a patient) is refused here.
-    if not isinstance(code, str) or not MODALITY.fullmatch(code):
-        raise ValueError(f"{where} must be a DICOM code such as MR (capitals, digits, at most 16); it is not")
 
 
 def _labels(raw: object, *, needed: bool) -> dict[int, str]:
@@ -164,79 +153,6 @@ def _labels(raw: object, *, needed: bool) -> dict[int, str]:
     if sorted(raw) != sorted(str(value) for value in range(len(raw))):
         raise ValueError(f"keys of 'labels' must be '0', '1', ... without gaps; got {sorted(raw)[:10]}")
     return {value: raw[str(value)] for value in range(len(raw))}
-
-
-@dataclass(frozen=True)
-class _ItemReader:
-    root: Path
-    allowed_roots: tuple[Path, ...]
-    labels: dict[int, str]
-    modality: dict[str, str]
-    required: tuple[str, ...]
-
-    def read_all(self, split: str, raw: Sequence[object]) -> tuple[Item, ...]:
-        return tuple(self._read(split, position, item) for position, item in enumerate(raw))
-
-    def _read(self, split: str, position: int, raw: object) -> Item:
-        where = f"item {position} of '{split}'"
-        if not isinstance(raw, dict):
-            raise ValueError(f"{where} must be an object; got {type(raw).__name__}")
-        missing = [key for key in self.required if key not in raw]
-        if missing:
-            raise ValueError(f"{where} must have {list(self.required)}; missing {missing}")
-        item = {"modality": self.modality["0"], **raw, "origin": (split, position)}
-        for key in ("modality", "modality_a", "modality_b"):
-            if key in item:
-                _check_modality(item[key], f"'{key}' of {where}")
-        if "patient" in item:
-            item["patient"] = self._patient(item["patient"], where)
-        for key in IMAGE_KEYS:
-            if key in item:
-                item[key] = self._path(item[key], f"'{key}' of {where}")
-        if "label" in item:
-            item["label"] = self._label(item["label"], f"'label' of {where}")
-        return item
-
-    def _patient(self, patient: object, where: str) -> str:
-        if isinstance(patient, bool) or not isinstance(patient, (str, int)) or patient == "":
-            raise ValueError(f"'patient' of {where} must be a text or a number; got {type(patient).__name__}")
-        return str(patient)
-
-    def _label(self, label: object, where: str) -> Path | int | str:
-        """A class number, a declared class name, or else the path of a mask."""
-        if isinstance(label, int) and not isinstance(label, bool):
-            # A class may lack its name: real federations number their classes together and name only some.
-            if not 0 <= label < MAX_CLASSES:
-                raise ValueError(f"{where} must be a class number, 0 to {MAX_CLASSES - 1}; got {label}")
-            return label
-        if isinstance(label, str) and label in self.labels.values():
-            return label
-        return self._path(label, where)
-
-    def _path(self, text: object, where: str) -> Path:
-        if not isinstance(text, str) or not text or "\0" in text:
-            raise ValueError(f"{where} must be the path of a file; got {type(text).__name__}")
-        relative = Path(text)
-        try:
-            resolved = (self.root / _file_of(relative)).resolve()
-        except (OSError, RuntimeError):  # a name too long, a circle of links
-            raise ValueError(f"{where} must be a path this system can follow; it is not") from None
-        plain = not relative.is_absolute() and ".." not in relative.parts
-        at_home = plain and resolved.is_relative_to(self.root)
-        if not at_home and not any(resolved.is_relative_to(root) for root in self.allowed_roots):
-            kind = "an absolute path" if relative.is_absolute() else "'..' or a link"
-            raise ValueError(f"{where} must stay in the site's folder; got {kind} that leaves it")
-        return resolved.with_name(resolved.name + _index_of(relative))
-
-
-def _index_of(path: Path) -> str:
-    """The "#7" of "images.npz#7", else nothing."""
-    name, mark, index = path.name.rpartition("#")
-    return f"#{index}" if mark and name.lower().endswith(".npz") else ""
-
-
-def _file_of(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(_index_of(path))) if _index_of(path) else path
 
 
 def _group(item: Item, root: Path) -> str:
@@ -273,7 +189,7 @@ def _fill_splits(splits: dict[str, tuple[Item, ...]], root: Path, seed: int) -> 
 
 def _files(datalist: Datalist) -> set[Path]:
     values = (value for items in datalist.splits().values() for item in items for value in item.values())
-    return {_file_of(value) for value in values if isinstance(value, Path)}
+    return {file_of(value) for value in values if isinstance(value, Path)}
 
 
 def _relative(value: Any, root: Path) -> Any:

@@ -66,15 +66,13 @@ class Scanner:
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(GRID) - 1) / 2)
         return affine
 
-    def scan(
-        self, tissue: Int[np.ndarray, "x y z"], generator: np.random.Generator
-    ) -> Int[np.ndarray, "x y z"]:
+    def scan(self, tissue: Int[np.ndarray, "x y z"], generator: np.random.Generator) -> Int[np.ndarray, "x y z"]:
         """What this scanner stores of the tissues: int16."""
         mm = positions(self.affine())
-        shade = 1 + self.shading * _waves(mm, generator, length_mm=(150, 300), number=6)
+        shade = 1 + self.shading * _waves(mm, generator, length_mm=(150.0, 300.0), number=6)
         # A voxel holds a little of its neighbours' tissue, and no tissue is one flat grey.
         flat = gaussian_filter(np.array(self.contrast)[tissue], sigma=0.5)
-        clean = flat * shade * (1 + 0.06 * _waves(mm, generator, length_mm=(10, 25), number=8))
+        clean = flat * shade * (1 + 0.06 * _waves(mm, generator, length_mm=(10.0, 25.0), number=8))
         real, imaginary = generator.normal(0, self.noise, (2, *tissue.shape))
         return np.clip(np.hypot(clean + real, imaginary) * self.gain, 0, 32767).astype(np.int16)
 
@@ -88,12 +86,12 @@ def draw_head(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator) 
     """
     mm = mm - generator.uniform(-4, 4, 3).astype(np.float32)
     axes = np.array([64, 74, 62]) * generator.uniform(0.93, 1.05, 3)
-    bumps = 1 + 0.04 * _waves(mm, generator, length_mm=(90, 160), number=8)
+    bumps = 1 + 0.04 * _waves(mm, generator, length_mm=(90.0, 160.0), number=8)
     depth = np.linalg.norm(mm / axes, axis=-1) * bumps  # 0 in the middle, 1 on the skin
     tissue = np.full(depth.shape, TISSUES.index("air"))
     for name, limit in (("scalp", 1.0), ("skull", 0.93), ("csf", 0.86)):
         tissue[depth < limit] = TISSUES.index(name)
-    folds = _waves(mm, generator, length_mm=(22, 45), number=24)
+    folds = _waves(mm, generator, length_mm=(22.0, 45.0), number=24)
     brain = depth < 0.82 + 0.03 * folds
     tissue[brain] = TISSUES.index("grey")
     tissue[brain & (depth < 0.66 + 0.16 * folds)] = TISSUES.index("white")
@@ -116,7 +114,7 @@ def _draw_lesion(
     places = np.argwhere((depth > 0.25) & (depth < 0.62))
     centre = mm[tuple(places[generator.integers(len(places))])]
     stretch = generator.uniform(0.8, 1.25, 3)
-    ragged = 1 + 0.22 * _waves(mm, generator, length_mm=(18, 40), number=10)
+    ragged = 1 + 0.22 * _waves(mm, generator, length_mm=(18.0, 40.0), number=10)
     distance = np.linalg.norm((mm - centre) / (radius * stretch), axis=-1) * ragged
     inside = (depth < 0.82) & (tissue != TISSUES.index("rim"))
     tissue[inside & (distance < 1.5) & (tissue == TISSUES.index("white"))] = TISSUES.index("oedema")
@@ -124,9 +122,7 @@ def _draw_lesion(
     tissue[inside & (distance < 0.45)] = TISSUES.index("core")
 
 
-def _ventricles(
-    mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator
-) -> Bool[np.ndarray, "x y z"]:
+def _ventricles(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator) -> Bool[np.ndarray, "x y z"]:
     size = generator.uniform(0.8, 1.3)
     horns = [np.array([side * 11.0, 0.0, 8.0]) for side in (-1, 1)]
     radii = np.array([6.0, 26.0, 9.0]) * size

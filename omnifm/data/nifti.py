@@ -6,8 +6,9 @@ shorter or longer than promised must not pass.
 
 import gzip
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -41,7 +42,7 @@ def read(path: Path, max_bytes: int) -> Image:
             raise RefusedImage(reason, "compressed NIfTI must inflate to its end; it does not") from None
 
 
-def _read_stream(stream: Any, max_bytes: int) -> Image:
+def _read_stream(stream: BufferedIOBase, max_bytes: int) -> Image:
     header = _read_header(stream)
     shape, dtype = _shape(header), _dtype(header)
     num_voxels = int(np.prod(shape, dtype=object))
@@ -56,7 +57,7 @@ def _read_stream(stream: Any, max_bytes: int) -> Image:
     return _in_units(values, slope, intercept), affine
 
 
-def _read_header(stream: IO[bytes]) -> Any:
+def _read_header(stream: BufferedIOBase) -> Any:
     start = stream.read(4)
     if len(start) < 4:
         raise RefusedImage("truncated", f"NIfTI header must be complete; the file holds {len(start)} bytes")
@@ -92,7 +93,7 @@ def _shape(header: Any) -> tuple[int, int, int]:
 def _dtype(header: Any) -> np.dtype[Any]:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError:
+    except KeyError:
         code = int(header["datatype"])
         raise RefusedImage("unsupported_format", f"NIfTI datatype must be known; got {code}") from None
     if dtype.names not in (None, ("R", "G", "B")) or (dtype.names is None and dtype.kind not in "iuf"):
@@ -136,7 +137,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, intercept
 
 
-def _skip_extensions(stream: IO[bytes], header: Any) -> None:
+def _skip_extensions(stream: BufferedIOBase, header: Any) -> None:
     offset, size = float(header["vox_offset"]), header.template_dtype.itemsize
     if not (size <= offset <= MAX_EXTENSION_BYTES and offset == int(offset)):
         limits = f"{size} to {MAX_EXTENSION_BYTES}"
@@ -144,7 +145,7 @@ def _skip_extensions(stream: IO[bytes], header: Any) -> None:
     _read_exactly(stream, int(offset) - size, last=False)
 
 
-def _read_exactly(stream: Any, num_bytes: int, *, last: bool = True) -> Shaped[np.ndarray, " n"]:
+def _read_exactly(stream: BufferedIOBase, num_bytes: int, *, last: bool = True) -> Shaped[np.ndarray, " n"]:
     """The next `num_bytes` bytes, in chunks; after the `last` the stream must end and its checksum hold."""
     data = np.empty(num_bytes, dtype=np.uint8)
     view, done = data.data, 0
@@ -158,13 +159,12 @@ def _read_exactly(stream: Any, num_bytes: int, *, last: bool = True) -> Shaped[n
     return data
 
 
-def _in_units(
-    values: Shaped[np.ndarray, "x y z"], slope: float, intercept: float
-) -> Float[np.ndarray, "x y z"]:
+def _in_units(values: Shaped[np.ndarray, "x y z"], slope: float, intercept: float) -> Float[np.ndarray, "x y z"]:
     with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and infinite is refused below
         array = np.ascontiguousarray(values, dtype=np.float32)
         if (slope, intercept) != (1.0, 0.0):
-            array = array * np.float32(slope) + np.float32(intercept)
+            for z in range(array.shape[2]):  # slice by slice: exact as double, without a double's memory
+                array[..., z] = values[..., z].astype(np.float64) * slope + intercept
     if not np.isfinite(array).all():
         raise RefusedImage("non_finite", "every voxel must be finite; some are NaN or infinite")
     return array

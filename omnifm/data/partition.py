@@ -51,9 +51,7 @@ def three_way(patients: Sequence[str], seed: int = 0) -> dict[str, tuple[int, ..
     return {"training": training, "validation": validation, "test": test}
 
 
-def dirichlet(
-    labels: Sequence[Hashable], num_sites: int, alpha: float, seed: int = 0
-) -> tuple[tuple[int, ...], ...]:
+def dirichlet(labels: Sequence[Hashable], num_sites: int, alpha: float, seed: int = 0) -> tuple[tuple[int, ...], ...]:
     """Deal items to sites with skewed label shares: each label is cut by a draw from Dirichlet(alpha).
 
     Args:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omnifm.data.datalist import Datalist, Item, without
+from omnifm.data.datalist import Datalist, without
+from omnifm.data.items import Item
 from omnifm.data.refusal import RefusedImage
 
 SMALL = 20

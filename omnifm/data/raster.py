@@ -38,6 +38,8 @@ def read(path: Path, max_bytes: int, *, as_mask: bool = False) -> Float[np.ndarr
         try:
             with Image.open(path, formats=FORMATS) as picture:
                 _check(picture, path, max_bytes)
+                if picture.format == "PNG":
+                    _check_to_the_end(path)
                 return from_rows(_pixels(picture, as_mask))
         except UnidentifiedImageError:
             raise RefusedImage("not_an_image", "content must be PNG, JPEG, TIFF or BMP; it is not") from None
@@ -90,11 +92,19 @@ def _inflated_size(file: Path, name: str) -> int:
 
 def _check(picture: Any, path: Path, max_bytes: int) -> None:
     width, height = picture.size
-    if getattr(picture, "n_frames", 1) > 1:
+    # A phone's JPEG may carry previews behind its picture; pages of a TIFF or frames of a PNG are pictures too.
+    if picture.format in ("PNG", "TIFF") and getattr(picture, "n_frames", 1) > 1:
         raise RefusedImage("several_volumes", f"picture file must hold one picture; got {picture.n_frames}")
-    check_budget(width * height * 4 * 8, max_bytes)  # up to four bands, decoded and as float32
+    bands = 3 if picture.mode == "P" else len(picture.getbands())
+    check_budget(width * height * bands * 9, max_bytes)  # decoded, turned upright, and as float32
     if picture.mode not in GREY_MODES and _bits_per_channel(picture, path) > 8:
         raise RefusedImage("unsupported_format", "colour must have 8 bits per channel; Pillow drops the rest")
+
+
+def _check_to_the_end(path: Path) -> None:
+    # Pillow stops reading once it has the last pixel, even where the checksum behind it is missing.
+    with Image.open(path, formats=("PNG",)) as picture:
+        picture.verify()
 
 
 def _bits_per_channel(picture: Any, path: Path) -> int:

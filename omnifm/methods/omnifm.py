@@ -5,6 +5,8 @@ Where the paper is silent the defaults are ours and say so; the ablations of tab
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,9 @@ from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors,
 from omnifm.model import OmniModel, Parts
 from omnifm.task import Batch, Task
 from omnifm.update import Update
+
+
+logger = logging.getLogger("omnifm.bank")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,7 +91,7 @@ class OmniFM(Method):
     Settings = Settings
     seeds = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         s = settings
         self.bank = KnowledgeBank(
@@ -103,8 +108,8 @@ class OmniFM(Method):
         s = self.settings
         names = ("dim", "num_bands", "keep", "low_pass", "keep_per_mm", "num_retrieved", "num_suffix", "local_key",
                  "fusion", "prompting")  # fmt: skip
-        spacing = task.spec.get("spacing_mm")
-        return OmniModel(task.backbone(), Parts(**{n: getattr(s, n) for n in names}), tuple(spacing) if spacing else None)
+        parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
+        return OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
 
     def partition(self, model: Model) -> Partition:
         """Head, suffix and reader stay home; with share="spectral" everything but the tokenizer does."""
@@ -133,7 +138,7 @@ class OmniFM(Method):
         hits = {
             update.site: dict(zip(self.sent[update.site], update.extra["hits"].tolist(), strict=True))
             for update in updates
-            if "hits" in update.extra and self.sent.get(update.site)
+            if self.sent.get(update.site) and not self._refuse(update)
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
         return weighted_mean(shared, updates)
@@ -158,7 +163,8 @@ class OmniFM(Method):
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
-            if "centroids" not in update.extra:
+            if reason := self._refuse(update):
+                logger.warning("bank: nothing of site %s enters in round %d: %s", update.site, round_number, reason)
                 continue
             centroids = update.extra["centroids"]
             for modality in sorted(set(update.facts["centroid_modalities"])):
@@ -166,6 +172,22 @@ class OmniFM(Method):
                 self.bank.insert(centroids[rows], update.site, modality, round_number)
             self.last[update.site] = centroids
             self.mean_sum, self.mean_count = self.mean_sum + centroids.sum(0), self.mean_count + len(centroids)
+
+    def _refuse(self, update: Update) -> str | None:
+        """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it."""
+        centroids, hits = update.extra.get("centroids"), update.extra.get("hits")
+        modalities = update.facts.get("centroid_modalities")
+        if centroids is None or not isinstance(modalities, list) or len(modalities) != len(centroids):
+            return "it must hold centroids and the modality of each"
+        if centroids.shape[1:] != (self.settings.dim,) or max(Counter(modalities).values()) > self.settings.num_centroids:
+            return f"centroids must be at most {self.settings.num_centroids} per modality; got {tuple(centroids.shape)}"
+        if not torch.isfinite(centroids).all() or (centroids.norm(dim=1) - 1).abs().max() > 1e-3:
+            return "centroids must be finite and of unit length"
+        if update.stage == "train" and self.settings.retrieval == "bank":
+            sent = len(self.sent.get(update.site, []))
+            if hits is None or hits.shape != (sent,) or not ((hits >= 0) & (hits <= 1)).all():
+                return f"hits must be {sent} shares in [0, 1]"
+        return None
 
     def _running_mean(self) -> Tensor:
         return (self.mean_sum / max(1, self.mean_count))[None]

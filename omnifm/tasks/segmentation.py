@@ -167,9 +167,9 @@ class Segmentation(Task):
     # Evaluation.
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
         """Dice, IoU and HD95 on the case's own grid."""
-        spacing = tuple(float(side) for side in case["spacing_mm"])
+        x, y, z = (float(side) for side in case["spacing_mm"])
         predicted = self.predict(forward, case)
-        return overlap(predicted, case["native_label"].astype(np.int64), len(self.spec["labels"]), spacing)
+        return overlap(predicted, case["native_label"].astype(np.int64), len(self.spec["labels"]), (x, y, z))
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Class numbers (x y z) on the case's own grid."""

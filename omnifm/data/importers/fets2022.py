@@ -83,9 +83,7 @@ def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed
         try:
             items.append(_write_case(source / subject, folder, subject))
         except RefusedImage as refusal:
-            raise ValueError(
-                f"subject {position} of {name} is refused ({refusal.reason}): {refusal}"
-            ) from None
+            raise ValueError(f"subject {position} of {name} is refused ({refusal.reason}): {refusal}") from None
     content: dict[str, Any] = {
         "name": "FeTS 2022, enhancing tumour on T1ce",
         "modality": {"0": "MR"},

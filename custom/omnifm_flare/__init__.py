@@ -1,0 +1,1 @@
+"""FLARE's words outside, omnifm's words inside: controller, executor, filters and wire format; no maths."""

@@ -1,0 +1,133 @@
+"""The server's workflow: `Federation` does the rounds, this carries them over FLARE and tells FLARE's components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsDataType
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from omnifm.config import Experiment
+from omnifm.method import Tensors
+from omnifm.rounds import Accept, Federation, Transport
+from omnifm.update import Payload, Update
+from omnifm_flare import wire
+from omnifm_flare.aggregator import OmniAggregator
+from omnifm_flare.site_state import experiment_file, find_server_state
+from omnifm_flare.transport import Aborted, Exchange, identity_problem, taker
+
+
+class OmniController(ModelController):
+    """Runs the job in experiment.json beside it.
+
+    Args:
+        persistor_id: component that saves the shared part, and the best one.
+        aggregator_id: component of class OmniAggregator.
+    """
+
+    def __init__(self, persistor_id: str = "persistor", aggregator_id: str = "aggregator") -> None:
+        super().__init__(persistor_id=persistor_id, ignore_result_error=True, task_check_period=0.1)
+        self.aggregator_id = aggregator_id
+
+    def run(self) -> None:
+        """The whole run; what ends it early ends it with one line."""
+        wire.register()
+        try:
+            experiment = Experiment.from_json(experiment_file(self.fl_ctx).read_text())
+            results = Path(self.get_run_dir()) / "results"
+            transport = FlareTransport(self, experiment)
+            summary = Federation(experiment, find_server_state(self.fl_ctx), results, transport).run()
+        except Aborted:
+            self.warning("aborted; the same job submitted again resumes after its last finished round")
+        except ValueError as error:
+            self.panic(wire.one_line(str(error)))
+        except OSError as error:
+            self.panic(f"the server's state or results cannot be written or read: {error.strerror}")
+        else:
+            if summary["status"] == "FAILED":
+                self.panic(wire.one_line(summary["reason"]))
+
+
+class FlareTransport(Transport):
+    """FLARE's tasks and events around the rounds of `Federation`."""
+
+    def __init__(self, controller: OmniController, experiment: Experiment) -> None:
+        self.controller, self.experiment = controller, experiment
+        self.aggregator = controller.get_component(controller.aggregator_id)
+        if not isinstance(self.aggregator, OmniAggregator):
+            raise ValueError(f"component {controller.aggregator_id!r} must be an OmniAggregator; got another one")
+        self._set(AppConstants.NUM_ROUNDS, experiment.train.num_rounds)
+        self._set(AppConstants.CURRENT_ROUND, 0)
+
+    def sites(self) -> list[str]:
+        """Clients of this job that are not known to have gone."""
+        names = (client.name for client in self.controller.engine.get_clients())
+        return sorted(name for name in names if not self.controller.get_client_disconnect_time(name))
+
+    def exchange(self, payloads: Mapping[str, Payload], accept: Accept) -> dict[str, str]:
+        """One task per site; training replies pass FLARE's aggregation events."""
+        train = any(payload.stage == "train" for payload in payloads.values())
+        self.aggregator.accept_update = accept
+        take = self._take_training if train else taker(accept)
+        return Exchange(self.controller, self.experiment.train, take).run(payloads)
+
+    def opened(self, round_number: int, shared: Tensors) -> None:
+        """Tell the others: a round begins with this model."""
+        self._set(AppConstants.CURRENT_ROUND, round_number)
+        self._set(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
+        self.aggregator.reset_stats()
+        self.controller.event(AppEventType.ROUND_STARTED)
+
+    def aggregate(self, combine: Callable[[], Tensors]) -> Tensors:
+        """Combine between the events that model selection and metric writers wait for."""
+        self.aggregator.combine = combine
+        self.controller.event(AppEventType.BEFORE_AGGREGATION)
+        result = self.aggregator.aggregate_model()
+        result.current_round = self.controller.fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+        self.controller.fl_ctx.set_prop(AppConstants.AGGREGATION_RESULT, result, private=True, sticky=False)
+        self.controller.event(AppEventType.AFTER_AGGREGATION)
+        self.controller.fl_ctx.set_prop(AppConstants.AGGREGATION_RESULT, None, private=True, sticky=False)
+        return result.params
+
+    def closed(self, round_number: int, shared: Tensors) -> None:
+        """Save the shared part, and nothing else, as FLARE's global model."""
+        self._set(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
+        if shared:
+            self.controller.save_model(FLModel(params_type=ParamsType.FULL, params=shared))
+        self.controller.event(AppEventType.ROUND_DONE)
+
+    def _take_training(self, result: Shareable, fl_ctx: FLContext) -> str | None:
+        update = wire.to_update(result)
+        if problem := identity_problem(update, fl_ctx):
+            return problem
+        fl_ctx.set_prop(AppConstants.TRAINING_RESULT, result, private=True, sticky=False)
+        self.controller.fire_event(AppEventType.BEFORE_CONTRIBUTION_ACCEPT, fl_ctx)
+        reason = self.aggregator.accept_model(FLModelUtils.from_shareable(result))
+        fl_ctx.set_prop(AppConstants.AGGREGATION_ACCEPTED, reason is None, private=True, sticky=False)
+        self.controller.fire_event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, fl_ctx)
+        if reason is None:
+            self._draw(update)
+        return reason
+
+    def _draw(self, update: Update) -> None:
+        """Curves for TensorBoard, from what has passed the site's filters; analytics sent by sites would not have."""
+        points = {"train_loss": update.train_loss} | {name: score.mean for name, score in update.after.items()}
+        with self.controller.engine.new_context() as fl_ctx:
+            for name, value in points.items():
+                if value is not None:
+                    dxo = create_analytic_dxo(
+                        f"{name}/{update.site}", value, AnalyticsDataType.SCALAR, global_step=update.round
+                    )
+                    send_analytic_dxo(self.controller, dxo, fl_ctx, ANALYTIC_EVENT_TYPE)
+
+    def _set(self, key: str, value: object) -> None:
+        self.controller.fl_ctx.set_prop(key, value, private=True, sticky=True)

@@ -1,0 +1,84 @@
+"""One executor for every task and method: it hands the payload to the trainer process and packs what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from omnifm.config import Experiment
+from omnifm_flare import wire
+from omnifm_flare.site_state import experiment_file, find_site
+from omnifm_flare.trainer import Aborted, Trainer, TrainerError
+
+ASKED = "omnifm_asked"
+"""FLContext property: names of the shared tensors that the server sent, which bound what may go back."""
+SOURCE = "omnifm_source"
+"""FLContext property: "demo" or "site", for the egress filter."""
+
+
+class OmniExecutor(Executor):
+    """Answers describe, seed, train and evaluate.
+
+    It never returns TASK_UNKNOWN or UNSAFE_JOB, which would end the job for everyone: whatever goes wrong costs one
+    reply, whose one-line reason names no patient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trainer: Trainer | None = None
+        self.source = "site"
+        self.problem = "failed: the executor was not started"
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Start the trainer with the run and end it with the run."""
+        if event_type == EventType.START_RUN:
+            wire.register()
+            try:
+                self._start(fl_ctx)
+            except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
+                self.problem = _reason(error)
+                self.log_error(fl_ctx, self.problem, fire_event=False)
+        elif event_type in (EventType.END_RUN, EventType.ABORT_TASK) and self.trainer is not None:
+            self.trainer.stop()
+            if event_type == EventType.ABORT_TASK:
+                self.trainer.start()
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Answer one task."""
+        try:
+            if self.trainer is None:
+                raise TrainerError(self.problem)
+            payload = wire.to_payload(shareable)
+            fl_ctx.set_prop(ASKED, tuple(payload.shared), private=True, sticky=False)
+            fl_ctx.set_prop(SOURCE, self.source, private=True, sticky=False)
+            return wire.from_update(self.trainer.ask(payload, lambda: abort_signal.triggered))
+        except Aborted:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
+            reason = _reason(error)
+            self.log_warning(fl_ctx, f"no reply to {task_name}: {reason}", fire_event=False)
+            return wire.failure(reason)
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        file = experiment_file(fl_ctx)
+        experiment = Experiment.from_json(file.read_text())
+        config = find_site(fl_ctx, experiment)
+        self.source = config.source
+        exchange = Path(config.state_dir) / experiment.job / "exchange"
+        self.trainer = Trainer(file, str(fl_ctx.get_identity_name()), config, exchange)
+        self.trainer.start()
+
+
+def _reason(error: Exception) -> str:
+    """Our own refusals are safe to tell; of anything else only the type is."""
+    if isinstance(error, TrainerError):
+        return str(error)
+    if isinstance(error, ValueError):
+        return f"refused: {error}"
+    return f"failed: {type(error).__name__}"

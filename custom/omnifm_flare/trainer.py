@@ -1,0 +1,125 @@
+"""The parent's handle on the trainer process: start it, ask it, notice its death, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from omnifm.config import SiteConfig
+from omnifm.state import decode, encode, write_atomic
+from omnifm.update import Payload, Update
+from omnifm_flare.site_state import private_folder
+
+POLL_S = 0.1
+MODULE = "omnifm_flare.trainer_process"
+
+
+class TrainerError(Exception):
+    """The trainer gave no update; the text says why and holds nothing about a patient."""
+
+
+class Aborted(Exception):
+    """The job was aborted while the trainer worked."""
+
+
+class Trainer:
+    """One site's trainer process.
+
+    Args:
+        experiment: the job's experiment.json.
+        site: the site's name.
+        config: where its data and state lie.
+        exchange: folder for messages; emptied now, readable by its owner only.
+    """
+
+    def __init__(self, experiment: Path, site: str, config: SiteConfig, exchange: Path) -> None:
+        self.who = {"experiment": str(experiment), "site": site, "config": asdict(config)}
+        shutil.rmtree(exchange, ignore_errors=True)  # what a killed predecessor left
+        self.exchange = private_folder(exchange)
+        self.process: subprocess.Popen[str] | None = None
+        self.answers: queue.Queue[str | None] = queue.Queue()
+
+    def start(self) -> None:
+        """Start the process; it imports its libraries while the caller goes on."""
+        path = os.pathsep.join(entry for entry in sys.path if entry)  # wherever the job's code came from
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            start_new_session=True, env=os.environ | {"PYTHONPATH": path},
+        )  # fmt: skip
+        self.answers = queue.Queue()
+        threading.Thread(target=_listen, args=(self.process, self.answers), daemon=True).start()
+        self._say(self.who)
+
+    def ask(self, payload: Payload, aborted: Callable[[], bool] = lambda: False) -> Update:
+        """Have the process answer one payload.
+
+        Raises:
+            TrainerError: it refused, failed or died; after a death the next one is already starting.
+            Aborted: `aborted` became true; the process has been killed.
+        """
+        request, reply = self.exchange / "request.state", self.exchange / "reply.state"
+        try:
+            write_atomic(request, encode(*payload.pack()))
+            self._say({"request": str(request), "reply": str(reply)})
+            answer = self._wait(aborted)
+            if not answer["ok"]:
+                raise TrainerError(answer["reason"])
+            return Update.unpack(*decode(reply.read_bytes()))
+        finally:
+            for file in (request, reply):
+                file.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Kill the process and all it started; remove the messages."""
+        self._kill()
+        shutil.rmtree(self.exchange, ignore_errors=True)
+
+    def _wait(self, aborted: Callable[[], bool]) -> dict[str, str]:
+        while True:
+            try:
+                line = self.answers.get(timeout=POLL_S)
+            except queue.Empty:
+                if aborted():
+                    self._kill()
+                    raise Aborted from None
+                continue
+            if line is None:
+                raise TrainerError(self._obituary())
+            return json.loads(line)
+
+    def _obituary(self) -> str:
+        """Say how it died, and start the next one: its imports then overlap the wait for the next round."""
+        assert self.process is not None
+        code = self._kill()
+        self.start()
+        return f"trainer died (signal {-code})" if code < 0 else f"trainer died (exit code {code})"
+
+    def _say(self, message: object) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it is dead; whoever waits for its answer will read so
+            self.process.stdin.write(json.dumps(message) + "\n")
+
+    def _kill(self) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+def _listen(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        answers.put(line)
+    answers.put(None)

@@ -1,0 +1,1 @@
+"""Benchmarks: methods against each other on real federations, and what the method costs."""

@@ -1,0 +1,150 @@
+"""Methods against each other on one federation: same initial values, splits and budget, several seeds.
+
+Every cell is one run of `omnifm.simulation`; finished cells are kept in `<out>/cells` and never run twice, so that a
+comparison that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from omnifm import simulation
+from omnifm.config import Experiment
+from omnifm.plugins import plugin
+from omnifm.state import write_atomic
+
+MAIN: Mapping[str, dict[str, Any]] = {
+    "Local": {"name": "local"},
+    "FedAvg": {"name": "fedavg"},
+    "FedPer (paper)": {"name": "fedper", "capacity": "paper"},
+    "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
+    "OmniFM": {"name": "omnifm"},
+}
+ABLATIONS: Mapping[str, dict[str, Any]] = {
+    "OmniFM w/o GSKR": {"name": "omnifm", "retrieval": "mean"},
+    "OmniFM w/o ECA": {"name": "omnifm", "fusion": "film"},
+    "OmniFM w/o PSP": {"name": "omnifm", "prompting": "linear"},
+    "OmniFM w/o SPAlign": {"name": "omnifm", "align_weight": 0.0},
+    "OmniFM w/o local key": {"name": "omnifm", "local_key": False},
+}
+CONTENDERS = {**MAIN, **ABLATIONS}
+RIVAL = "FedPer (matched)"
+MOMENTS = ("before", "after")
+Cells = dict[str, list[dict[str, Any]]]
+
+
+def run(data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None) -> None:
+    """Run what is missing, then write table.json and table.md.
+
+    Args:
+        data: federation folder, one `<site>/dataset.json` per site.
+        out: results; finished cells in it are reused.
+        job: job folder whose experiment.json is compared, method by method.
+        num_seeds: seeds 0..num_seeds-1; the splits do not depend on them where dataset.json gives all three.
+        num_rounds: in place of the job's.
+
+    Raises:
+        ValueError: a folder or configuration is not as it must be.
+    """
+    file = job / "app/config/experiment.json"
+    if not file.is_file():
+        raise ValueError("job must be a folder with app/config/experiment.json; it has none")
+    experiment = Experiment.from_json(file.read_text())
+    if num_rounds is not None:
+        experiment = replace(experiment, train=replace(experiment.train, num_rounds=num_rounds))
+    sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
+    if len(sites) < 2:
+        raise ValueError(f"data must hold at least 2 sites with a dataset.json; got {len(sites)}")
+    cells: Cells = {name: [] for name in CONTENDERS}
+    grid = [(seed, name) for group in (MAIN, ABLATIONS) for seed in range(num_seeds) for name in group]
+    for seed, name in (bar := tqdm(grid, unit="run")):
+        bar.set_description(f"{name}, seed {seed}")
+        cells[name].append(_cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
+        metrics = plugin("tasks", experiment.task["name"]).metrics
+        table = tabulate({k: v for k, v in cells.items() if v}, metrics)
+        header = {"data": data.name, "sites": sites, "seeds": num_seeds, "rounds": experiment.train.num_rounds}
+        write_atomic(out / "table.json", json.dumps(header | table, indent=1).encode())
+        write_atomic(out / "table.md", markdown(header, table, next(iter(metrics))).encode())
+
+
+def _cell(experiment: Experiment, data: Path, sites: list[str], out: Path) -> dict[str, Any]:
+    key = hashlib.sha256(f"{experiment.hash()} {experiment.seed} {data.name} {sites}".encode()).hexdigest()[:16]
+    path = out / "cells" / f"{key}.json"
+    if not path.exists():
+        summary = simulation.run(experiment, data, sites)
+        if summary["status"] != "COMPLETE":
+            raise ValueError(f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}")
+        write_atomic(path, json.dumps(summary).encode())
+    return json.loads(path.read_text())
+
+
+def tabulate(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
+    """Per contender, metric and moment: mean over sites and seeds, spread over seeds, worst site, sites below Local.
+
+    Paired differences against the matched rival are taken per site and seed, after averaging over sites they give one
+    number per seed; the interval is Student's t, 95 %, over seeds.
+    """
+    rows: dict[str, Any] = {}
+    for name, runs in cells.items():
+        rows[name] = {metric: {when: _row(name, runs, cells, metric, when, higher) for when in MOMENTS}
+                      for metric, higher in metrics.items()}  # fmt: skip
+        rows[name]["bytes_up"] = sum(row["bytes_up"] for h in runs[0]["history"] for row in h["sites"].values())
+        banks = [run["history"][-1]["bank"] for run in runs]
+        rows[name]["effective_rank"] = float(np.mean([b["effective_rank"] for b in banks])) if banks[0] else None
+    return {"rows": rows}
+
+
+def _row(name: str, runs: list[dict[str, Any]], cells: Cells, metric: str, when: str, higher: bool) -> dict[str, Any]:
+    values = _matrix(runs, metric, when)  # seeds x sites
+    per_site = np.nanmean(values, axis=0)
+    worst = (np.nanmin if higher else np.nanmax)(per_site)
+    row: dict[str, Any] = {"mean": float(np.nanmean(values)), "std_over_seeds": float(np.std(np.nanmean(values, axis=1))),
+                           "worst_site": float(worst), "std_over_sites": float(np.nanstd(per_site)), "per_site": per_site.tolist()}  # fmt: skip
+    if "Local" in cells:
+        alone = np.nanmean(_matrix(cells["Local"], metric, "after"), axis=0)
+        row["sites_below_local"] = int(np.sum(per_site < alone) if higher else np.sum(per_site > alone))
+    if RIVAL in cells and name != RIVAL:
+        row["against_matched"] = _paired(values, _matrix(cells[RIVAL], metric, when))
+    return row
+
+
+def _matrix(runs: list[dict[str, Any]], metric: str, when: str) -> np.ndarray:
+    rows = [[site["metrics"][metric][when] for _, site in sorted(run["sites"].items())] for run in runs]
+    return np.array(rows, dtype=float)  # None becomes NaN
+
+
+def _paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+    num = min(len(mine), len(other))
+    differences = np.nanmean(mine[:num] - other[:num], axis=1)
+    if num < 2:
+        return {"difference": float(differences.mean()), "low": None, "high": None}
+    half = stats.t.ppf(0.975, num - 1) * differences.std(ddof=1) / np.sqrt(num)
+    return {"difference": float(differences.mean()), "low": float(differences.mean() - half),
+            "high": float(differences.mean() + half)}  # fmt: skip
+
+
+def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> str:
+    """The first metric as a table for people."""
+    lines = [f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['rounds']} rounds, "
+             f"{header['seeds']} seeds; test split; ± is the spread over seeds", "",
+             "| method | after aggregation | after local training | worst site | below Local | vs matched [95 % CI] | effective rank |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, row in table["rows"].items():
+        before, after = row[metric]["before"], row[metric]["after"]
+        versus = after.get("against_matched")
+        cells = [f"{m['mean']:.3f} ± {m['std_over_seeds']:.3f}" for m in (before, after)]
+        interval = "" if versus is None or versus["low"] is None else f" [{versus['low']:+.3f}, {versus['high']:+.3f}]"
+        cells += [f"{after['worst_site']:.3f}", str(after.get("sites_below_local", "")),
+                  "" if versus is None else f"{versus['difference']:+.3f}{interval}",
+                  "" if row["effective_rank"] is None else f"{row['effective_rank']:.2f}"]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

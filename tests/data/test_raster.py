@@ -1,0 +1,131 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omnifm.data.refusal import RefusedImage
+from omnifm.data.volume import read_volume
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+
+
+def refused(reason: str, match: str | None = None):
+    return pytest.raises(RefusedImage, match=match, check=lambda error: error.reason == reason)
+
+
+def saved(folder, image, name="a.png", **options):
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def rows(path):
+    return read_volume(path).array[:, :, 0].swapaxes(0, 1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tiff", "a.bmp", "A.PNG"])
+def test_lossless_formats_keep_every_pixel(tmp_path, name):
+    np.testing.assert_array_equal(rows(saved(tmp_path, Image.fromarray(PIXELS), name)), PIXELS)
+
+
+def test_jpeg_is_close(tmp_path):
+    smooth = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
+    assert np.abs(rows(saved(tmp_path, Image.fromarray(smooth), "a.jpg", quality=95)) - smooth).max() < 8
+
+
+def test_16_bit_grey_keeps_its_values(tmp_path):
+    deep = np.array([[0, 1000], [40000, 65535]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        np.testing.assert_array_equal(rows(saved(tmp_path, Image.fromarray(deep), name)), deep)
+
+
+def test_1_bit_is_zero_and_one(tmp_path):
+    bits = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    np.testing.assert_array_equal(rows(saved(tmp_path, bits)), [[0, 1], [1, 0]])
+
+
+def test_grey_palette_is_grey(tmp_path):
+    grey = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    grey.putpalette([9, 9, 9, 7, 7, 7])
+    np.testing.assert_array_equal(rows(saved(tmp_path, grey)), [[9, 7]])
+
+
+def test_alpha_must_be_opaque(tmp_path):
+    alpha = np.full((6, 5, 1), 255, np.uint8)
+    np.testing.assert_array_equal(rows(saved(tmp_path, Image.fromarray(np.dstack([PIXELS, alpha])))), PIXELS)
+    alpha[0, 0] = 0
+    with refused("unsupported_format", "opaque"):
+        read_volume(saved(tmp_path, Image.fromarray(np.dstack([PIXELS, alpha]))))
+
+
+def test_a_cameras_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    path = saved(tmp_path, Image.fromarray(PIXELS), "a.png", exif=exif)
+    np.testing.assert_array_equal(rows(path), PIXELS[::-1, ::-1])
+
+
+def test_refuses_16_bit_colour_rather_than_lose_bits(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head, body = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(bytes(7))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    with refused("unsupported_format", "8 bits per channel"):
+        read_volume(tmp_path / "a.png")
+
+
+def test_refuses_other_colour_models(tmp_path):
+    with refused("unsupported_format", "grey or RGB; got CMYK"):
+        read_volume(saved(tmp_path, Image.fromarray(PIXELS).convert("CMYK"), "a.tif"))
+
+
+def test_refuses_several_pages(tmp_path):
+    page = Image.fromarray(PIXELS)
+    with refused("several_volumes", "got 3"):
+        read_volume(saved(tmp_path, page, "a.tif", save_all=True, append_images=[page, page]))
+
+
+def test_refuses_more_than_the_budget_before_decoding(tmp_path):
+    path = saved(tmp_path, Image.fromarray(PIXELS))
+    read_volume(path, max_bytes=6 * 5 * 3 * 9)
+    with refused("too_large"):
+        read_volume(path, max_bytes=6 * 5 * 3 * 9 - 1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
+def test_refuses_cut_files(tmp_path, name):
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS.repeat(8, 0).repeat(8, 1)).save(buffer, Image.registered_extensions()[name[1:]])
+    whole = buffer.getvalue()
+    for length in np.linspace(0, len(whole) - 20, 23).astype(int):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(RefusedImage):
+            read_volume(tmp_path / name)
+
+
+def test_refuses_other_content(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"GIF89a" + bytes(100))
+    with refused("not_an_image"):
+        read_volume(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"a": np.zeros((2, 3, 4)), "b": np.zeros((2, 3, 4))}, "not_an_image"),
+        ({"images": np.zeros((2, 3))}, "unsupported_format"),
+        ({"images": np.zeros((2, 3, 4, 5))}, "unsupported_format"),
+        ({"images": np.array([["a"]])}, "unsupported_format"),
+        ({"images": np.full((1, 2, 2), np.nan)}, "non_finite"),
+        ({"images": np.array([{}], dtype=object)}, "corrupt"),
+        ({"images": np.zeros((1, 2000, 2000))}, "too_large"),
+    ],
+)
+def test_refuses_npz_that_hold_no_pictures(tmp_path, arrays, reason):
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with refused(reason):
+        read_volume(tmp_path / "a.npz#0", max_bytes=10**6)

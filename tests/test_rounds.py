@@ -1,0 +1,241 @@
+"""The server's side against sites that are small scripts: who is asked, what is refused, what survives."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from omnifm.rounds import Federation, Spool, Transport
+from omnifm.simulation import InProcess
+from omnifm.config import SiteConfig
+from omnifm.update import Update
+from tests.conftest import experiment
+
+
+@pytest.fixture(autouse=True)
+def _no_report(request, monkeypatch):
+    """Drawing plots is slow; one test looks at the real page."""
+    if "keeps_the_contract" not in request.node.name:
+        monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
+
+
+class Network(InProcess):
+    """In-process sites with faults: `spoil(payload, update) -> update or reason`."""
+
+    def __init__(self, job, federation, state, spoil=None, offline=lambda _round: ()):
+        sites = {f.name: SiteConfig(str(f), str(state / f.name)) for f in sorted(federation.iterdir())}
+        super().__init__(job, sites)
+        self.spoil, self.offline, self.now, self.asked = spoil, offline, 0, []
+
+    def sites(self):
+        return [site for site in super().sites() if site not in self.offline(self.now + 1)]
+
+    def opened(self, number, shared):
+        self.now = number
+
+    def exchange(self, payloads, accept):
+        self.asked.append(sorted(payloads))
+        missing = {}
+        for name, payload in payloads.items():
+            update = self._site(name).reply(payload)
+            update = self.spoil(payload, update) if self.spoil else update
+            reason = accept(update) if isinstance(update, Update) else update
+            if reason:
+                missing[name] = reason
+        return missing
+
+
+def federate(tmp_path, federation, job=None, **faults):
+    job = job or experiment(method={"name": "fedavg"})
+    network = Network(job, federation, tmp_path / "sites", **faults)
+    run = Federation(job, tmp_path / "server", tmp_path / "results", network)
+    return run.run(), run, network
+
+
+def only(stage, site, change):
+    """A fault in one stage at one site."""
+    return lambda payload, update: change(update) if (payload.stage, update.site) == (stage, site) else update
+
+
+class TestRun:
+    def test_summary_keeps_the_contract(self, tmp_path, federation):
+        summary, _, _ = federate(tmp_path, federation, experiment())
+        assert summary == json.loads((tmp_path / "results/summary.json").read_text())
+        assert summary["status"] == "COMPLETE"
+        assert summary["rounds"] == {"planned": 2, "completed": 2}
+        assert summary["init_hash"] != summary["final_hash"]
+        assert sorted(summary["sites"]) == ["site-1", "site-2", "site-3"]
+        assert [json.loads(x) for x in (tmp_path / "results/rounds.jsonl").read_text().splitlines()] == summary["history"]
+        assert (tmp_path / "results/report.html").stat().st_size > 5000
+        after = [site["metrics"]["dice"]["after"] for site in summary["sites"].values()]
+        assert summary["aggregate"]["dice"]["mean"] == pytest.approx(sum(after) / 3)
+        assert summary["aggregate"]["dice"]["worst"] == min(after)
+        assert summary["history"][0]["bank"]["size"] == 6  # three seeds of round 0 and three of round 1
+
+    def test_the_same_seed_gives_the_same_model_and_another_another(self, tmp_path, federation):
+        hashes = [federate(tmp_path / str(n), federation, experiment(seed=s))[0]["final_hash"] for n, s in enumerate((3, 3, 4))]
+        assert hashes[0] == hashes[1] != hashes[2]
+
+    def test_the_result_is_the_mean_of_what_the_sites_sent(self, tmp_path, federation):
+        sent = []
+
+        def watch(payload, update):
+            sent.append(update) if payload.stage == "train" and payload.round == 2 else None
+            return update
+
+        _, run, _ = federate(tmp_path, federation, spoil=watch)
+        total = sum(update.num_samples for update in sent)
+        for name, value in run.shared.items():
+            mean = sum(update.shared[name].double() * update.num_samples for update in sent) / total
+            torch.testing.assert_close(value.double(), mean, atol=1e-6, rtol=0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda u: replace(u, num_samples=0), "num_samples must be a positive integer; got 0"),
+            (lambda u: replace(u, num_samples=True), "num_samples must be a positive integer; got True"),
+            (lambda u: replace(u, train_loss=float("nan")), "train_loss must be finite"),
+            (lambda u: replace(u, answers="old"), "it answers another request"),
+            (lambda u: replace(u, partition="other"), "partition manifest differs"),
+            (lambda u: replace(u, shared={}), "lacks .* shared tensors"),
+            (lambda u: replace(u, shared={n: v * float("inf") for n, v in u.shared.items()}), "must be finite"),
+            (lambda u: replace(u, pictures={"x": torch.zeros(1)}), "holds pictures of cases that are not synthetic"),
+            (lambda u: replace(u, site="stranger"), "it was not asked"),
+        ],
+    )
+    def test_a_bad_update_is_left_out_whole_and_the_run_goes_on(self, tmp_path, federation, change, reason):
+        summary, run, _ = federate(tmp_path, federation, spoil=only("train", "site-2", change))
+        assert summary["status"] == "SUBSET"
+        assert "site-2" in summary["reason"]
+        for entry in summary["history"]:
+            assert sorted(entry["sites"]) == ["site-1", "site-3"]
+            assert __import__("re").search(reason, entry["missing"]["site-2"])
+        assert all(torch.isfinite(value).all() for value in run.shared.values())
+
+    def test_a_second_reply_is_not_counted(self, tmp_path, federation):
+        def twice(payload, update):
+            network.extra = update
+            return update
+
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 1})
+        network = Network(job, federation, tmp_path / "sites")
+        run = Federation(job, tmp_path / "server", tmp_path / "results", network)
+        replies = []
+        original = network.exchange
+        network.exchange = lambda payloads, accept: original(payloads, lambda u: (accept(u), replies.append(accept(u)))[0])
+        assert run.run()["status"] == "COMPLETE"
+        assert set(replies) == {"it was not asked, or has replied already"}
+
+    def test_differing_data_refuse_the_federation_by_name(self, tmp_path):
+        from tests.conftest import write_site
+
+        write_site(tmp_path / "f/site-1")
+        other = write_site(tmp_path / "f/site-2") / "dataset.json"
+        other.write_text(other.read_text().replace('"ball"', '"cube"'))
+        summary, _, _ = federate(tmp_path, tmp_path / "f")
+        assert summary["status"] == "FAILED"
+        assert "sites must agree on labels; got {'site-1': {'0': 'background', '1': 'ball'}, 'site-2'" in summary["reason"]
+
+
+class TestParticipation:
+    def test_half_of_the_sites_are_drawn_by_the_seed(self, tmp_path, federation):
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 4, "participation": 0.4, "min_sites": 1})
+        _, _, network = federate(tmp_path, federation, job)
+        drawn = network.asked[1:-1]
+        assert {len(sites) for sites in drawn} == {1}
+        assert len({tuple(sites) for sites in drawn}) > 1
+        _, _, again = federate(tmp_path / "again", federation, job)
+        assert again.asked == network.asked
+
+    def test_a_disconnected_site_is_never_asked_and_is_missing(self, tmp_path, federation):
+        summary, _, network = federate(tmp_path, federation, offline=lambda number: ("site-3",) if number > 1 else ())
+        assert network.asked[2] == ["site-1", "site-2"]
+        assert summary["history"][1]["missing"] == {"site-3": "disconnected"}
+        assert summary["status"] == "SUBSET"
+
+    def test_a_late_site_is_described_and_takes_part(self, tmp_path, federation):
+        job = experiment(train={"num_rounds": 3})
+        summary, _, _ = federate(tmp_path, federation, job, offline=lambda number: ("site-3",) if number == 1 else ())
+        assert sorted(summary["history"][-1]["sites"]) == ["site-1", "site-2", "site-3"]
+        assert summary["history"][-1]["bank"]["by_site"]["site-3"] >= 1
+
+    def test_without_quorum_the_model_stays_and_patience_ends(self, tmp_path, federation):
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 5, "min_sites": 3})
+        summary, run, _ = federate(tmp_path, federation, job, spoil=only("train", "site-1", lambda u: "trainer died"))
+        assert summary["status"] == "FAILED"
+        assert "3 rounds in a row had fewer than min_sites" in summary["reason"]
+        assert summary["rounds"]["completed"] == 3
+        assert summary["final_hash"] == summary["init_hash"]
+
+
+class Power(Exception):
+    """Somebody pulled the plug."""
+
+
+class TestResume:
+    @pytest.mark.parametrize("method", [{"name": "omnifm", "dim": 8, "num_bands": 8}, {"name": "fedper", "capacity": "matched"}])
+    def test_a_killed_run_resumes_to_the_undisturbed_result(self, tmp_path, federation, method):
+        job = experiment(method=method, train={"num_rounds": 4, "participation": 0.7})
+        whole, _, _ = federate(tmp_path / "whole", federation, job)
+
+        def plug(payload, update):  # dies when one site has already trained and saved round 3
+            if payload.stage == "train" and payload.round == 3:
+                raise Power
+            return update
+
+        with pytest.raises(Power):
+            federate(tmp_path / "cut", federation, job, spoil=plug)
+        resumed, _, network = federate(tmp_path / "cut", federation, job)
+        assert len(network.asked) == 4  # describe, rounds 3 and 4, evaluate: neither seeds nor rounds 1 and 2 again
+        assert resumed["final_hash"] == whole["final_hash"]
+        assert resumed["sites"] == whole["sites"]
+
+    def test_a_damaged_checkpoint_falls_back_one_round(self, tmp_path, federation):
+        job = experiment(train={"num_rounds": 3})
+        whole, _, _ = federate(tmp_path / "whole", federation, job)
+
+        def plug(payload, update):
+            if payload.stage == "train" and payload.round == 3:
+                raise Power
+            return update
+
+        with pytest.raises(Power):
+            federate(tmp_path / "cut", federation, job, spoil=plug)
+        newest = tmp_path / "cut/server/tiny/server.2.state"
+        newest.write_bytes(newest.read_bytes()[:-7])
+        resumed, _, _ = federate(tmp_path / "cut", federation, job)
+        assert resumed["final_hash"] == whole["final_hash"]
+
+    def test_a_completed_run_starts_afresh_personal_state_included(self, tmp_path, federation):
+        job = experiment(method={"name": "fedper"})
+        first, _, _ = federate(tmp_path, federation, job)
+        second, _, _ = federate(tmp_path, federation, job)
+        assert second["final_hash"] == first["final_hash"]
+        assert second["rounds"]["completed"] == 2
+
+    def test_a_warm_start_keeps_the_personal_state(self, tmp_path, federation):
+        first, _, _ = federate(tmp_path, federation, experiment(method={"name": "fedper"}))
+        warm = experiment(method={"name": "fedper"}, train={"warm_start": True})
+        assert federate(tmp_path, federation, warm)[0]["final_hash"] != first["final_hash"]
+
+    def test_another_configuration_or_seed_does_not_resume(self, tmp_path, federation):
+        federate(tmp_path, federation, experiment(method={"name": "fedavg"}))
+        _, _, network = federate(tmp_path, federation, experiment(method={"name": "fedavg"}, train={"lr": 0.02}))
+        assert len(network.asked) == 4
+
+
+def test_spool_is_ordered_by_site_and_leaves_nothing(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    for site in ("c", "a", "b"):
+        spool.add(Update(site, "train", 1, "", shared={"w": torch.ones(1)}))
+    assert [update.site for update in spool] == [update.site for update in spool] == ["a", "b", "c"]
+    spool.clear()
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_transport_is_a_contract():
+    with pytest.raises(TypeError, match="abstract"):
+        Transport()
