@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +41,24 @@ def _line(error: Exception) -> str:
 def _importer(name: str) -> Callable[..., Any]:
     """An importer's own `prepare` as a command: its signature becomes the arguments and options."""
     function = importers.load(name).prepare
+    said = dict(re.findall(r"^\s+(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE))
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
         function(*args, **kwargs)
-        print(f"prepared {name}: {_counts(Path(kwargs['destination']))}")
+        print(f"prepared {name}: {_counts(Path(kwargs['destination']))} (training/validation/test)")
 
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [p.replace(annotation=Annotated[p.annotation, _shown(p, said.get(p.name))])
+                  for p in signature.parameters.values()]  # fmt: skip
+    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _shown(parameter: inspect.Parameter, text: str | None) -> Any:
+    positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    return typer.Argument(help=text) if positional else typer.Option(help=text)
 
 
 def _counts(folder: Path) -> str:

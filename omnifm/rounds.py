@@ -29,6 +29,7 @@ from omnifm.update import Payload, Score, Stage, Update, digest
 PATIENCE = 3
 """Rounds in a row that may close without a quorum before the run fails."""
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
+COUNTS = ("num_train", "num_validation", "num_test", "num_refused")
 Accept = Callable[[Update], str | None]
 logger = logging.getLogger("omnifm.rounds")
 
@@ -134,7 +135,7 @@ class Federation:
             reason = f"sites that should have taken part did not: {sorted(self._missing_sites())}"
         summary = self._summary(status, reason)
         write_atomic(self.results_dir / "summary.json", json.dumps(summary, indent=1).encode())
-        write_report(summary, self.results_dir / "report.html", self._pictures())
+        self._report(summary)
         if status != "FAILED":
             self._checkpoint(complete=True)
         return summary
@@ -184,6 +185,8 @@ class Federation:
             return self.task.agree({site: facts["data"] for site, facts in sorted(self.facts.items())})
         except ValueError as error:
             raise FederationError(str(error)) from None
+        except (KeyError, TypeError, IndexError) as error:
+            raise FederationError(f"data facts must have the task's form; got {type(error).__name__}") from None
 
     def _build(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -252,6 +255,8 @@ class Federation:
             return "it was not asked, or has replied already"
         if (update.stage, update.round, update.answers) != (payload.stage, payload.round, payload.digest()):
             return "it answers another request"
+        if reason := _malformed(update):
+            return reason
         if update.stage == "describe":
             return None
         assert self.partition is not None
@@ -261,10 +266,10 @@ class Federation:
             return "it holds pictures of cases that are not synthetic"
         if update.stage != "train":
             return None
-        if type(update.num_samples) is not int or not 0 < update.num_samples < 10**9:
+        if not 0 < update.num_samples < 10**9:
             return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
-        if update.train_loss is None or not math.isfinite(update.train_loss):
-            return f"train_loss must be finite; got {update.train_loss!r:.20}"
+        if update.train_loss is None:
+            return "train_loss must be finite; got None"
         return self.partition.refuse(update.shared)
 
     def _connected(self) -> list[str]:
@@ -330,6 +335,12 @@ class Federation:
             for caption, value in update.pictures.items()
         }
 
+    def _report(self, summary: dict[str, Any]) -> None:
+        try:
+            write_report(summary, self.results_dir / "report.html", self._pictures())
+        except Exception as error:  # noqa: BLE001  # a page that cannot be drawn must not cost the run
+            logger.error("report.html could not be written (%s); summary.json is complete", type(error).__name__)
+
     def _summary(self, status: str, reason: str | None) -> dict[str, Any]:
         part = self.partition
         sources = {facts["source"] for facts in self.facts.values()}
@@ -343,16 +354,15 @@ class Federation:
             "init_hash": self.init_hash, "final_hash": digest(self.shared),
             "data_source": "demo" if sources == {"demo"} else "site",
             "sites": {site: self._site(site, update) for site, update in sorted(self.results.items())},
-            "aggregate": self._aggregate(), "history": self.history,
+            "aggregate": self._aggregate(), "absent": self.absent, "history": self.history,
         }  # fmt: skip
 
     def _site(self, site: str, update: Update) -> dict[str, Any]:
-        counts = ("num_train", "num_validation", "num_test", "num_refused", "modalities")
         metrics = {}
         for name, after in update.after.items():
             before = update.before[name].mean
             metrics[name] = {"before": before, "after": after.mean, "support": after.support, "undefined": after.undefined}
-        return {key: self.facts[site][key] for key in counts} | {"metrics": metrics}
+        return {key: self.facts[site][key] for key in (*COUNTS, "modalities")} | {"metrics": metrics}
 
     def _aggregate(self) -> dict[str, Any]:
         """Mean, spread and worst over the sites where a metric is defined, after local training."""
@@ -366,6 +376,31 @@ class Federation:
                 out[name] = {"mean": float(np.mean(numbers)), "std": float(np.std(numbers)),
                              "worst": values[worst], "worst_site": worst}  # fmt: skip
         return out
+
+
+def _malformed(update: Update) -> str | None:
+    """Why the plain fields are not numbers as declared, or None if they are."""
+    if type(update.num_samples) is not int:
+        return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
+    for name, value in (("train_loss", update.train_loss), ("seconds", update.seconds)):
+        if value is not None and not _finite(value):
+            return f"{name} must be finite; got {value!r:.20}"
+    for name, score in [*update.before.items(), *update.after.items()]:
+        if score.mean is not None and not _finite(score.mean):
+            return f"metric {name!r:.30} must be finite or None; got {score.mean!r:.20}"
+        if not all(type(count) is int and count >= 0 for count in (score.support, score.undefined)):
+            return f"metric {name!r:.30} must count its cases; got {score.support!r:.20}, {score.undefined!r:.20}"
+    if update.stage != "describe":
+        return None
+    facts = update.facts
+    counts = [facts.get(key) for key in COUNTS] + list(dict(facts.get("modalities") or {"": None}).values())
+    if not all(type(count) is int and count >= 0 for count in counts) or facts.get("source") not in ("demo", "site"):
+        return "facts must hold counts of cases per split and modality, and the source of the data"
+    return None
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _means(scores: Mapping[str, Score]) -> dict[str, float]:

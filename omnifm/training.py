@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Site:
         self.folder = Path(config.state_dir) / experiment.job
         self.device = _device(config.device)
         self.datalist, self.num_refused, self.case_facts = self._checked_data()
-        self.datasets: dict[str, Sequence[Batch]] = {}
+        self.datasets: dict[str, Dataset] = {}
         self.spec: dict[str, Any] | None = None
 
     def reply(self, payload: Payload) -> Update:
@@ -244,10 +244,10 @@ class Site:
         write_atomic(file, json.dumps(record).encode())
         return clean_list, len(refused), facts
 
-    def _dataset(self, split: str) -> Sequence[Batch]:
+    def _dataset(self, split: str) -> Dataset:
         """Prepared cases of a split, as many cached as the configured memory holds; a split may be empty."""
         if not getattr(self.datalist, split):
-            return ()
+            return Dataset([])
         if split not in self.datasets:
             items = [dict(item) for item in getattr(self.datalist, split)]
             prepare = Prepare(self.task, self.datalist.labels)

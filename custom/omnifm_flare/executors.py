@@ -12,7 +12,6 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from omnifm.config import Experiment
-from omnifm_flare import wire
 from omnifm_flare.site_state import experiment_file, find_site
 from omnifm_flare.trainer import Aborted, Trainer, TrainerError
 
@@ -38,19 +37,22 @@ class OmniExecutor(Executor):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Start the trainer with the run and end it with the run."""
         if event_type == EventType.START_RUN:
-            wire.register()
             try:
                 self._start(fl_ctx)
             except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
                 self.problem = _reason(error)
                 self.log_error(fl_ctx, self.problem, fire_event=False)
-        elif event_type in (EventType.END_RUN, EventType.ABORT_TASK) and self.trainer is not None:
+            from omnifm_flare import wire  # it imports torch: after the trainer's start, so that both import at once
+
+            wire.register()
+        elif event_type == EventType.END_RUN and self.trainer is not None:
             self.trainer.stop()
-            if event_type == EventType.ABORT_TASK:
-                self.trainer.start()
+            self.trainer = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer one task."""
+        from omnifm_flare import wire
+
         try:
             if self.trainer is None:
                 raise TrainerError(self.problem)
@@ -66,13 +68,18 @@ class OmniExecutor(Executor):
             return wire.failure(reason)
 
     def _start(self, fl_ctx: FLContext) -> None:
-        file = experiment_file(fl_ctx)
-        experiment = Experiment.from_json(file.read_text())
-        config = find_site(fl_ctx, experiment)
-        self.source = config.source
-        exchange = Path(config.state_dir) / experiment.job / "exchange"
-        self.trainer = Trainer(file, str(fl_ctx.get_identity_name()), config, exchange)
-        self.trainer.start()
+        trainer = Trainer()
+        trainer.start()
+        try:
+            file = experiment_file(fl_ctx)
+            experiment = Experiment.from_json(file.read_text())
+            config = find_site(fl_ctx, experiment)
+            exchange = Path(config.state_dir) / experiment.job / "exchange"
+            trainer.introduce(file, str(fl_ctx.get_identity_name()), config, exchange)
+        except BaseException:
+            trainer.stop()
+            raise
+        self.trainer, self.source = trainer, config.source
 
 
 def _reason(error: Exception) -> str:

@@ -5,17 +5,20 @@ It refuses by raising; FLARE then tells the server that the reply was withheld, 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
-from omnifm.update import Update
-from omnifm_flare import wire
 from omnifm_flare.executors import ASKED, SOURCE
 
-META = {wire.RECORD, MetaKey.INITIAL_METRICS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.FILTER_HISTORY}
+if TYPE_CHECKING:
+    from omnifm.update import Update
+
+META = {"omnifm", MetaKey.INITIAL_METRICS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.FILTER_HISTORY}
 
 
 class EgressFilter(Filter):
@@ -27,10 +30,14 @@ class EgressFilter(Filter):
         Raises:
             ValueError: it holds anything else than Update declares, or something unsound.
         """
+        from omnifm_flare import wire  # it imports torch: not before the executor has started the trainer
+
         if shareable.get_return_code() != ReturnCode.OK:
-            if set(shareable) - {"__headers__"}:
+            if set(shareable) - {ReservedHeaderKey.HEADERS}:
                 raise ValueError("a reply that reports a failure must hold no data; this one does")
             return shareable
+        if set(shareable) - {ReservedHeaderKey.HEADERS, "DXO"}:
+            raise ValueError("a reply must hold nothing beside its message; this one does")
         if foreign := set(from_shareable(shareable).meta) - META:
             raise ValueError(f"a reply's meta data must be among {sorted(META)}; got {len(foreign)} others")
         check_update(wire.to_update(shareable), fl_ctx.get_prop(ASKED), fl_ctx.get_prop(SOURCE))

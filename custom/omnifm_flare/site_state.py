@@ -14,7 +14,6 @@ from nvflare.apis.workspace import Workspace
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT, Experiment, SiteConfig, env_folder, parse, site_config
-from omnifm.data.demo import demo_site
 
 SITE_FILE = "omnifm_site.json"
 EXPERIMENT_FILE = "experiment.json"
@@ -52,6 +51,8 @@ def find_site(fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
         return found
     if simulated is None:
         raise ValueError(f"local/{SITE_FILE} must name data_root and state_dir; this site has none")
+    from omnifm.data.demo import demo_site  # its imports take a second, which real data need not wait for
+
     folder = env_folder("OMNIFM_STATE")
     state = folder / name if folder else simulated / "state" / name
     return SiteConfig(str(demo_site(experiment.task["name"], name)), str(state), source="demo")

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnifm.config import SiteConfig
-from omnifm.state import decode, encode, write_atomic
-from omnifm.update import Payload, Update
 from omnifm_flare.site_state import private_folder
+
+if TYPE_CHECKING:
+    from omnifm.update import Payload, Update
 
 POLL_S = 0.1
 MODULE = "omnifm_flare.trainer_process"
@@ -33,21 +35,13 @@ class Aborted(Exception):
 
 
 class Trainer:
-    """One site's trainer process.
+    """One site's trainer process.  `start` it, `introduce` it to the site, then `ask`."""
 
-    Args:
-        experiment: the job's experiment.json.
-        site: the site's name.
-        config: where its data and state lie.
-        exchange: folder for messages; emptied now, readable by its owner only.
-    """
-
-    def __init__(self, experiment: Path, site: str, config: SiteConfig, exchange: Path) -> None:
-        self.who = {"experiment": str(experiment), "site": site, "config": asdict(config)}
-        shutil.rmtree(exchange, ignore_errors=True)  # what a killed predecessor left
-        self.exchange = private_folder(exchange)
+    def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.answers: queue.Queue[str | None] = queue.Queue()
+        self.who: dict[str, object] = {}
+        self.exchange = Path()
 
     def start(self) -> None:
         """Start the process; it imports its libraries while the caller goes on."""
@@ -58,6 +52,19 @@ class Trainer:
         )  # fmt: skip
         self.answers = queue.Queue()
         threading.Thread(target=_listen, args=(self.process, self.answers), daemon=True).start()
+
+    def introduce(self, experiment: Path, site: str, config: SiteConfig, exchange: Path) -> None:
+        """Tell the process who it is.
+
+        Args:
+            experiment: the job's experiment.json.
+            site: the site's name.
+            config: where its data and state lie.
+            exchange: folder for messages; emptied now, readable by its owner only.
+        """
+        shutil.rmtree(exchange, ignore_errors=True)  # what a killed predecessor left
+        self.exchange = private_folder(exchange)
+        self.who = {"experiment": str(experiment), "site": site, "config": asdict(config)}
         self._say(self.who)
 
     def ask(self, payload: Payload, aborted: Callable[[], bool] = lambda: False) -> Update:
@@ -65,8 +72,12 @@ class Trainer:
 
         Raises:
             TrainerError: it refused, failed or died; after a death the next one is already starting.
-            Aborted: `aborted` became true; the process has been killed.
+            Aborted: `aborted` became true; the process has been killed, the next one is already starting.
         """
+        # Imported here, like torch everywhere in this process: the child starts first, and both import at once.
+        from omnifm.state import decode, encode, write_atomic
+        from omnifm.update import Update
+
         request, reply = self.exchange / "request.state", self.exchange / "reply.state"
         try:
             write_atomic(request, encode(*payload.pack()))
@@ -82,7 +93,13 @@ class Trainer:
     def stop(self) -> None:
         """Kill the process and all it started; remove the messages."""
         self._kill()
-        shutil.rmtree(self.exchange, ignore_errors=True)
+        if self.who:
+            shutil.rmtree(self.exchange, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Start the next process as the same site."""
+        self.start()
+        self._say(self.who)
 
     def _wait(self, aborted: Callable[[], bool]) -> dict[str, str]:
         while True:
@@ -91,6 +108,7 @@ class Trainer:
             except queue.Empty:
                 if aborted():
                     self._kill()
+                    self.restart()
                     raise Aborted from None
                 continue
             if line is None:
@@ -101,7 +119,7 @@ class Trainer:
         """Say how it died, and start the next one: its imports then overlap the wait for the next round."""
         assert self.process is not None
         code = self._kill()
-        self.start()
+        self.restart()
         return f"trainer died (signal {-code})" if code < 0 else f"trainer died (exit code {code})"
 
     def _say(self, message: object) -> None:

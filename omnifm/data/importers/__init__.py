@@ -1,7 +1,7 @@
 """Importers: one file per public data set, found by its name.
 
-Each has `prepare(source, destination, *, seed=0, **options)`, which writes `destination/<site>/dataset.json`,
-and a docstring whose first line says what it reads.  An option may be given as text (`group="2"`).
+Each has `prepare(source, destination, *, seed=0, ...)`, which writes `destination/<site>/dataset.json`.  The module's
+first line is the command's help; the signature and the Args of the docstring become its arguments and options.
 """
 
 import importlib

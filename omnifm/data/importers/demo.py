@@ -5,13 +5,10 @@ from pathlib import Path
 from omnifm.data.demo import make_site
 
 
-def prepare(
-    source: Path | None, destination: Path, *, seed: int = 0, task: str = "segmentation", sites: int | str = 2
-) -> None:
+def prepare(destination: Path, *, seed: int = 0, task: str = "segmentation", sites: int = 2) -> None:
     """Write `site-1` ... `site-K` of demo data.
 
     Args:
-        source: not used; there is nothing to import.
         destination: folder for the sites; made if needed.
         seed: another seed gives other cases and other sites.
         task: a task with demo data.
@@ -20,9 +17,9 @@ def prepare(
     Raises:
         ValueError: an option is out of range, or a site is already there.
     """
-    if not str(sites).isdecimal() or not 1 <= int(sites) <= 100:
+    if not 1 <= sites <= 100:
         raise ValueError(f"sites must be a whole number, 1 to 100; got {sites!r}")
-    for number in range(1, int(sites) + 1):
+    for number in range(1, sites + 1):
         try:
             make_site(task, f"site-{number}", destination / f"site-{number}", seed)
         except FileExistsError:

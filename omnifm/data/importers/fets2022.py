@@ -30,7 +30,7 @@ SEGMENTATION_VALUES = frozenset(range(5))
 SUBJECT = re.compile(r"FeTS2022_\d{5}")
 
 
-def prepare(source: Path, destination: Path, *, seed: int = 0, group: int | str = 1) -> None:
+def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -> None:
     """Write `site-1`, `site-2`, ... in order of Partition_ID, each split 60/20/20 by patient.
 
     Images are linked (copied where the disk cannot); masks are made anew: 1 = enhancing tumour, 0 = all else.
@@ -44,12 +44,12 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int | str 
     Raises:
         ValueError: the source is not laid out like FeTS 2022, a file is refused, or a site is already there.
     """
-    if str(group) not in {str(number) for number in GROUPS}:
+    if group not in GROUPS:
         raise ValueError(f"group must be one of {list(GROUPS)}; got {group!r}")
     institutions = _institutions(source)
-    members = [number for number in GROUPS[int(group)] if number in institutions]
+    members = [number for number in GROUPS[group] if number in institutions]
     if not members:
-        wanted = f"an institution of group {group}, {list(GROUPS[int(group)])}"
+        wanted = f"an institution of group {group}, {list(GROUPS[group])}"
         raise ValueError(f"{PARTITION} must list {wanted}; got {sorted(institutions)}")
     for number, institution in enumerate(members, start=1):
         try:

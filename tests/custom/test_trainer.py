@@ -1,0 +1,172 @@
+"""The trainer process: real children on tiny volumes, killed, aborted and orphaned."""
+
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omnifm.config import SiteConfig
+from omnifm.state import encode
+from omnifm.update import Payload, Update
+from omnifm_flare import trainer_process
+from omnifm_flare.trainer import Aborted, Trainer, TrainerError
+from tests.conftest import experiment
+
+
+@pytest.fixture
+def job(tmp_path):
+    """experiment.json of the tiny job, as a file."""
+    record = {"job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
+              "model": {"channels": [4, 8]}, "method": {"name": "fedavg"}, "seed": 3,
+              "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1}}  # fmt: skip
+    file = tmp_path / "experiment.json"
+    file.write_text(json.dumps(record))
+    return file
+
+
+@pytest.fixture
+def trainer(job, federation, tmp_path):
+    child = Trainer()
+    child.start()
+    config = SiteConfig(str(federation / "site-1"), str(tmp_path / "state"), "cpu")
+    child.introduce(job, "site-1", config, tmp_path / "state/tiny/exchange")
+    yield child
+    child.stop()
+
+
+DESCRIBE = Payload("describe", 0, "run")
+
+
+class TestTrainer:
+    def test_answers_and_leaves_no_message_behind(self, trainer):
+        update = trainer.ask(DESCRIBE)
+        assert (update.site, update.answers, update.facts["num_train"]) == ("site-1", DESCRIBE.digest(), 4)
+        assert list(trainer.exchange.iterdir()) == []
+        assert trainer.exchange.stat().st_mode & 0o077 == 0
+
+    def test_a_death_costs_one_answer(self, trainer):
+        os.kill(trainer.process.pid, signal.SIGKILL)
+        with pytest.raises(TrainerError, match=r"^trainer died \(signal 9\)$"):
+            trainer.ask(DESCRIBE)
+        assert trainer.ask(DESCRIBE).site == "site-1"
+
+    def test_a_refusal_is_told_and_survived(self, trainer):
+        with pytest.raises(TrainerError, match=r"^refused: the received shared part lacks"):
+            trainer.ask(Payload("train", 1, "run", {"dims": 3, "channels": 1, "labels": ["a", "b"], "spacing_mm": [1, 1, 1],
+                                                    "shape": [16, 16, 16], "patch": [16, 16, 16]}))  # fmt: skip
+        assert trainer.ask(DESCRIBE).site == "site-1"
+
+    def test_abort_kills_it(self, trainer):
+        pid = trainer.process.pid
+        with pytest.raises(Aborted):
+            trainer.ask(DESCRIBE, lambda: True)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    def test_stop_removes_process_and_folder(self, trainer):
+        trainer.stop()
+        assert trainer.process.poll() == -signal.SIGKILL
+        assert not trainer.exchange.exists()
+
+    def test_a_dead_parent_leaves_no_orphan(self):
+        """The parent is killed while the child still imports its libraries: the worst moment."""
+        code = "import time; from omnifm_flare.trainer import Trainer; t = Trainer(); t.start(); print(t.process.pid, flush=True); time.sleep(60)"
+        parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        child = int(parent.stdout.readline())
+        time.sleep(1)
+        assert b"omnifm_flare.trainer_process" in Path(f"/proc/{child}/cmdline").read_bytes()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        end = time.monotonic() + 10
+        while alive(child) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive(child)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class TestServe:
+    """The child's loop with a stand-in for the site, in this process."""
+
+    def answers(self, monkeypatch, tmp_path, job, reply):
+        class Site:
+            def __init__(self, experiment, name, config):
+                self.name = name
+
+            def reply(self, payload):
+                return reply(payload)
+
+        class Done(Exception):
+            pass
+
+        monkeypatch.setattr("omnifm.training.Site", Site)
+        request = tmp_path / "request.state"
+        request.write_bytes(encode(*DESCRIBE.pack()))
+        config = {"data_root": "x", "state_dir": str(tmp_path / "state")}
+        lines = queue.Queue()
+        lines.put(json.dumps({"experiment": str(job), "site": "site-1", "config": config}))
+        lines.put(json.dumps({"request": str(request), "reply": str(tmp_path / "reply.state")}))
+        answers = io.StringIO()
+
+        def get():
+            if lines.empty():
+                raise Done
+            return lines.get_nowait()
+
+        stub = type("Lines", (), {"get": staticmethod(get)})()
+        with pytest.raises(Done):
+            trainer_process.serve(stub, answers)
+        assert not request.exists()
+        return json.loads(answers.getvalue())
+
+    def test_the_reply_is_a_file(self, monkeypatch, tmp_path, job):
+        update = Update("site-1", "describe", 0, DESCRIBE.digest())
+        assert self.answers(monkeypatch, tmp_path, job, lambda _payload: update) == {"ok": True}
+        assert (tmp_path / "reply.state").read_bytes() == encode(*update.pack())
+
+    def test_our_refusals_are_told(self, monkeypatch, tmp_path, job):
+        def refuse(_payload):
+            experiment(train={"lr": -1.0})
+
+        answer = self.answers(monkeypatch, tmp_path, job, refuse)
+        assert answer["reason"].startswith("refused: experiment.json: ")
+
+    @pytest.mark.parametrize("error", [ValueError("/data/DOE^JANE.dcm"), RuntimeError("p17"), MemoryError("p17")])
+    def test_of_foreign_errors_only_the_type_is_told(self, monkeypatch, tmp_path, job, error):
+        """A library's ValueError may hold a path; ours never does.  The details stay in the site's own folder."""
+
+        def fail(_payload):
+            raise error
+
+        answer = self.answers(monkeypatch, tmp_path, job, fail)
+        assert answer["reason"] == f"failed: {type(error).__name__}"
+        kept = tmp_path / "state/tiny/last-error.txt"
+        assert str(error) in kept.read_text()
+        assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_torch_is_imported_after_the_trainer_has_started():
+    """The executor's own module must not wait for torch: the child would start a second later, at every task."""
+    code = "import sys, omnifm_flare.filters; print('torch' in sys.modules, 'monai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_hidden_packages_can_be_imported_afterwards():
+    code = ("from omnifm_flare.trainer_process import _import_monai; _import_monai(); "
+            "import matplotlib.pyplot, transformers; print('fine')")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr[-500:]
