@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from omnifm.config import Experiment
+from omnifm.config import Experiment, SiteConfig
 from omnifm_flare.site_state import experiment_file, find_site
 from omnifm_flare.trainer import Aborted, Trainer, TrainerError
 
@@ -73,13 +73,21 @@ class OmniExecutor(Executor):
         try:
             file = experiment_file(fl_ctx)
             experiment = Experiment.from_json(file.read_text())
-            config = find_site(fl_ctx, experiment)
+            config = self._config(fl_ctx, experiment)
             exchange = Path(config.state_dir) / experiment.job / "exchange"
             trainer.introduce(file, str(fl_ctx.get_identity_name()), config, exchange)
         except BaseException:
             trainer.stop()
             raise
         self.trainer, self.source = trainer, config.source
+
+    def _config(self, fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
+        """This site's configuration; what is wrong with it is the site's business, so only its own log says so."""
+        try:
+            return find_site(fl_ctx, experiment)
+        except ValueError as error:
+            self.log_warning(fl_ctx, str(error), fire_event=False)
+            raise TrainerError("refused: the site's own configuration cannot be used; its log says why") from None
 
 
 def _reason(error: Exception) -> str:

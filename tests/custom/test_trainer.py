@@ -20,28 +20,30 @@ from omnifm_flare.trainer import Aborted, Trainer, TrainerError
 from tests.conftest import experiment
 
 
-@pytest.fixture
-def job(tmp_path):
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
     """experiment.json of the tiny job, as a file."""
     record = {"job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
               "model": {"channels": [4, 8]}, "method": {"name": "fedavg"}, "seed": 3,
               "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1}}  # fmt: skip
-    file = tmp_path / "experiment.json"
+    file = tmp_path_factory.mktemp("job") / "experiment.json"
     file.write_text(json.dumps(record))
     return file
 
 
-@pytest.fixture
-def trainer(job, federation, tmp_path):
+@pytest.fixture(scope="module")
+def trainer(job, federation, tmp_path_factory):
+    """One handle for the module: each start costs seconds, and it must survive what the tests do to its processes."""
     child = Trainer()
     child.start()
-    config = SiteConfig(str(federation / "site-1"), str(tmp_path / "state"), "cpu")
-    child.introduce(job, "site-1", config, tmp_path / "state/tiny/exchange")
+    state = tmp_path_factory.mktemp("state")
+    child.introduce(job, "site-1", SiteConfig(str(federation / "site-1"), str(state), "cpu"), state / "tiny/exchange")
     yield child
     child.stop()
 
 
 DESCRIBE = Payload("describe", 0, "run")
+SPEC = {"dims": 3, "channels": 1, "labels": ["a", "b"], "spacing_mm": [1, 1, 1], "shape": [16] * 3, "patch": [16] * 3}
 
 
 class TestTrainer:
@@ -59,25 +61,36 @@ class TestTrainer:
 
     def test_a_refusal_is_told_and_survived(self, trainer):
         with pytest.raises(TrainerError, match=r"^refused: the received shared part lacks"):
-            trainer.ask(Payload("train", 1, "run", {"dims": 3, "channels": 1, "labels": ["a", "b"], "spacing_mm": [1, 1, 1],
-                                                    "shape": [16, 16, 16], "patch": [16, 16, 16]}))  # fmt: skip
+            trainer.ask(Payload("train", 1, "run", SPEC))
         assert trainer.ask(DESCRIBE).site == "site-1"
 
     def test_abort_kills_it(self, trainer):
         pid = trainer.process.pid
         with pytest.raises(Aborted):
             trainer.ask(DESCRIBE, lambda: True)
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        assert not alive(pid)
 
-    def test_stop_removes_process_and_folder(self, trainer):
+    def test_stop_removes_process_and_folder(self, job, tmp_path):
+        trainer = Trainer()
+        trainer.start()
+        (tmp_path / "exchange").mkdir()
+        (tmp_path / "exchange/request.state").write_text("left by a killed predecessor")
+        trainer.introduce(job, "site-1", SiteConfig("x", "y"), tmp_path / "exchange")
+        assert list(trainer.exchange.iterdir()) == []
         trainer.stop()
         assert trainer.process.poll() == -signal.SIGKILL
         assert not trainer.exchange.exists()
 
     def test_a_dead_parent_leaves_no_orphan(self):
         """The parent is killed while the child still imports its libraries: the worst moment."""
-        code = "import time; from omnifm_flare.trainer import Trainer; t = Trainer(); t.start(); print(t.process.pid, flush=True); time.sleep(60)"
+        code = """
+import time
+from omnifm_flare.trainer import Trainer
+trainer = Trainer()
+trainer.start()
+print(trainer.process.pid, flush=True)
+time.sleep(60)
+"""
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         child = int(parent.stdout.readline())
         time.sleep(1)

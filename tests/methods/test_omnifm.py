@@ -1,0 +1,142 @@
+"""OmniFM's two halves: what a site uploads, what the server sends back, and every switch."""
+
+import pytest
+import torch
+
+from omnifm import simulation
+from omnifm.methods.omnifm import OmniFM, Settings
+from omnifm.plugins import load_task
+from omnifm.update import Update
+from tests.conftest import experiment
+from tests.methods.test_roster import SPEC
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch):
+    monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
+
+
+def unit(*values):
+    vector = torch.zeros(8)
+    for position, value in values:
+        vector[position] = value
+    return torch.nn.functional.normalize(vector, dim=0)
+
+
+def update(site, vector, *, stage="seed", number=0, hits=None, modality="MR", **shared):
+    extra = {"centroids": vector[None]} | ({} if hits is None else {"hits": torch.tensor(hits)})
+    return Update(site, stage, number, "", shared=shared, extra=extra, facts={"centroid_modalities": [modality]}, num_samples=1)
+
+
+def seeded(**settings):
+    method = OmniFM(Settings(dim=8, **settings))
+    method.receive_seeds([update("a", unit((0, 1.0))), update("b", unit((0, 1.0), (1, 0.2))), update("c", unit((2, 1.0)))])
+    return method
+
+
+class TestServer:
+    def test_a_site_gets_the_others_entries_nearest_first(self):
+        _, extra = seeded().payload("a", {})
+        torch.testing.assert_close(extra["prototypes"], torch.stack([unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]))
+        torch.testing.assert_close(extra["mean"], torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0))
+
+    def test_payloads_name_no_site(self):
+        shared, extra = seeded().payload("a", {"w": torch.ones(1)})
+        assert set(shared) == {"w"}
+        assert set(extra) == {"prototypes", "mean"}
+
+    def test_with_its_own_entries_it_finds_itself_first(self):
+        _, extra = seeded(exclude_self=False).payload("a", {})
+        torch.testing.assert_close(extra["prototypes"][0], unit((0, 1.0)))
+
+    def test_uncentred_sends_no_mean(self):
+        assert set(seeded(center=False).payload("a", {})[1]) == {"prototypes"}
+
+    def test_without_gskr_there_is_one_prototype_the_running_mean(self):
+        method = seeded(retrieval="mean")
+        expected = torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0)
+        torch.testing.assert_close(method.payload("a", {})[1]["prototypes"], expected[None])
+
+    def test_the_shortlist_is_bounded(self):
+        assert len(seeded(shortlist=1).payload("a", {})[1]["prototypes"]) == 1
+
+    def test_aggregate_updates_bank_and_model(self):
+        method = seeded()
+        for site in ("a", "b"):
+            method.payload(site, {})
+        replies = [update(site, unit((5, 1.0)), stage="train", number=1, hits=[1.0, 0.0], w=torch.full((1,), value))
+                   for site, value in (("a", 1.0), ("b", 3.0))]  # fmt: skip
+        shared = method.aggregate({"w": torch.zeros(1)}, replies, 1)
+        assert shared["w"].item() == 2.0
+        assert method.monitors()["by_site"] == {"a": 2, "b": 2, "c": 1}
+
+    @pytest.mark.parametrize(
+        ("vector", "hits", "reason"),
+        [
+            (torch.full((8,), float("nan")), [0.5, 0.5], "finite and of unit length"),
+            (10 * unit((0, 1.0)), [0.5, 0.5], "finite and of unit length"),
+            (torch.ones(4) / 2, [0.5, 0.5], "at most 1 per modality"),
+            (unit((0, 1.0)), [0.5], "hits must be 2 shares"),
+            (unit((0, 1.0)), [2.0, 0.0], "hits must be 2 shares"),
+        ],
+    )
+    def test_a_bad_contribution_leaves_the_bank_and_keeps_the_weights(self, vector, hits, reason, caplog):
+        method = seeded()
+        method.payload("a", {})
+        before = method.bank.vectors.clone()
+        shared = method.aggregate({"w": torch.zeros(1)}, [update("a", vector, stage="train", number=1, hits=hits, w=torch.ones(1))], 1)
+        assert shared["w"].item() == 1.0
+        assert torch.equal(method.bank.vectors, before)
+        assert reason in caplog.text
+
+    def test_checkpoint_and_restore_send_the_same_again(self):
+        method = seeded()
+        again = OmniFM(Settings(dim=8))
+        again.restore(*method.server_state())
+        for site in ("a", "b", "c"):
+            for name, value in method.payload(site, {})[1].items():
+                assert torch.equal(again.payload(site, {})[1][name], value)
+
+
+class TestPartition:
+    def parts(self, **settings):
+        task = load_task(experiment())
+        task.configure(SPEC)
+        method = OmniFM(Settings(dim=8, **settings))
+        return method.partition(method.build(task))
+
+    def owners(self, names):
+        return {name.split(".")[0] for name in names}
+
+    def test_backbone_preset(self):
+        parts = self.parts()
+        assert self.owners(parts.shared) == {"backbone", "tokenizer", "fusion"}
+        assert self.owners(parts.personal) == {"backbone", "prompts", "reader"}
+
+    def test_spectral_preset_shares_the_tokenizer_alone(self):
+        assert self.owners(self.parts(share="spectral").shared) == {"tokenizer"}
+
+    def test_bank_only_keeps_the_tokenizer_home(self):
+        assert "tokenizer" not in self.owners(self.parts(share_tokenizer=False).shared)
+
+
+SWITCHES = [
+    {"share": "spectral"}, {"share_tokenizer": False}, {"num_centroids": 2}, {"num_retrieved": 1},
+    {"exclude_self": False}, {"local_key": False}, {"align_weight": 0.0}, {"retrieval": "mean"}, {"fusion": "film"},
+    {"prompting": "linear"}, {"low_pass": "physical", "keep_per_mm": 0.2}, {"keep": 0.5}, {"num_bands": 16}, {"num_suffix": 1},
+    {"ring": 1}, {"share_buffers": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: ",".join(s))
+def test_every_switch_runs_and_changes_the_result(federation, switch):
+    """ring and the pruning settings only show after more rounds: there it is the bank that must differ."""
+    base = {"name": "omnifm", "dim": 8, "num_bands": 8}
+    model = {"norm": "batch"} if "share_buffers" in switch else {}
+    runs = [simulation.run(experiment(method=base | s, model=model, train={"num_rounds": 2}), federation,
+                           ["site-1", "site-2"]) for s in ({}, switch)]  # fmt: skip
+    assert runs[1]["status"] == "COMPLETE"
+    if "ring" in switch:
+        assert runs[1]["history"][-1]["bank"]["size"] < runs[0]["history"][-1]["bank"]["size"]
+    else:
+        assert runs[1]["final_hash"] != runs[0]["final_hash"]

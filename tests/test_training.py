@@ -1,0 +1,199 @@
+"""One site: what it keeps, what it returns, and what never leaves."""
+
+import json
+import stat
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from omnifm.config import SiteConfig
+from omnifm.state import History
+from omnifm.training import Site
+from omnifm.update import Payload, Score
+from tests.conftest import experiment, write_site
+
+
+def open_site(tmp_path, job=None, **config):
+    folder = tmp_path / "data"
+    if not folder.exists():
+        write_site(folder)
+    return Site(job or experiment(), "site-1", SiteConfig(str(folder), str(tmp_path / "state"), "cpu", **config))
+
+
+def spec(site):
+    facts = site.reply(Payload("describe", 0, "run")).facts
+    return site.task.agree({"site-1": facts["data"]})
+
+
+def payload(site, stage="train", number=1, run="run", **changes):
+    agreed = spec(site)
+    model, partition = site._model(agreed)
+    extra = {"prototypes": torch.eye(3, 8), "mean": torch.zeros(8)}
+    return Payload(stage, number, run, agreed, partition.pick(model, "shared"), extra, **changes)
+
+
+class TestDescribe:
+    def test_reports_counts_and_data_facts_and_nothing_else(self, tmp_path):
+        update = open_site(tmp_path).reply(Payload("describe", 0, "run"))
+        assert update.facts == {
+            "num_train": 4, "num_validation": 1, "num_test": 1, "num_refused": 0, "modalities": {"MR": 6}, "source": "site",
+            "data": {"labels": {"0": "background", "1": "ball"}, "dims": 3, "channels": 1,
+                     "spacing_mm": [1.0, 1.0, 1.0], "extent_mm": [16.0, 16.0, 16.0]},
+        }  # fmt: skip
+        assert update.pack()[0] == {}
+
+    def test_a_bad_case_is_put_aside_with_a_reason_and_the_rest_goes_on(self, tmp_path):
+        folder = write_site(tmp_path / "data")
+        broken = np.full((16, 16, 16), np.nan, np.float32)
+        nibabel.save(nibabel.Nifti1Image(broken, np.eye(4)), folder / "images/2.nii.gz")
+        site = open_site(tmp_path)
+        assert site.reply(Payload("describe", 0, "run")).facts["num_refused"] == 1
+        record = json.loads((tmp_path / "state/tiny/quarantine.json").read_text())["refused"]
+        assert [(r["split"], r["position"], r["reason"]) for r in record] == [("training", 2, "non_finite")]
+        assert site.reply(payload(site)).num_samples == 3
+
+    def test_too_many_bad_cases_stop_the_site(self, tmp_path):
+        folder = write_site(tmp_path / "data")
+        for case in (1, 2):
+            (folder / f"images/{case}.nii.gz").write_bytes(b"no image")
+        with pytest.raises(ValueError, match=r"refused 2 of 6 cases \(33.3 %\), more than max_refused_fraction=0.05"):
+            open_site(tmp_path)
+
+    def test_the_check_is_repeated_only_when_a_file_changed(self, tmp_path, monkeypatch):
+        site = open_site(tmp_path)
+        monkeypatch.setattr("omnifm.training.check_cases", lambda *_a, **_k: pytest.fail("checked again"))
+        assert open_site(tmp_path).case_facts == site.case_facts
+        monkeypatch.undo()
+        (tmp_path / "data/images/1.nii.gz").write_bytes(b"no image")
+        assert open_site(tmp_path).num_refused == 1
+
+
+class TestTrain:
+    def test_returns_the_shared_part_and_answers_its_request(self, tmp_path):
+        site = open_site(tmp_path)
+        asked = payload(site)
+        update = site.reply(asked)
+        assert update.answers == asked.digest()
+        assert sorted(update.shared) == sorted(asked.shared)
+        assert any(not torch.equal(update.shared[name], asked.shared[name]) for name in asked.shared)
+        assert update.num_samples == 4
+        assert set(update.before) == set(update.after) == {"dice", "iou", "hd95_mm"}
+
+    def test_nothing_personal_is_in_the_update(self, tmp_path):
+        site = open_site(tmp_path)
+        update = site.reply(payload(site))
+        _, partition = site._model(spec(site))
+        assert not set(update.shared) & (set(partition.personal) | set(partition.buffers))
+        assert set(update.extra) == {"centroids", "hits"}
+        assert update.extra["centroids"].shape == (1, 8)  # one centroid over patients, no token of an image
+        assert update.pictures == {}
+
+    def test_the_same_request_gives_the_same_reply_in_a_new_process(self, tmp_path):
+        first = open_site(tmp_path / "a")
+        second = open_site(tmp_path / "b")
+        for name in ("a", "b"):
+            assert (tmp_path / name).exists()
+        replies = [site.reply(payload(site)) for site in (first, second)]
+        assert replies[0].train_loss == replies[1].train_loss
+        assert all(torch.equal(replies[0].shared[name], replies[1].shared[name]) for name in replies[0].shared)
+
+    def test_the_number_of_threads_is_restored(self, tmp_path):
+        torch.set_num_threads(2)
+        site = open_site(tmp_path)
+        site.reply(payload(site))
+        assert torch.get_num_threads() == 2
+
+    def test_refuses_a_shared_part_that_is_not_the_manifests(self, tmp_path):
+        site = open_site(tmp_path)
+        asked = payload(site)
+        asked.shared.pop(next(iter(asked.shared)))
+        with pytest.raises(ValueError, match="the received shared part lacks 1 shared tensors"):
+            site.reply(asked)
+
+    def test_a_diverged_model_is_not_sent(self, tmp_path):
+        site = open_site(tmp_path, experiment(train={"lr": 1e30}))
+        with pytest.raises(ValueError, match=r"nothing is sent: the trained shared part '.*' must be finite"):
+            site.reply(payload(site))
+
+    def test_cases_are_prepared_once(self, tmp_path, monkeypatch):
+        site, calls = open_site(tmp_path), []
+        prepare = site.task.prepare
+        monkeypatch.setattr(site.task, "prepare", lambda case: (calls.append(1), prepare(case))[1])
+        site.reply(payload(site))
+        once = len(calls)
+        site.reply(payload(site, number=2))
+        assert len(calls) == once
+        assert once <= 4 + 1 + 2  # training and validation, and one more to measure each
+
+
+class TestPersonalState:
+    def test_survives_a_restart_and_is_the_sites_alone(self, tmp_path):
+        site = open_site(tmp_path)
+        site.reply(payload(site))
+        files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+        assert files
+        assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+        number, tensors, _ = History(tmp_path / "state/tiny", "personal").load()
+        again = open_site(tmp_path)
+        local, partition = again._open(payload(again, number=2))
+        assert number == 1
+        for name in partition.personal:
+            assert torch.equal(local.model.state_dict()[name], tensors[f"personal/{name}"])
+
+    def test_another_run_starts_afresh(self, tmp_path):
+        site = open_site(tmp_path)
+        first = site.reply(payload(site))
+        second = site.reply(payload(site, run="another"))
+        assert first.train_loss == second.train_loss
+
+    def test_a_replayed_round_starts_from_the_state_before_it(self, tmp_path):
+        site = open_site(tmp_path)
+        site.reply(payload(site))
+        losses = [site.reply(payload(site, number=2)).train_loss for _ in range(2)]
+        assert losses[0] == losses[1]
+
+
+class TestEvaluate:
+    def test_scores_the_test_split_before_and_after(self, tmp_path):
+        site = open_site(tmp_path)
+        site.reply(payload(site))
+        update = site.reply(payload(site, "evaluate", 1))
+        assert update.before["dice"].support == update.after["dice"].support == 1
+        assert update.shared == {}
+
+    def test_validation_picks_the_checkpoint(self, tmp_path, monkeypatch):
+        """Rounds 1, 2, 3 score 0.1, 0.9, 0.5 on validation: round 2 is kept."""
+        site = open_site(tmp_path)
+        scores = iter([0.1, 0.1, 0.9, 0.9, 0.5, 0.5])
+        monkeypatch.setattr(site, "_scores", lambda *_: {"dice": Score(next(scores), 1)})
+        for number in (1, 2, 3):
+            site.reply(payload(site, number=number))
+        assert [History(tmp_path / "state/tiny", when, keep=1).rounds() for when in ("before", "after")] == [[2], [2]]
+
+    def test_pictures_stay_home_unless_the_data_are_synthetic(self, tmp_path):
+        site = open_site(tmp_path)
+        assert site.reply(payload(site, "evaluate", 1)).pictures == {}
+        assert (tmp_path / "state/tiny/prediction-1.png").stat().st_size > 100
+        demo = open_site(tmp_path, source="demo")
+        assert list(demo.reply(payload(demo, "evaluate", 1)).pictures) == ["test case 1"]
+
+    def test_an_empty_validation_split_keeps_the_last(self, tmp_path):
+        folder = write_site(tmp_path / "data")
+        record = json.loads((folder / "dataset.json").read_text())
+        record["training"] += record.pop("validation")
+        (folder / "dataset.json").write_text(json.dumps(record | {"validation": []}))
+        site = open_site(tmp_path)
+        for number in (1, 2):
+            site.reply(payload(site, number=number))
+        assert site.reply(payload(site, "evaluate", 2)).after["dice"].support == 1
+
+
+def test_refuses_a_device_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="device must exist; got 'cuda:0'"):
+        Site(experiment(), "s", SiteConfig(str(write_site(tmp_path / "d")), str(tmp_path / "s"), "cuda:0"))
+    with pytest.raises(ValueError, match="device must be auto, cpu or cuda:N; got 'tpu9'"):
+        Site(experiment(), "s", SiteConfig(str(tmp_path / "d"), str(tmp_path / "s"), "tpu9"))
