@@ -38,9 +38,7 @@ class UNetBackbone(Backbone):
         self.width = channels[-1]
         strides = (2,) * (len(channels) - 1)
         named = ("group", {"num_groups": 1}) if norm == "group" else norm  # the last block has one channel per class
-        self.unet = UNet(
-            spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=2, norm=named
-        )
+        self.unet = UNet(spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=2, norm=named)
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Skips]]:
         """Run down to the bottleneck; features are the bottleneck map and the skip connections."""

@@ -99,8 +99,9 @@ def tables(
     job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is compared.")] = Path("jobs/seg_fets"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
 ) -> None:
     """Compare Local, FedAvg, FedPer (both capacities), OmniFM and its ablations on one federation."""
     from omnifm.bench.tables import run
 
-    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds)
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs)

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ class KnowledgeBank:
         self.vectors = torch.zeros(0, dim)
         self.entries: list[Entry] = []  # by id, so oldest first; entry i describes row i of vectors
         self._next_id = 0
+        self._kept: tuple[Tensor, int, Tensor | None, Tensor] | None = None  # see _compared
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -191,11 +193,11 @@ class KnowledgeBank:
             raise ValueError(f"size must be at least 0; got {size}")
         if not len(self) or not len(queries):
             return [], self.vectors[:0]
-        mean = self.mean if self.center else None
-        best = _cosines(queries.detach().cpu().float(), self.vectors, mean).amax(dim=0)
+        mean, candidates = self._compared()
+        best = _cosines(_unit(queries.detach().cpu().float(), mean), candidates).amax(dim=0)
         order = torch.sort(best, descending=True, stable=True).indices.tolist()
-        foreign = [i for i in order if not (self.exclude_self and self.entries[i].site == site)]
-        rows = foreign[:size]
+        foreign = (i for i in order if not (self.exclude_self and self.entries[i].site == site))
+        rows = list(islice(foreign, size))
         return [self.entries[i].id for i in rows], self.vectors[rows]
 
     def monitors(self) -> dict[str, Any]:
@@ -256,6 +258,17 @@ class KnowledgeBank:
         bank._next_id = record["next_id"]
         return bank
 
+    def _compared(self) -> tuple[Tensor | None, Tensor]:
+        """What centring subtracts, and the centred unit vectors; kept until the vectors change.
+
+        Every site of a round asks the same bank.
+        """
+        # _version counts changes in place, which leave the tensor the same object.
+        if self._kept is None or self._kept[0] is not self.vectors or self._kept[1] != self.vectors._version:
+            mean = self.mean if self.center else None
+            self._kept = (self.vectors, self.vectors._version, mean, _unit(self.vectors, mean))
+        return self._kept[2:]
+
     def _count_hits(self, hits: Mapping[str, Mapping[int, float]]) -> None:
         """One EMA step for every entry that somebody could have chosen; each replying site counts once."""
         shares: dict[int, list[float]] = {}
@@ -311,7 +324,8 @@ def retrieve(
     with torch.no_grad():
         wanted = tokens.float()
         offered = candidates.to(wanted)
-        cosines = _cosines(wanted, offered, None if mean is None else mean.to(wanted))
+        shift = None if mean is None else mean.to(wanted)
+        cosines = _cosines(_unit(wanted, shift), _unit(offered, shift))
         return torch.sort(cosines, dim=1, descending=True, stable=True).indices[:, :k]
 
 
@@ -367,12 +381,14 @@ def _spread_out(points: Tensor, m: int, generator: torch.Generator) -> Tensor:
     return points[chosen]
 
 
-def _cosines(queries: Tensor, candidates: Tensor, mean: Tensor | None) -> Tensor:
-    """(q n) cosines after centring; 0 for a vector that is the mean itself."""
-    if mean is not None:
-        queries, candidates = queries - mean, candidates - mean
-    unit_queries, unit_candidates = (F.normalize(x, dim=-1, eps=MIN_NORM) for x in (queries, candidates))
-    return (unit_queries @ unit_candidates.T).round(decimals=DECIMALS)
+def _unit(vectors: Tensor, mean: Tensor | None) -> Tensor:
+    """Directions after centring; zeros for a vector that is the mean itself."""
+    return F.normalize(vectors if mean is None else vectors - mean, dim=-1, eps=MIN_NORM)
+
+
+def _cosines(queries: Tensor, candidates: Tensor) -> Tensor:
+    """(q n) cosines of unit vectors, rounded so that ties are ties on every machine."""
+    return (queries @ candidates.T).round(decimals=DECIMALS)
 
 
 def _effective_rank(vectors: Tensor) -> float:

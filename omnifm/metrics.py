@@ -33,9 +33,7 @@ def overlap(
     return {name: _mean([row[name] for row in rows]) for name in ("dice", "iou", "hd95_mm")}
 
 
-def _one(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> dict[str, float | None]:
+def _one(prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, float | None]:
     if not prediction.any() and not truth.any():
         return {"dice": None, "iou": None, "hd95_mm": None}
     if not prediction.any() or not truth.any():

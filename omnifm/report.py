@@ -277,4 +277,3 @@ def _first_metric(summary: Summary) -> str | None:
 def _sites(summary: Summary) -> list[str]:
     seen = {name for entry in summary["history"] for name in (*entry["sites"], *entry["missing"])}
     return sorted(seen | set(summary["sites"]), key=natural)
-

@@ -209,18 +209,22 @@ class Federation:
         sampled = self._sample(number, connected)
         self.transport.opened(number, self.shared)
         missing = absent | self._ask("train", number, sampled)
+        missing = {site: reason for site, reason in missing.items() if site not in self.spool}  # it came back
         if len(self.spool) >= min(self.experiment.train.min_sites, max(1, len(sampled))):
             self.shared = self.transport.aggregate(lambda: self._combine(number))
         else:
-            logger.warning("round %d: %d replies, fewer than min_sites; the previous model stays",
-                           number, len(self.spool))
+            logger.warning(
+                "round %d: %d replies, fewer than min_sites; the previous model stays", number, len(self.spool)
+            )
         self.round = number
         self._note(number, missing)
         self.transport.closed(number, self.shared)
         self._checkpoint()
         recent = [len(entry["sites"]) < self.experiment.train.min_sites for entry in self.history[-PATIENCE:]]
         if len(recent) == PATIENCE and all(recent):
-            raise FederationError(f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies; last missing {missing}")
+            raise FederationError(
+                f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies; last missing {missing}"
+            )
 
     def _combine(self, number: int) -> Tensors:
         return self.method.aggregate(self.shared, self.spool, number)
@@ -243,7 +247,9 @@ class Federation:
         self.spool.clear()
         self.sent = {}
         for site in sites:
-            shared, extra = self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
+            shared, extra = (
+                self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
+            )
             self.sent[site] = Payload(stage, number, self.run_id, self.spec if stage != "describe" else {},
                                       shared, extra, self.experiment.train.warm_start)  # fmt: skip
         missing = self.transport.exchange(self.sent, self.accept)
@@ -314,8 +320,11 @@ class Federation:
         with (self.results_dir / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
         if entry["bank"] and entry["bank"]["effective_rank"] < 2:
-            logger.warning("round %d: the bank has collapsed (effective rank %.2f < 2): tokens no longer tell sites apart",
-                           number, entry["bank"]["effective_rank"])
+            logger.warning(
+                "round %d: the bank has collapsed (effective rank %.2f < 2): tokens no longer tell sites apart",
+                number,
+                entry["bank"]["effective_rank"],
+            )
 
     def _line(self, number: int, site: str, row: dict[str, Any]) -> str:
         name = next(iter(self.task.metrics))
@@ -361,7 +370,12 @@ class Federation:
         metrics = {}
         for name, after in update.after.items():
             before = update.before[name].mean
-            metrics[name] = {"before": before, "after": after.mean, "support": after.support, "undefined": after.undefined}
+            metrics[name] = {
+                "before": before,
+                "after": after.mean,
+                "support": after.support,
+                "undefined": after.undefined,
+            }
         return {key: self.facts[site][key] for key in (*COUNTS, "modalities")} | {"metrics": metrics}
 
     def _aggregate(self) -> dict[str, Any]:

@@ -92,8 +92,12 @@ class History:
             try:
                 return round_number, *decode(self._path(round_number).read_bytes())
             except (StateError, OSError) as error:
-                logger.warning("state %r of round %d is unusable (%s); falling back to the one before",
-                               self.name, round_number, type(error).__name__)
+                logger.warning(
+                    "state %r of round %d is unusable (%s); falling back to the one before",
+                    self.name,
+                    round_number,
+                    type(error).__name__,
+                )
         return None
 
     def rounds(self) -> list[int]:

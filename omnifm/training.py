@@ -184,7 +184,9 @@ class Site:
 
     def _save(self, payload: Payload, local: LocalRound) -> None:
         home = local.partition.pick(local.model, "personal") | local.partition.pick(local.model, "buffers")
-        tensors = {f"personal/{k}": v for k, v in home.items()} | {f"memory/{k}": clean(v) for k, v in local.memory.items()}
+        tensors = {f"personal/{k}": v for k, v in home.items()} | {
+            f"memory/{k}": clean(v) for k, v in local.memory.items()
+        }
         record = {"run_id": payload.run_id, "partition": local.partition.hash()}
         History(self.folder, "personal").save(payload.round, tensors, record)
 
@@ -281,6 +283,7 @@ class Site:
     def _scores(self, model: Model, extra: Tensors, split: str) -> Scores:
         model.eval()
         with torch.no_grad():
+
             def forward(batch: Batch) -> Tensor:
                 return model(self._on_device(batch), extra).prediction
 

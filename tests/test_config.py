@@ -26,8 +26,14 @@ class TestExperiment:
         [
             ({"colour": 1}, "unknown key 'colour'"),
             ({"train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2}}, "key 'train.lr' is missing"),
-            ({"train": {"num_rounds": 0, "local_epochs": 1, "batch_size": 2, "lr": 0.1}}, "train.num_rounds: .*; got 0"),
-            ({"train": {"num_rounds": "2", "local_epochs": 1, "batch_size": 2, "lr": 0.1}}, "train.num_rounds: .*got '2'"),
+            (
+                {"train": {"num_rounds": 0, "local_epochs": 1, "batch_size": 2, "lr": 0.1}},
+                "train.num_rounds: .*; got 0",
+            ),
+            (
+                {"train": {"num_rounds": "2", "local_epochs": 1, "batch_size": 2, "lr": 0.1}},
+                "train.num_rounds: .*got '2'",
+            ),
             ({"task": {"classes": 2}}, "key 'task.name' is missing"),
             ({"preset": "huge"}, "preset must be one of .*'paper'.* or null; got 'huge'"),
         ],

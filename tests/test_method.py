@@ -31,7 +31,11 @@ class TestPartition:
     def test_batch_norm_statistics_travel_only_when_asked_and_its_counter_never(self):
         assert "head_like.1.running_mean" in Partition.of(Net()).shared
         kept = Partition.of(Net(), share_buffers=False)
-        assert kept.buffers == ("head_like.1.running_mean", "head_like.1.running_var", "head_like.1.num_batches_tracked")
+        assert kept.buffers == (
+            "head_like.1.running_mean",
+            "head_like.1.running_var",
+            "head_like.1.num_batches_tracked",
+        )
         assert Partition.of(Net()).buffers == ("head_like.1.num_batches_tracked",)
 
     def test_only_shares_nothing_else(self):

@@ -66,7 +66,9 @@ class TestRun:
         assert summary["rounds"] == {"planned": 2, "completed": 2}
         assert summary["init_hash"] != summary["final_hash"]
         assert sorted(summary["sites"]) == ["site-1", "site-2", "site-3"]
-        assert [json.loads(x) for x in (tmp_path / "results/rounds.jsonl").read_text().splitlines()] == summary["history"]
+        assert [json.loads(x) for x in (tmp_path / "results/rounds.jsonl").read_text().splitlines()] == summary[
+            "history"
+        ]
         assert (tmp_path / "results/report.html").stat().st_size > 5000
         after = [site["metrics"]["dice"]["after"] for site in summary["sites"].values()]
         assert summary["aggregate"]["dice"]["mean"] == pytest.approx(sum(after) / 3)
@@ -74,7 +76,10 @@ class TestRun:
         assert summary["history"][0]["bank"]["size"] == 6  # three seeds of round 0 and three of round 1
 
     def test_the_same_seed_gives_the_same_model_and_another_another(self, tmp_path, federation):
-        hashes = [federate(tmp_path / str(n), federation, experiment(seed=s))[0]["final_hash"] for n, s in enumerate((3, 3, 4))]
+        hashes = [
+            federate(tmp_path / str(n), federation, experiment(seed=s))[0]["final_hash"]
+            for n, s in enumerate((3, 3, 4))
+        ]
         assert hashes[0] == hashes[1] != hashes[2]
 
     def test_the_result_is_the_mean_of_what_the_sites_sent(self, tmp_path, federation):
@@ -125,7 +130,9 @@ class TestRefusals:
         run = Federation(job, tmp_path / "server", tmp_path / "results", network)
         replies = []
         original = network.exchange
-        network.exchange = lambda payloads, accept: original(payloads, lambda u: (accept(u), replies.append(accept(u)))[0])
+        network.exchange = lambda payloads, accept: original(
+            payloads, lambda u: (accept(u), replies.append(accept(u)))[0]
+        )
         assert run.run()["status"] == "COMPLETE"
         assert set(replies) == {"it was not asked, or has replied already"}
 
@@ -137,7 +144,9 @@ class TestRefusals:
         other.write_text(other.read_text().replace('"ball"', '"cube"'))
         summary, _, _ = federate(tmp_path, tmp_path / "f")
         assert summary["status"] == "FAILED"
-        assert "sites must agree on labels; got {'site-1': {'0': 'background', '1': 'ball'}, 'site-2'" in summary["reason"]
+        assert (
+            "sites must agree on labels; got {'site-1': {'0': 'background', '1': 'ball'}, 'site-2'" in summary["reason"]
+        )
 
 
 class TestParticipation:
@@ -176,7 +185,9 @@ class Power(Exception):
 
 
 class TestResume:
-    @pytest.mark.parametrize("method", [{"name": "omnifm", "dim": 8, "num_bands": 8}, {"name": "fedper", "capacity": "matched"}])
+    @pytest.mark.parametrize(
+        "method", [{"name": "omnifm", "dim": 8, "num_bands": 8}, {"name": "fedper", "capacity": "matched"}]
+    )
     def test_a_killed_run_resumes_to_the_undisturbed_result(self, tmp_path, federation, method):
         job = experiment(method=method, train={"num_rounds": 4, "participation": 0.7})
         whole, _, _ = federate(tmp_path / "whole", federation, job)

@@ -42,7 +42,9 @@ MOMENTS = ("before", "after")
 Cells = dict[str, list[dict[str, Any]]]
 
 
-def run(data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None) -> None:
+def run(
+    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None
+) -> None:
     """Run what is missing, then write table.json and table.md.
 
     Args:
@@ -50,7 +52,7 @@ def run(data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | N
         out: results; finished cells in it are reused.
         job: job folder whose experiment.json is compared, method by method.
         num_seeds: seeds 0..num_seeds-1; the splits do not depend on them where dataset.json gives all three.
-        num_rounds: in place of the job's.
+        num_rounds, num_epochs: rounds and local epochs per round, in place of the job's.
 
     Raises:
         ValueError: a folder or configuration is not as it must be.
@@ -59,8 +61,9 @@ def run(data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | N
     if not file.is_file():
         raise ValueError("job must be a folder with app/config/experiment.json; it has none")
     experiment = Experiment.from_json(file.read_text())
-    if num_rounds is not None:
-        experiment = replace(experiment, train=replace(experiment.train, num_rounds=num_rounds))
+    train = experiment.train
+    budget = {"num_rounds": num_rounds or train.num_rounds, "local_epochs": num_epochs or train.local_epochs}
+    experiment = replace(experiment, train=replace(train, **budget))
     sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
     if len(sites) < 2:
         raise ValueError(f"data must hold at least 2 sites with a dataset.json; got {len(sites)}")
@@ -71,7 +74,7 @@ def run(data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | N
         cells[name].append(_cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
         metrics = plugin("tasks", experiment.task["name"]).metrics
         table = tabulate({k: v for k, v in cells.items() if v}, metrics)
-        header = {"data": data.name, "sites": sites, "seeds": num_seeds, "rounds": experiment.train.num_rounds}
+        header = {"data": data.name, "sites": sites, "seeds": num_seeds, **budget}
         write_atomic(out / "table.json", json.dumps(header | table, indent=1).encode())
         write_atomic(out / "table.md", markdown(header, table, next(iter(metrics))).encode())
 
@@ -82,7 +85,9 @@ def _cell(experiment: Experiment, data: Path, sites: list[str], out: Path) -> di
     if not path.exists():
         summary = simulation.run(experiment, data, sites)
         if summary["status"] != "COMPLETE":
-            raise ValueError(f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}")
+            raise ValueError(
+                f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
+            )
         write_atomic(path, json.dumps(summary).encode())
     return json.loads(path.read_text())
 
@@ -134,8 +139,8 @@ def _paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
 
 def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> str:
     """The first metric as a table for people."""
-    lines = [f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['rounds']} rounds, "
-             f"{header['seeds']} seeds; test split; ± is the spread over seeds", "",
+    lines = [f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['num_rounds']} rounds of "
+             f"{header['local_epochs']} epochs, {header['seeds']} seeds; test split; ± is the spread over seeds", "",
              "| method | after aggregation | after local training | worst site | below Local | vs matched [95 % CI] | effective rank |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, row in table["rows"].items():

@@ -179,7 +179,10 @@ class OmniFM(Method):
         modalities = update.facts.get("centroid_modalities")
         if centroids is None or not isinstance(modalities, list) or len(modalities) != len(centroids):
             return "it must hold centroids and the modality of each"
-        if centroids.shape[1:] != (self.settings.dim,) or max(Counter(modalities).values()) > self.settings.num_centroids:
+        if (
+            centroids.shape[1:] != (self.settings.dim,)
+            or max(Counter(modalities).values()) > self.settings.num_centroids
+        ):
             return f"centroids must be at most {self.settings.num_centroids} per modality; got {tuple(centroids.shape)}"
         if not torch.isfinite(centroids).all() or (centroids.norm(dim=1) - 1).abs().max() > 1e-3:
             return "centroids must be finite and of unit length"

@@ -157,7 +157,10 @@ class Segmentation(Task):
             both, "label", self.spec["patch"], pos=1, neg=1, num_samples=1, fg_indices_key="fg", bg_indices_key="bg"
         )
         flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(self.spec["dims"])]
-        tones = [RandScaleIntensityd("image", factors=0.1, prob=0.5), RandShiftIntensityd("image", offsets=0.1, prob=0.5)]
+        tones = [
+            RandScaleIntensityd("image", factors=0.1, prob=0.5),
+            RandShiftIntensityd("image", offsets=0.1, prob=0.5),
+        ]
         return Compose([crop, *flips, *tones, SelectItemsd(both)])
 
     def view(self, case: Batch) -> Tensor:
@@ -173,10 +176,13 @@ class Segmentation(Task):
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Class numbers (x y z) on the case's own grid."""
-        logits = sliding_window_inference(
-            case["image"][None], self.spec["patch"], 1, lambda image: forward({"image": image}), overlap=0.25,
-            mode="gaussian",
-        )  # fmt: skip
+        image, patch = case["image"][None], self.spec["patch"]
+        if list(image.shape[2:]) == list(patch):
+            logits = forward({"image": image})
+        else:
+            logits = sliding_window_inference(
+                image, patch, 1, lambda window: forward({"image": window}), overlap=0.25, mode="gaussian"
+            )
         logits = logits[(..., *(slice(0, int(side)) for side in case["size"]))]
         native = case["native_label"].shape[: self.spec["dims"]]
         if tuple(logits.shape[2:]) != tuple(native):

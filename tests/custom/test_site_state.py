@@ -38,9 +38,7 @@ class TestFindSite:
         assert found.state_dir == str(tmp_path / "ws/state/site-1")
 
     def test_a_provisioned_site_never_does(self, tmp_path, clean):
-        with pytest.raises(
-            ValueError, match=r"local/omnifm_site.json must name data_root and state_dir; this site has none"
-        ):
+        with pytest.raises(ValueError, match=r"omnifm_site\.json must name data_root .* has none"):
             site_state.find_site(context(tmp_path, simulated=False), experiment())
 
     def test_a_kit_that_claims_to_be_simulated_does_not_either(self, tmp_path, clean):

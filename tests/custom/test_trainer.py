@@ -66,6 +66,7 @@ class TestTrainer:
 
     def test_abort_kills_it(self, trainer):
         pid = trainer.process.pid
+        os.kill(pid, signal.SIGSTOP)  # as if it trained for long
         with pytest.raises(Aborted):
             trainer.ask(DESCRIBE, lambda: True)
         assert not alive(pid)

@@ -43,7 +43,9 @@ def test_fedavg_is_ten_lines_of_torch(federation, tmp_path):
 
         for batch in site._batches(_seed_all(job.seed, name, "train", 1))():
             loss = task.loss(model(batch, {}).prediction, batch)
-            for parameter, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
                 parameter.data -= 0.05 * gradient
         n = len(site.datalist.training)
         total += n
@@ -73,7 +75,11 @@ class TestPartitions:
     @pytest.mark.parametrize("capacity", ["paper", "matched"])
     def test_fedper_keeps_the_head_and_the_statistics(self, capacity):
         parts, model = self.parts(FedPer(Settings(capacity=capacity)))
-        home = {id(p) for part in model.personal() for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())}
+        home = {
+            id(p)
+            for part in model.personal()
+            for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
+        }
         assert {id(dict(model.named_parameters())[name]) for name in parts.personal} == home
         assert not [name for name in parts.shared if "running" in name]
 

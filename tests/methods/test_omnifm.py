@@ -25,12 +25,16 @@ def unit(*values):
 
 def update(site, vector, *, stage="seed", number=0, hits=None, modality="MR", **shared):
     extra = {"centroids": vector[None]} | ({} if hits is None else {"hits": torch.tensor(hits)})
-    return Update(site, stage, number, "", shared=shared, extra=extra, facts={"centroid_modalities": [modality]}, num_samples=1)
+    return Update(
+        site, stage, number, "", shared=shared, extra=extra, facts={"centroid_modalities": [modality]}, num_samples=1
+    )
 
 
 def seeded(**settings):
     method = OmniFM(Settings(dim=8, **settings))
-    method.receive_seeds([update("a", unit((0, 1.0))), update("b", unit((0, 1.0), (1, 0.2))), update("c", unit((2, 1.0)))])
+    method.receive_seeds(
+        [update("a", unit((0, 1.0))), update("b", unit((0, 1.0), (1, 0.2))), update("c", unit((2, 1.0)))]
+    )
     return method
 
 
@@ -38,7 +42,9 @@ class TestServer:
     def test_a_site_gets_the_others_entries_nearest_first(self):
         _, extra = seeded().payload("a", {})
         torch.testing.assert_close(extra["prototypes"], torch.stack([unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]))
-        torch.testing.assert_close(extra["mean"], torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0))
+        torch.testing.assert_close(
+            extra["mean"], torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0)
+        )
 
     def test_payloads_name_no_site(self):
         shared, extra = seeded().payload("a", {"w": torch.ones(1)})
@@ -84,7 +90,9 @@ class TestServer:
         method = seeded()
         method.payload("a", {})
         before = method.bank.vectors.clone()
-        shared = method.aggregate({"w": torch.zeros(1)}, [update("a", vector, stage="train", number=1, hits=hits, w=torch.ones(1))], 1)
+        shared = method.aggregate(
+            {"w": torch.zeros(1)}, [update("a", vector, stage="train", number=1, hits=hits, w=torch.ones(1))], 1
+        )
         assert shared["w"].item() == 1.0
         assert torch.equal(method.bank.vectors, before)
         assert reason in caplog.text

@@ -8,7 +8,13 @@ from omnifm.method import Partition
 from omnifm.plugins import load_method, load_task, names
 from tests.conftest import experiment
 
-SPEC = {"dims": 3, "channels": 1, "labels": {"0": "background", "1": "ball"}, "spacing_mm": [1.0] * 3, "patch": [16] * 3}
+SPEC = {
+    "dims": 3,
+    "channels": 1,
+    "labels": {"0": "background", "1": "ball"},
+    "spacing_mm": [1.0] * 3,
+    "patch": [16] * 3,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,13 @@ class TestRead:
 
 
 class TestAgree:
-    FACT = {"dims": 3, "channels": 1, "labels": {"0": "a", "1": "b"}, "spacing_mm": [1.0, 1.0, 1.0], "extent_mm": [40.0] * 3}  # noqa: RUF012
+    FACT = {
+        "dims": 3,
+        "channels": 1,
+        "labels": {"0": "a", "1": "b"},
+        "spacing_mm": [1.0, 1.0, 1.0],
+        "extent_mm": [40.0] * 3,
+    }  # noqa: RUF012
 
     def test_median_spacing_and_a_patch_no_longer_than_the_volumes(self):
         task = load_task(experiment(task={"patch_size": 64}))
@@ -165,7 +171,9 @@ class TestSamples:
         assert tuple(task.view(prepared).shape[1:]) == tuple(task.spec["patch"])
 
 
-@pytest.mark.parametrize(("name", "channels", "dims"), [("seg_polyp", 3, 2), ("seg_hippocampus", 1, 3), ("seg_fundus", 3, 2)])
+@pytest.mark.parametrize(
+    ("name", "channels", "dims"), [("seg_polyp", 3, 2), ("seg_hippocampus", 1, 3), ("seg_fundus", 3, 2)]
+)
 def test_real_cases_are_read(shared_data, name, channels, dims):
     from omnifm.data.datalist import read_datalist
 

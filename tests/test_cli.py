@@ -1,0 +1,54 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OMNIFM = Path(sys.executable).parent / "omnifm"
+
+
+def omnifm(*args):
+    return subprocess.run([OMNIFM, *map(str, args)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("prepare",),
+        ("prepare", "fets2022"),
+        ("prepare", "demo"),
+        ("report",),
+        ("bench", "tables"),
+        ("bench", "cost"),
+    ],
+)
+def test_every_command_explains_itself(command):
+    done = omnifm(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage: omnifm" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("report", "/nowhere"), "omnifm: "),
+        (("prepare", "fets2022", "/nowhere", "/tmp/none"), "omnifm: source must be FeTS 2022's folder"),
+        (("prepare", "demo", "/tmp/none", "--sites", "0"), "omnifm: sites must be a whole number, 1 to 100; got 0"),
+        (("bench", "tables", "--data", "/nowhere", "--out", "/tmp/none"), "omnifm: data must hold at least 2 sites"),
+        (("prepare", "nothing"), "No such command 'nothing'"),
+        (("bench", "tables"), "Missing option '--data'"),
+    ],
+)
+def test_wrong_use_costs_one_line_and_exit_code_2(command, message):
+    done = omnifm(*command)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_prepare_fets2022_reads_the_real_layout(tmp_path, shared_data):
+    done = omnifm("prepare", "fets2022", shared_data / "native/fets2022", tmp_path / "out", "--group", 1)
+    assert done.stdout == "prepared fets2022: site-1 1/0/1, site-2 1/0/1 (training/validation/test)\n"
+    assert json.loads((tmp_path / "out/site-1/dataset.json").read_text())["labels"]["1"] == "enhancing tumour"

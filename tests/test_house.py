@@ -1,0 +1,72 @@
+"""The house keeps its own rules: layers, style, types, wiring, pins, and nothing secret or foreign in it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+JOBS = sorted(path for path in (ROOT / "jobs").iterdir() if path.is_dir())
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports"], ["mypy"]], ids=" ".join
+)
+def test_tool_is_satisfied(command):
+    tool = Path(sys.executable).parent / command[0]
+    done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("part", ["config_fed_server.json", "config_fed_client.json"])
+def test_jobs_share_their_wiring(part):
+    assert len({(job / "app/config" / part).read_bytes() for job in JOBS}) == 1
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_job_is_configuration_only(job):
+    assert not list(job.rglob("*.py"))
+    assert json.loads((job / "meta.json").read_text())["name"] == job.name
+    assert [path.name for path in (job / "app/custom").iterdir()] == ["README.md"]
+    text = (job / "app/config/experiment.json").read_text()
+    assert not re.search(r'"[a-z_]+(\.[a-z_]+)+\.[A-Z]\w+"', text), (
+        "a class path: configuration that names a class can run code"
+    )
+
+
+def test_requirements_are_exact_and_the_readme_shows_the_commands():
+    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    packages = [line for line in lines if line and not line.startswith("#") and line != "-e ."]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.]+", line) for line in packages)
+    assert "torch==2.13.0" in packages
+    readme = (ROOT / "README.md").read_text()
+    assert "pip install -r requirements.txt" in readme
+    assert "nvflare simulator -w ws jobs/seg_fets" in readme
+
+
+def test_nothing_unsafe_is_imported_or_called():
+    """No pickle of any kind, no shell, no unpacking of archives: state is safetensors and JSON."""
+    banned = re.compile(r"\bimport (pickle|joblib|torchvision)\b|shell=True|extractall|allow_pickle=True|torch\.load\(")
+    sources = [
+        name for name in TRACKED if name.endswith(".py") and name.startswith(("omnifm/", "custom/", "provisioning/"))
+    ]
+    assert sources
+    assert [name for name in sources if banned.search((ROOT / name).read_text())] == []
+
+
+def test_no_key_and_no_machine_path_is_committed():
+    words = re.compile("BEGIN [A-Z ]*PRIVATE " + "KEY|/" + "root/|/" + "work/")
+    texts = [
+        name
+        for name in TRACKED
+        if (ROOT / name).suffix in {".py", ".json", ".toml", ".md", ".txt", ".yml", ".yaml", ""}
+    ]
+    found = [
+        name for name in texts if (ROOT / name).is_file() and words.search((ROOT / name).read_text(errors="ignore"))
+    ]
+    assert found == []
