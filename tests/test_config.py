@@ -43,7 +43,7 @@ class TestExperiment:
             Experiment.from_json(text(**changes))
 
     def test_refuses_what_is_not_json(self):
-        with pytest.raises(ValueError, match="must be JSON; got .* in line 2"):
+        with pytest.raises(ValueError, match=r"must be JSON; got .* in line 2"):
             Experiment.from_json("{\n,}")
 
     def test_the_hash_ignores_the_seed_alone(self):

@@ -17,7 +17,7 @@ def test_refuses_an_unknown_name():
 def test_refuses_unknown_settings_before_anything_starts():
     with pytest.raises(ValueError, match="method: unknown key 'mu'"):
         load_method(experiment(method={"name": "fedavg", "mu": 1}))
-    with pytest.raises(ValueError, match="task: patch_size: .*; got 20"):
+    with pytest.raises(ValueError, match=r"task: patch_size: .*; got 20"):
         load_task(experiment(task={"patch_size": 20}))
 
 

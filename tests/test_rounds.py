@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Spool, Transport
 from omnifm.simulation import InProcess
-from omnifm.config import SiteConfig
 from omnifm.update import Update
 from tests.conftest import experiment
 
@@ -173,7 +173,7 @@ class TestParticipation:
 
     def test_without_quorum_the_model_stays_and_patience_ends(self, tmp_path, federation):
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 5, "min_sites": 3})
-        summary, run, _ = federate(tmp_path, federation, job, spoil=only("train", "site-1", lambda u: "trainer died"))
+        summary, _, _ = federate(tmp_path, federation, job, spoil=only("train", "site-1", lambda u: "trainer died"))
         assert summary["status"] == "FAILED"
         assert "3 rounds in a row had fewer than min_sites" in summary["reason"]
         assert summary["rounds"]["completed"] == 3

@@ -38,10 +38,20 @@ class TestDescribe:
     def test_reports_counts_and_data_facts_and_nothing_else(self, tmp_path):
         update = open_site(tmp_path).reply(Payload("describe", 0, "run"))
         assert update.facts == {
-            "num_train": 4, "num_validation": 1, "num_test": 1, "num_refused": 0, "modalities": {"MR": 6}, "source": "site",
-            "data": {"labels": {"0": "background", "1": "ball"}, "dims": 3, "channels": 1,
-                     "spacing_mm": [1.0, 1.0, 1.0], "extent_mm": [16.0, 16.0, 16.0]},
-        }  # fmt: skip
+            "num_train": 4,
+            "num_validation": 1,
+            "num_test": 1,
+            "num_refused": 0,
+            "modalities": {"MR": 6},
+            "source": "site",
+            "data": {
+                "labels": {"0": "background", "1": "ball"},
+                "dims": 3,
+                "channels": 1,
+                "spacing_mm": [1.0, 1.0, 1.0],
+                "extent_mm": [16.0, 16.0, 16.0],
+            },
+        }
         assert update.pack()[0] == {}
 
     def test_a_bad_case_is_put_aside_with_a_reason_and_the_rest_goes_on(self, tmp_path):

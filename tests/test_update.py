@@ -6,10 +6,21 @@ from omnifm.update import Payload, Score, Update, clean, digest, num_bytes
 
 def update() -> Update:
     return Update(
-        "site-1", "train", 2, "answer", "manifest", shared={"w": torch.ones(2, 3)}, extra={"c": torch.zeros(0, 4)},
-        facts={"modalities": ["MR"]}, num_samples=7, train_loss=0.5, before={"dice": Score(None, 0, 2)},
-        after={"dice": Score(0.25, 2)}, seconds=1.5, pictures={"case": torch.zeros(3, dtype=torch.uint8)},
-    )  # fmt: skip
+        "site-1",
+        "train",
+        2,
+        "answer",
+        "manifest",
+        shared={"w": torch.ones(2, 3)},
+        extra={"c": torch.zeros(0, 4)},
+        facts={"modalities": ["MR"]},
+        num_samples=7,
+        train_loss=0.5,
+        before={"dice": Score(None, 0, 2)},
+        after={"dice": Score(0.25, 2)},
+        seconds=1.5,
+        pictures={"case": torch.zeros(3, dtype=torch.uint8)},
+    )
 
 
 class TestUpdate:
@@ -22,9 +33,21 @@ class TestUpdate:
     def test_everything_that_leaves_is_declared(self):
         """A new field of Update must be considered here: does it leave the hospital, and should it?"""
         assert set(vars(update())) == {
-            "site", "stage", "round", "answers", "partition", "shared", "extra", "facts", "num_samples", "train_loss",
-            "before", "after", "seconds", "pictures",
-        }  # fmt: skip
+            "site",
+            "stage",
+            "round",
+            "answers",
+            "partition",
+            "shared",
+            "extra",
+            "facts",
+            "num_samples",
+            "train_loss",
+            "before",
+            "after",
+            "seconds",
+            "pictures",
+        }
 
     def test_refuses_another_version(self):
         tensors, record = update().pack()
@@ -40,8 +63,13 @@ class TestPayload:
     @pytest.mark.parametrize("change", ["round", "value", "name", "run"])
     def test_digest_tells_any_two_requests_apart(self, change):
         one = Payload("train", 1, "run", {}, {"w": torch.ones(2)})
-        other = Payload("train", 1 + (change == "round"), "other" if change == "run" else "run", {},
-                        {"v" if change == "name" else "w": torch.ones(2) * (2 if change == "value" else 1)})  # fmt: skip
+        other = Payload(
+            "train",
+            1 + (change == "round"),
+            "other" if change == "run" else "run",
+            {},
+            {"v" if change == "name" else "w": torch.ones(2) * (2 if change == "value" else 1)},
+        )
         assert one.digest() != other.digest()
 
 

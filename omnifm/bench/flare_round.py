@@ -31,12 +31,12 @@ from omnifm.training import Site
 from omnifm.update import Payload
 
 SITES = ("site-1", "site-2")
-CASES = {"training": 6, "validation": 1, "test": 1}
-"""Demo cases per site: with two passes a round takes about three seconds."""
+CASES = {"training": 4, "validation": 1, "test": 1}
+"""Demo cases per site: with two passes a round takes about two seconds."""
 TIMEOUT_S = 600
 STAMP = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .*?"
 OURS = re.compile(STAMP + r"round (\d+)/\d+  \S+  loss ", re.MULTILINE)
-STOCK = re.compile(STAMP + r"(Round \d+ started|Finished FedAvg)", re.MULTILINE)
+STOCK = re.compile(STAMP + r"\n[-=]+\n +(Round \d+ started|Finished FedAvg)", re.MULTILINE)  # a banner of three lines
 RUNS: Mapping[str, dict[str, Any] | None] = {"fedavg": {"name": "fedavg"}, "omnifm": {"name": "omnifm"}, "stock": None}
 """What is run in turn: our methods, and stock FedAvg."""
 

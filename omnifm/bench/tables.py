@@ -62,8 +62,8 @@ def run(
         raise ValueError("job must be a folder with app/config/experiment.json; it has none")
     experiment = Experiment.from_json(file.read_text())
     train = experiment.train
-    budget = {"num_rounds": num_rounds or train.num_rounds, "local_epochs": num_epochs or train.local_epochs}
-    experiment = replace(experiment, train=replace(train, **budget))
+    train = replace(train, num_rounds=num_rounds or train.num_rounds, local_epochs=num_epochs or train.local_epochs)
+    experiment = replace(experiment, train=train)
     sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
     if len(sites) < 2:
         raise ValueError(f"data must hold at least 2 sites with a dataset.json; got {len(sites)}")
@@ -74,7 +74,13 @@ def run(
         cells[name].append(_cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
         metrics = plugin("tasks", experiment.task["name"]).metrics
         table = tabulate({k: v for k, v in cells.items() if v}, metrics)
-        header = {"data": data.name, "sites": sites, "seeds": num_seeds, **budget}
+        header = {
+            "data": data.name,
+            "sites": sites,
+            "seeds": num_seeds,
+            "num_rounds": train.num_rounds,
+            "local_epochs": train.local_epochs,
+        }
         write_atomic(out / "table.json", json.dumps(header | table, indent=1).encode())
         write_atomic(out / "table.md", markdown(header, table, next(iter(metrics))).encode())
 
@@ -100,8 +106,10 @@ def tabulate(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
     """
     rows: dict[str, Any] = {}
     for name, runs in cells.items():
-        rows[name] = {metric: {when: _row(name, runs, cells, metric, when, higher) for when in MOMENTS}
-                      for metric, higher in metrics.items()}  # fmt: skip
+        rows[name] = {
+            metric: {when: _row(name, runs, cells, metric, when, higher) for when in MOMENTS}
+            for metric, higher in metrics.items()
+        }
         rows[name]["bytes_up"] = sum(row["bytes_up"] for h in runs[0]["history"] for row in h["sites"].values())
         banks = [run["history"][-1]["bank"] for run in runs]
         rows[name]["effective_rank"] = float(np.mean([b["effective_rank"] for b in banks])) if banks[0] else None
@@ -112,8 +120,13 @@ def _row(name: str, runs: list[dict[str, Any]], cells: Cells, metric: str, when:
     values = _matrix(runs, metric, when)  # seeds x sites
     per_site = np.nanmean(values, axis=0)
     worst = (np.nanmin if higher else np.nanmax)(per_site)
-    row: dict[str, Any] = {"mean": float(np.nanmean(values)), "std_over_seeds": float(np.std(np.nanmean(values, axis=1))),
-                           "worst_site": float(worst), "std_over_sites": float(np.nanstd(per_site)), "per_site": per_site.tolist()}  # fmt: skip
+    row: dict[str, Any] = {
+        "mean": float(np.nanmean(values)),
+        "std_over_seeds": float(np.std(np.nanmean(values, axis=1))),
+        "worst_site": float(worst),
+        "std_over_sites": float(np.nanstd(per_site)),
+        "per_site": per_site.tolist(),
+    }
     if "Local" in cells:
         alone = np.nanmean(_matrix(cells["Local"], metric, "after"), axis=0)
         row["sites_below_local"] = int(np.sum(per_site < alone) if higher else np.sum(per_site > alone))
@@ -133,23 +146,33 @@ def _paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
     if num < 2:
         return {"difference": float(differences.mean()), "low": None, "high": None}
     half = stats.t.ppf(0.975, num - 1) * differences.std(ddof=1) / np.sqrt(num)
-    return {"difference": float(differences.mean()), "low": float(differences.mean() - half),
-            "high": float(differences.mean() + half)}  # fmt: skip
+    return {
+        "difference": float(differences.mean()),
+        "low": float(differences.mean() - half),
+        "high": float(differences.mean() + half),
+    }
 
 
 def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> str:
     """The first metric as a table for people."""
-    lines = [f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['num_rounds']} rounds of "
-             f"{header['local_epochs']} epochs, {header['seeds']} seeds; test split; ± is the spread over seeds", "",
-             "| method | after aggregation | after local training | worst site | below Local | vs matched [95 % CI] | effective rank |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['num_rounds']} rounds of "
+        f"{header['local_epochs']} epochs, {header['seeds']} seeds; test split; ± is the spread over seeds",
+        "",
+        "| method | after aggregation | after local training | worst site | below Local | vs matched [95 % CI] "
+        "| effective rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, row in table["rows"].items():
         before, after = row[metric]["before"], row[metric]["after"]
         versus = after.get("against_matched")
         cells = [f"{m['mean']:.3f} ± {m['std_over_seeds']:.3f}" for m in (before, after)]
         interval = "" if versus is None or versus["low"] is None else f" [{versus['low']:+.3f}, {versus['high']:+.3f}]"
-        cells += [f"{after['worst_site']:.3f}", str(after.get("sites_below_local", "")),
-                  "" if versus is None else f"{versus['difference']:+.3f}{interval}",
-                  "" if row["effective_rank"] is None else f"{row['effective_rank']:.2f}"]  # fmt: skip
+        cells += [
+            f"{after['worst_site']:.3f}",
+            str(after.get("sites_below_local", "")),
+            "" if versus is None else f"{versus['difference']:+.3f}{interval}",
+            "" if row["effective_rank"] is None else f"{row['effective_rank']:.2f}",
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,6 @@ from omnifm.model import OmniModel, Parts
 from omnifm.task import Batch, Task
 from omnifm.update import Update
 
-
 logger = logging.getLogger("omnifm.bank")
 
 

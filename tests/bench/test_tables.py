@@ -14,8 +14,12 @@ METRICS = {"dice": True, "hd95_mm": False}
 
 
 def summary(before, after, distance=1.0):
-    sites = {f"site-{n}": {"metrics": {"dice": {"before": b, "after": a}, "hd95_mm": {"before": distance, "after": distance}}}
-             for n, (b, a) in enumerate(zip(before, after, strict=True), 1)}  # fmt: skip
+    sites = {
+        f"site-{n}": {
+            "metrics": {"dice": {"before": b, "after": a}, "hd95_mm": {"before": distance, "after": distance}}
+        }
+        for n, (b, a) in enumerate(zip(before, after, strict=True), 1)
+    }
     return {"sites": sites, "history": [{"sites": {"site-1": {"bytes_up": 10}}, "bank": {}}]}
 
 
@@ -59,8 +63,14 @@ def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):
     job = tmp_path / "job"
     (job / "app/config").mkdir(parents=True)
     tiny = experiment()
-    record = {"job": tiny.job, "task": tiny.task, "model": tiny.model, "method": tiny.method, "data": {"name": "tiny"},
-              "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 2, "lr": 0.01}}  # fmt: skip
+    record = {
+        "job": tiny.job,
+        "task": tiny.task,
+        "model": tiny.model,
+        "method": tiny.method,
+        "data": {"name": "tiny"},
+        "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 2, "lr": 0.01},
+    }
     (job / "app/config/experiment.json").write_text(json.dumps(record))
     tables.run(federation, tmp_path / "out", job=job, num_seeds=2)
     text = (tmp_path / "out/table.md").read_text()

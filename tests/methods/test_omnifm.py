@@ -70,8 +70,10 @@ class TestServer:
         method = seeded()
         for site in ("a", "b"):
             method.payload(site, {})
-        replies = [update(site, unit((5, 1.0)), stage="train", number=1, hits=[1.0, 0.0], w=torch.full((1,), value))
-                   for site, value in (("a", 1.0), ("b", 3.0))]  # fmt: skip
+        replies = [
+            update(site, unit((5, 1.0)), stage="train", number=1, hits=[1.0, 0.0], w=torch.full((1,), value))
+            for site, value in (("a", 1.0), ("b", 3.0))
+        ]
         shared = method.aggregate({"w": torch.zeros(1)}, replies, 1)
         assert shared["w"].item() == 2.0
         assert method.monitors()["by_site"] == {"a": 2, "b": 2, "c": 1}
@@ -129,11 +131,23 @@ class TestPartition:
 
 
 SWITCHES = [
-    {"share": "spectral"}, {"share_tokenizer": False}, {"num_centroids": 2}, {"num_retrieved": 1},
-    {"exclude_self": False}, {"local_key": False}, {"align_weight": 0.0}, {"retrieval": "mean"}, {"fusion": "film"},
-    {"prompting": "linear"}, {"low_pass": "physical", "keep_per_mm": 0.2}, {"keep": 0.5}, {"num_bands": 16}, {"num_suffix": 1},
-    {"ring": 1}, {"share_buffers": True},
-]  # fmt: skip
+    {"share": "spectral"},
+    {"share_tokenizer": False},
+    {"num_centroids": 2},
+    {"num_retrieved": 1},
+    {"exclude_self": False},
+    {"local_key": False},
+    {"align_weight": 0.0},
+    {"retrieval": "mean"},
+    {"fusion": "film"},
+    {"prompting": "linear"},
+    {"low_pass": "physical", "keep_per_mm": 0.2},
+    {"keep": 0.5},
+    {"num_bands": 16},
+    {"num_suffix": 1},
+    {"ring": 1},
+    {"share_buffers": True},
+]
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: ",".join(s))
@@ -141,8 +155,12 @@ def test_every_switch_runs_and_changes_the_result(federation, switch):
     """ring and the pruning settings only show after more rounds: there it is the bank that must differ."""
     base = {"name": "omnifm", "dim": 8, "num_bands": 8}
     model = {"norm": "batch"} if "share_buffers" in switch else {}
-    runs = [simulation.run(experiment(method=base | s, model=model, train={"num_rounds": 2}), federation,
-                           ["site-1", "site-2"]) for s in ({}, switch)]  # fmt: skip
+    runs = [
+        simulation.run(
+            experiment(method=base | s, model=model, train={"num_rounds": 2}), federation, ["site-1", "site-2"]
+        )
+        for s in ({}, switch)
+    ]
     assert runs[1]["status"] == "COMPLETE"
     if "ring" in switch:
         assert runs[1]["history"][-1]["bank"]["size"] < runs[0]["history"][-1]["bank"]["size"]

@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import nibabel
 import numpy as np
@@ -82,13 +83,13 @@ class TestRead:
 
 
 class TestAgree:
-    FACT = {
+    FACT: ClassVar = {
         "dims": 3,
         "channels": 1,
         "labels": {"0": "a", "1": "b"},
         "spacing_mm": [1.0, 1.0, 1.0],
         "extent_mm": [40.0] * 3,
-    }  # noqa: RUF012
+    }
 
     def test_median_spacing_and_a_patch_no_longer_than_the_volumes(self):
         task = load_task(experiment(task={"patch_size": 64}))
@@ -112,7 +113,7 @@ class TestAgree:
 class TestEvaluation:
     @pytest.mark.parametrize("spacing", ["auto", [2.0, 2.0, 2.0], [1.0, 1.5, 1.0]])
     def test_is_scored_on_the_cases_own_grid(self, tmp_path, spacing):
-        """A network that answers with its own (resampled) label has Dice 1 only without resampling, and keeps the grid."""
+        """A network that answers with its own (resampled) label has Dice 1 where nothing is resampled."""
         item, _ = volume(tmp_path, labels=(0, 1))
         case = load_task(experiment()).read(item, LABELS)
         task = configured(case, patch_size=32, spacing_mm=spacing)
