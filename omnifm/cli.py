@@ -85,11 +85,12 @@ def report(
 def cost(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
     flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
 ) -> None:
     """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round."""
     from omnifm.bench.cost import run
 
-    run(out, with_flare=flare)
+    run(out, with_flare=flare, threads=threads)
 
 
 @bench.command()

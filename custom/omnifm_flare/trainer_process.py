@@ -84,7 +84,7 @@ def reason_of(error: Exception) -> str:
     """What may be told to others: our own refusals name no patient; of anything else only the type."""
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
-    if isinstance(error, ValueError) and raised_in.split(".")[0] != "x":
+    if isinstance(error, ValueError) and raised_in.split(".")[0] == "omnifm":
         return f"refused: {error}"
     return f"failed: {type(error).__name__}"
 

@@ -57,7 +57,7 @@ class Seconds:
 
     wall: float
     cpu: float
-    """Of this process, all threads."""
+    """Of all threads."""
 
 
 @dataclass(frozen=True)
@@ -338,11 +338,11 @@ def flare_rounds(job: Path, num_rounds: int = 8, repeats: int = 2) -> Iterator[M
         yield round_ratio(method, runs)
 
 
-def round_ratio(method: str, runs: Sequence[Mapping[str, Sequence[float]]]) -> Measure:
-    """Round by round against stock's round of the same number and repeat; wall time only, CPUs are other processes'."""
-    pairs = [(Seconds(ours, 0.0), Seconds(stock, 0.0))
-             for run in runs for ours, stock in zip(run[method], run["stock"], strict=False)]  # fmt: skip
-    what = "against stock FedAvg, 2 sites on 2 processes each; equal network, cases, threads, polls, scores"
+def round_ratio(method: str, runs: Sequence[Mapping[str, Sequence[flare_round.Spent]]]) -> Measure:
+    """Round by round against stock's round of the same number and repeat; CPU time is that of all processes."""
+    pairs = [(Seconds(*ours), Seconds(*stock))
+             for run in runs for ours, stock in zip(run[method], run["stock"], strict=True)]  # fmt: skip
+    what = "against stock FedAvg; 2 sites, 1 thread each; equal network, cases, steps, scores and polls"
     return ratio(f"FLARE round, {method}", pairs, BARS["flare"], what)
 
 

@@ -17,12 +17,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
@@ -34,6 +38,8 @@ SITES = ("site-1", "site-2")
 CASES = {"training": 4, "validation": 1, "test": 1}
 """Demo cases per site: with two passes a round takes about two seconds."""
 TIMEOUT_S = 600
+Spent = tuple[float, float]
+"""Wall and CPU seconds of a round, the latter of all its processes together."""
 STAMP = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .*?"
 OURS = re.compile(STAMP + r"round (\d+)/\d+  \S+  loss ", re.MULTILINE)
 STOCK = re.compile(STAMP + r"\n[-=]+\n +(Round \d+ started|Finished FedAvg)", re.MULTILINE)  # a banner of three lines
@@ -43,7 +49,6 @@ RUNS: Mapping[str, dict[str, Any] | None] = {"fedavg": {"name": "fedavg"}, "omni
 STOCK_CODE = '''"""Stock NVFLARE FedAvg's client and network; written by omnifm.bench.flare_round."""
 
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -90,7 +95,6 @@ class StockTrainer(Executor):
         held = [CacheDataset([dict(item) for item in items], prepare, num_workers=None, progress=False)
                 for items in (datalist.training, datalist.validation)]
         self.training, self.validation = Dataset(held[0], self.task.augment()), held[1]
-        self.seconds = Path(config["seconds"]) / site
 
     def scores(self):
         self.net.eval()
@@ -116,7 +120,6 @@ class StockTrainer(Executor):
     def execute(self, task_name, shareable, fl_ctx, abort_signal):
         if self.net is None:
             self.start(fl_ctx.get_identity_name())
-        started = time.monotonic()
         model = FLModelUtils.from_shareable(shareable)
         self.net.load_state_dict({name: torch.as_tensor(value) for name, value in model.params.items()})
         self.scores()
@@ -125,8 +128,6 @@ class StockTrainer(Executor):
         params = {name: value.cpu().numpy() for name, value in self.net.state_dict().items()}
         reply = FLModel(params_type=ParamsType.FULL, params=params, metrics={"dice": dice or 0.0},
                         meta={"NUM_STEPS_CURRENT_ROUND": len(self.training)})
-        with self.seconds.open("a") as file:
-            file.write(f"{time.monotonic() - started}\\n")
         return FLModelUtils.to_shareable(reply)
 '''
 
@@ -150,8 +151,8 @@ def _nvflare() -> str:
     return found
 
 
-def measure(job: Path, num_rounds: int, repeats: int) -> Iterator[dict[str, list[float]]]:
-    """Run ours and stock in turn; per repeat the seconds of each round after the first, by name of `RUNS`.
+def measure(job: Path, num_rounds: int, repeats: int) -> Iterator[dict[str, list[Spent]]]:
+    """Run ours and stock in turn; per repeat what each round after the first took, by name of `RUNS`.
 
     Raises:
         ValueError: a run failed; the last line of its output says why.
@@ -191,11 +192,8 @@ def _stock(folder: Path, record: dict[str, Any], scratch: Path, data: Path) -> N
     """Turn a copy of our job into stock FedAvg; poll intervals and timeouts stay as they are."""
     config, custom = folder / "app/config", folder / "app/custom"
     experiment = Experiment.from_json(json.dumps(record))
-    seconds = scratch / "seconds"
-    seconds.mkdir()
     said = scratch / "stock.json"
-    said.write_text(json.dumps({"experiment": record, "spec": _spec(experiment, data, scratch), "data": str(data),
-                                "seconds": str(seconds)}))  # fmt: skip
+    said.write_text(json.dumps({"experiment": record, "spec": _spec(experiment, data, scratch), "data": str(data)}))
     custom.mkdir(exist_ok=True)
     (custom / "stock.py").write_text(STOCK_CODE)
     client = json.loads((config / "config_fed_client.json").read_text())
@@ -221,15 +219,15 @@ def _spec(experiment: Experiment, data: Path, scratch: Path) -> dict[str, Any]:
     return load_task(experiment).agree(facts)
 
 
-def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> list[float]:
+def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> list[Spent]:
     shutil.rmtree(workspace, ignore_errors=True)
     command = [_nvflare(), "simulator", "-w", str(workspace), str(job), "-n", str(len(SITES)), "-t", str(len(SITES))]
     environ = {name: value for name, value in os.environ.items() if name != "OMNIFM_STATE"}
     environ |= {"OMNIFM_DATA": str(data), "OMP_NUM_THREADS": "1"}
-    with _process(command, environ) as process:
+    with _process(command, environ) as process, _sampled(process.pid) as samples:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     log = workspace / "server/log.txt"
-    found = intervals(log.read_text(), mark) if log.is_file() else []
+    found = spent(boundaries(log.read_text(), mark) if log.is_file() else [], samples)
     if process.returncode or not found:
         last = (output.strip().splitlines() or ["no output"])[-1]
         raise ValueError(f"the FLARE run {job.name!r} must finish its rounds; exit code {process.returncode}: {last}")
@@ -249,14 +247,51 @@ def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subproc
             process.wait()
 
 
-def intervals(log: str, mark: re.Pattern[str]) -> list[float]:
-    """Seconds between the first lines of successive rounds; those of the first round, with its start-up, are left out.
+@contextmanager
+def _sampled(root: int) -> Iterator[list[tuple[float, float]]]:
+    """(clock time, CPU seconds so far of a process and its descendants), four times a second."""
+    samples, done = list[tuple[float, float]](), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.25):
+            samples.append((time.time(), cpu_seconds(root)))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def cpu_seconds(root: int) -> float:
+    """CPU seconds of a process and its living descendants, from /proc; 0 where there is none."""
+    parent, ticks = dict[int, int](), dict[int, int]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            process, fields = int(file.parent.name), file.read_text().rpartition(")")[2].split()
+            parent[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
+    tree = {root}
+    while found := {child for child, above in parent.items() if above in tree} - tree:
+        tree |= found
+    return sum(ticks.get(member, 0) for member in tree) / os.sysconf("SC_CLK_TCK")
+
+
+def boundaries(log: str, mark: re.Pattern[str]) -> list[float]:
+    """Clock times between rounds, by the first line of each; the first round, with its start-up, lies before them.
 
     Args:
         mark: `OURS`, whose lines end a round, or `STOCK`, whose lines begin one, the last ending the run.
     """
-    stamps: dict[str, datetime] = {}
+    stamps: dict[str, float] = {}
     for stamp, which in mark.findall(log):
-        stamps.setdefault(which, datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f"))
-    times = list(stamps.values())[1 if mark is STOCK else 0 :]
-    return [(after - before).total_seconds() for before, after in pairwise(times)]
+        stamps.setdefault(which, datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp())
+    return list(stamps.values())[1 if mark is STOCK else 0 :]
+
+
+def spent(times: Sequence[float], samples: Sequence[tuple[float, float]]) -> list[Spent]:
+    """Wall and CPU seconds between successive times; CPU is interpolated between samples, 0 without any."""
+    clock, cpu = zip(*samples, strict=True) if samples else ((0.0,), (0.0,))
+    used = np.interp(times, clock, cpu).tolist()
+    return [(b - a, d - c) for (a, b), (c, d) in zip(pairwise(times), pairwise(used), strict=True)]

@@ -183,7 +183,8 @@ class Segmentation(Task):
             logits = sliding_window_inference(
                 image, patch, 1, lambda window: forward({"image": window}), overlap=0.25, mode="gaussian"
             )
-        logits = logits[(..., *(slice(0, int(side)) for side in case["size"]))]
+        inside: tuple[Any, ...] = (..., *(slice(0, int(side)) for side in case["size"]))
+        logits = torch.as_tensor(logits)[inside]
         native = case["native_label"].shape[: self.spec["dims"]]
         if tuple(logits.shape[2:]) != tuple(native):
             logits = F.interpolate(logits, size=tuple(native), mode="bilinear" if len(native) == 2 else "trilinear")
