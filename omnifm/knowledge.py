@@ -165,9 +165,10 @@ class KnowledgeBank:
         threshold = self.prune * even_share
         self._evict([e for e in self.entries if e.age >= max(1, self.grace) and frequency(e) < threshold])
         self._evict([e for e in self.entries if round - e.round > self.ttl])
-        for site in sorted({entry.site for entry in self.entries}):
-            own = [entry for entry in self.entries if entry.site == site]
-            self._evict(own, at_most=len(own) - self.ring)
+        counts = Counter(entry.site for entry in self.entries)
+        excess = {site: count - self.ring for site, count in counts.items() if count > self.ring}
+        crowd = sorted((e for e in self.entries if e.site in excess), key=lambda e: e.site)  # oldest of a site first
+        self._evict(crowd, per_site=excess)
         # sorted() is stable, so among equals the oldest goes first.
         self._evict(sorted(self.entries, key=frequency), at_most=len(self) - self.max_size)
         kept = {entry.id for entry in self.entries}
@@ -195,10 +196,10 @@ class KnowledgeBank:
             return [], self.vectors[:0]
         mean, candidates = self._compared()
         best = _cosines(_unit(queries.detach().cpu().float(), mean), candidates).amax(dim=0)
-        order = torch.sort(best, descending=True, stable=True).indices.tolist()
+        order = (-best.numpy()).argsort(kind="stable").tolist()
         foreign = (i for i in order if not (self.exclude_self and self.entries[i].site == site))
         rows = list(islice(foreign, size))
-        return [self.entries[i].id for i in rows], self.vectors[rows]
+        return [self.entries[i].id for i in rows], self.vectors.index_select(0, torch.tensor(rows, dtype=torch.int64))
 
     def monitors(self) -> dict[str, Any]:
         """Is the bank alive?  Report these every round.
@@ -285,18 +286,30 @@ class KnowledgeBank:
                 entry.hits = self.decay * entry.hits + (1 - self.decay) * sum(offered) / len(offered)
                 entry.age += 1
 
-    def _evict(self, candidates: list[Entry], at_most: int | None = None) -> None:
-        """Drop candidates in their order, passing over any that is the last of its site or modality."""
+    def _evict(
+        self, candidates: list[Entry], at_most: int | None = None, per_site: Mapping[str, int] | None = None
+    ) -> None:
+        """Drop candidates in their order, passing over any that is the last of its site or modality.
+
+        Args:
+            at_most: how many in all.
+            per_site: how many of each site that has candidates.
+        """
         budget = len(candidates) if at_most is None else at_most
         if not candidates or budget <= 0:
             return
         sites = Counter(entry.site for entry in self.entries)
         modalities = Counter(entry.modality for entry in self.entries)
+        left = None if per_site is None else dict(per_site)
         gone: set[int] = set()
         for entry in candidates:
             last_of_modality = entry.modality != "" and modalities[entry.modality] == 1
             if len(gone) >= budget or sites[entry.site] == 1 or last_of_modality:
                 continue
+            if left is not None:
+                if left[entry.site] == 0:
+                    continue
+                left[entry.site] -= 1
             sites[entry.site] -= 1
             modalities[entry.modality] -= 1
             gone.add(entry.id)

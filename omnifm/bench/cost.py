@@ -220,7 +220,7 @@ def training_steps(
     unets: Sequence[tuple[int, ...]] = UNETS,
     side_3d: int = 64,
     side_2d: int = 128,
-    batch_2d: int = 16,
+    batch_2d: int = 4,
     num_pairs: int = 15,
 ) -> Iterator[Measure]:
     """OmniModel against PlainModel around the same network: forward, loss, backward, optimiser step."""
