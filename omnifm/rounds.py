@@ -270,7 +270,11 @@ class Federation:
             return "its partition manifest differs from the server's"
         if update.pictures and self.facts[update.site].get("source") != "demo":
             return "it holds pictures of cases that are not synthetic"
-        if update.stage != "train":
+        if update.stage == "seed":
+            return None
+        if not set(update.before) == set(update.after) == set(self.task.metrics):
+            return f"it must score {sorted(self.task.metrics)} before and after; got {sorted(update.after)!r:.80}"
+        if update.stage == "evaluate":
             return None
         if not 0 < update.num_samples < 10**9:
             return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"

@@ -477,3 +477,21 @@ class TestSphericalKmeans:
             spherical_kmeans(torch.zeros(0, 4), 1, 0)
         with pytest.raises(ValueError, match="tokens must be finite"):
             spherical_kmeans(torch.full((2, 4), float("nan")), 1, 0)
+
+
+class TestBankKeepsWhatItCompares:
+    """The bank keeps its centred unit vectors between shortlists; never longer than true."""
+
+    @pytest.mark.parametrize("change", ["insert", "in place"])
+    def test_a_changed_bank_answers_as_a_fresh_one(self, change):
+        bank = KnowledgeBank(4)
+        bank.insert(torch.eye(4)[:3], "a", "MR", 0)
+        query = torch.tensor([[0.0, 0.1, 0.0, 1.0]])
+        bank.shortlist(query, "b")
+        if change == "insert":
+            bank.insert(torch.eye(4)[3:], "a", "MR", 1)
+        else:
+            bank.vectors[2] = torch.eye(4)[3]
+        fresh = KnowledgeBank.from_state(*bank.state())
+        assert bank.shortlist(query, "b")[0] == fresh.shortlist(query, "b")[0]
+        assert bank.shortlist(query, "b")[0][0] == (3 if change == "insert" else 2)

@@ -9,7 +9,7 @@ import torch
 from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Spool, Transport
 from omnifm.simulation import InProcess
-from omnifm.update import Update
+from omnifm.update import Score, Update
 from tests.conftest import experiment
 
 
@@ -103,6 +103,13 @@ class TestRefusals:
             (lambda u: replace(u, num_samples=0), "num_samples must be a positive integer; got 0"),
             (lambda u: replace(u, num_samples=True), "num_samples must be a positive integer; got True"),
             (lambda u: replace(u, train_loss=float("nan")), "train_loss must be finite"),
+            (lambda u: replace(u, seconds=float("inf")), "seconds must be finite; got inf"),
+            (
+                lambda u: replace(u, after={"dice": Score(float("nan"), 1)}),
+                "metric 'dice' must be finite or None; got nan",
+            ),
+            (lambda u: replace(u, after={"dice": Score(0.5, -1)}), "metric 'dice' must count its cases"),
+            (lambda u: replace(u, before={}), "it must score .* before and after"),
             (lambda u: replace(u, answers="old"), "it answers another request"),
             (lambda u: replace(u, partition="other"), "partition manifest differs"),
             (lambda u: replace(u, shared={}), "lacks .* shared tensors"),

@@ -155,7 +155,7 @@ def measure(job: Path, num_rounds: int, repeats: int) -> Iterator[dict[str, list
     """Run ours and stock in turn; per repeat what each round after the first took, by name of `RUNS`.
 
     Raises:
-        ValueError: a run failed; the last line of its output says why.
+        ValueError: a run failed, with the last line of its output, or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="omnifm-cost-") as name:
         scratch = Path(name)
@@ -225,7 +225,10 @@ def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> 
     environ = {name: value for name, value in os.environ.items() if name != "OMNIFM_STATE"}
     environ |= {"OMNIFM_DATA": str(data), "OMP_NUM_THREADS": "1"}
     with _process(command, environ) as process, _sampled(process.pid) as samples:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"the FLARE run {job.name!r} must end within {TIMEOUT_S} s; it did not") from None
     log = workspace / "server/log.txt"
     found = spent(boundaries(log.read_text(), mark) if log.is_file() else [], samples)
     if process.returncode or not found:

@@ -64,7 +64,7 @@ class TestInterleave:
     def test_alternates_who_is_first_after_one_untimed_call_of_each(self):
         calls: list[str] = []
         found = cost.interleave(lambda: calls.append("a"), lambda: calls.append("b"), 3)
-        assert "".join(calls) == "ab" "ab" "ba" "ab"
+        assert "".join(calls) == "ababbaab"
         assert len(found) == 3
 
     def test_ours_comes_first_in_every_pair(self, monkeypatch):
@@ -208,6 +208,15 @@ class TestFlareRounds:
         script.chmod(0o700)
         monkeypatch.setattr(flare_round, "_nvflare", lambda: str(script))
         with pytest.raises(ValueError, match=r"'job' must finish its rounds; exit code 3: the reason"):
+            flare_round._simulate(tmp_path / "job", tmp_path, tmp_path / "ws", flare_round.OURS)
+
+    def test_says_that_a_run_took_too_long(self, tmp_path, monkeypatch):
+        script = tmp_path / "nvflare"
+        script.write_text("#!/bin/sh\nexec sleep 60\n")
+        script.chmod(0o700)
+        monkeypatch.setattr(flare_round, "_nvflare", lambda: str(script))
+        monkeypatch.setattr(flare_round, "TIMEOUT_S", 0.2)
+        with pytest.raises(ValueError, match=r"'job' must end within 0.2 s; it did not"):
             flare_round._simulate(tmp_path / "job", tmp_path, tmp_path / "ws", flare_round.OURS)
 
     def test_rejects_a_folder_without_a_job(self, tmp_path):
