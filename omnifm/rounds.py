@@ -356,16 +356,17 @@ class Federation:
 
     def _summary(self, status: str, reason: str | None) -> dict[str, Any]:
         part = self.partition
-        sources = {facts["source"] for facts in self.facts.values()}
+        demo = {facts["source"] for facts in self.facts.values()} == {"demo"}
         return {
             "schema": 1, "job": self.experiment.job, "task": self.experiment.task["name"],
-            "method": self.experiment.method["name"], "data": self.experiment.data.name, "seed": self.experiment.seed,
+            "method": self.experiment.method["name"],
+            "data": "synthetic demo" if demo else self.experiment.data.name, "seed": self.experiment.seed,
             "versions": _versions(), "status": status, "reason": reason,
             "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.history)},
             "partition": {"hash": part.hash() if part else "",
                           **{name: part.count(name) if part else 0 for name in Partition.parts()}},
             "init_hash": self.init_hash, "final_hash": digest(self.shared),
-            "data_source": "demo" if sources == {"demo"} else "site",
+            "data_source": "demo" if demo else "site",
             "sites": {site: self._site(site, update) for site, update in sorted(self.results.items())},
             "aggregate": self._aggregate(), "absent": self.absent, "history": self.history,
         }  # fmt: skip
