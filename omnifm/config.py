@@ -77,7 +77,7 @@ class Train:
     """Seconds until a round closes without the missing sites, if at least min_sites replied."""
     grace_s: Positive = 86400.0
     """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
-    num_threads: Count = 1
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
     warm_start: bool = False
     """Start from the personal state of the job's last completed run instead of afresh."""
@@ -87,7 +87,8 @@ class Train:
 class Experiment:
     """One job: what differs between jobs, and nothing else (contract: experiment.json)."""
 
-    job: str
+    job: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    """Name of the job; it also names folders, so it holds letters, digits, _ and - only."""
     task: dict[str, Any]
     data: Data
     method: dict[str, Any]
@@ -109,8 +110,10 @@ class Experiment:
         if not isinstance(raw, dict):
             raise ValueError(f"experiment.json: must be an object; got {type(raw).__name__}")
         preset, presets = raw.pop("preset", None), raw.pop("presets", {})
+        if not isinstance(presets, dict) or not all(isinstance(block, dict) for block in presets.values()):
+            raise ValueError("experiment.json: presets must be an object of objects")
         if preset is not None:
-            if preset not in presets:
+            if not isinstance(preset, str) or preset not in presets:
                 raise ValueError(f"experiment.json: preset must be one of {sorted(presets)} or null; got {preset!r}")
             raw = _laid_over(raw, presets[preset])
         for section in ("task", "method"):

@@ -175,6 +175,10 @@ class Method:
     Settings: ClassVar[type]
     seeds: ClassVar[bool] = False
     """Whether round 0 asks every site for `seed` before training starts."""
+    sends: ClassVar[frozenset[str]] = frozenset()
+    """Names of the tensors that the method may put into `Update.extra`; anything else is stopped at both ends."""
+    says: ClassVar[frozenset[str]] = frozenset()
+    """Keys that the method may put into `Update.facts`."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -213,6 +217,20 @@ class Method:
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
+
+    def undeclared(self, update: Update, metrics: Iterable[str]) -> str | None:
+        """What an update holds that its stage, method and task do not declare, or None."""
+        described = {"num_train", "num_validation", "num_test", "num_refused", "modalities", "source", "data"}
+        keys = described if update.stage == "describe" else self.says
+        for kind, found, allowed in (
+            ("tensor", set(update.extra), self.sends if update.stage in ("seed", "train") else set()),
+            ("fact", set(update.facts), keys),
+            ("metric", {*update.before, *update.after}, set(metrics)),
+            ("shared tensor", set(update.shared) if update.stage != "train" else set(), set()),
+        ):
+            if foreign := sorted(found - set(allowed)):
+                return f"it holds {len(foreign)} {kind}s that are not declared"
+        return None
 
     # The site's half.
     def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:

@@ -185,8 +185,6 @@ class Federation:
             return self.task.agree({site: facts["data"] for site, facts in sorted(self.facts.items())})
         except ValueError as error:
             raise FederationError(str(error)) from None
-        except (KeyError, TypeError, IndexError) as error:
-            raise FederationError(f"data facts must have the task's form; got {type(error).__name__}") from None
 
     def _build(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -203,14 +201,14 @@ class Federation:
     # One round.
     def _train(self, number: int) -> None:
         if late := sorted(set(self.transport.sites()) - set(self.facts)):
-            self._describe(late)
+            self.absent.update(self._describe(late))
         connected = self._connected()
         absent = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected") | self.absent
         sampled = self._sample(number, connected)
         self.transport.opened(number, self.shared)
         missing = absent | self._ask("train", number, sampled)
         missing = {site: reason for site, reason in missing.items() if site not in self.spool}  # it came back
-        if len(self.spool) >= min(self.experiment.train.min_sites, max(1, len(sampled))):
+        if len(self.spool) >= self.experiment.train.min_sites:
             self.shared = self.transport.aggregate(lambda: self._combine(number))
         else:
             logger.warning(
@@ -261,10 +259,10 @@ class Federation:
             return "it was not asked, or has replied already"
         if (update.stage, update.round, update.answers) != (payload.stage, payload.round, payload.digest()):
             return "it answers another request"
-        if reason := _malformed(update):
+        if reason := _malformed(update) or self.method.undeclared(update, self.task.metrics):
             return reason
         if update.stage == "describe":
-            return None
+            return self._misfit(update)
         assert self.partition is not None
         if update.partition != self.partition.hash():
             return "its partition manifest differs from the server's"
@@ -276,14 +274,25 @@ class Federation:
             return f"it must score {sorted(self.task.metrics)} before and after; got {sorted(update.after)!r:.80}"
         if update.stage == "evaluate":
             return None
-        if not 0 < update.num_samples < 10**9:
-            return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
+        if not 0 < update.num_samples == self.facts[update.site]["num_train"]:
+            return f"num_samples must be positive and as described; got {update.num_samples!r:.20}"
         if update.train_loss is None:
             return "train_loss must be finite; got None"
         return self.partition.refuse(update.shared)
 
     def _connected(self) -> list[str]:
         return sorted(set(self.transport.sites()) & set(self.facts))
+
+    def _misfit(self, update: Update) -> str | None:
+        """Why a site's data facts are unusable, or differ from those of the sites that are in already."""
+        others = {site: facts["data"] for site, facts in self.facts.items() if site != update.site}
+        try:
+            self.task.agree(others | {update.site: update.facts["data"]})
+        except ValueError as error:
+            return str(error)
+        except (KeyError, TypeError, IndexError, ArithmeticError) as error:
+            return f"its data facts must have the task's form; got {type(error).__name__}"
+        return None
 
     # Checkpoint.
     def _checkpoint(self, complete: bool = False) -> None:
@@ -402,7 +411,7 @@ def _malformed(update: Update) -> str | None:
     if type(update.num_samples) is not int:
         return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
     for name, value in (("train_loss", update.train_loss), ("seconds", update.seconds)):
-        if value is not None and not _finite(value):
+        if not _finite(value) and not (value is None and name == "train_loss"):
             return f"{name} must be finite; got {value!r:.20}"
     for name, score in [*update.before.items(), *update.after.items()]:
         if score.mean is not None and not _finite(score.mean):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import Datalist, fingerprint, read_datalist, without
-from omnifm.data.quarantine import check_cases, write_quarantine
+from omnifm.data.quarantine import TooManyRefused, check_cases, write_quarantine
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, write_atomic
@@ -78,6 +78,8 @@ class Site:
             update = getattr(self, f"_{payload.stage}")(payload)
         finally:
             torch.set_num_threads(threads)
+        if reason := self.method.undeclared(update, self.task.metrics):
+            raise ValueError(f"nothing is sent: {reason}")
         return replace(update, seconds=round(time.monotonic() - started, 3))
 
     # The four stages.
@@ -238,7 +240,11 @@ class Site:
         def read(item: dict[str, Any]) -> None:
             facts.append(self.task.case_facts(self.task.read(item, datalist.labels)))
 
-        clean_list, refused = check_cases(datalist, read, self.config.max_refused_fraction)
+        try:
+            clean_list, refused = check_cases(datalist, read, self.config.max_refused_fraction)
+        except TooManyRefused as error:
+            write_quarantine(self.folder / "quarantine.json", error.refusals)
+            raise
         write_quarantine(self.folder / "quarantine.json", refused)
         if refused:
             logger.warning("%s: %d cases refused, see quarantine.json in its state folder", self.name, len(refused))

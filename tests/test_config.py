@@ -35,6 +35,8 @@ class TestExperiment:
                 "train.num_rounds: .*got '2'",
             ),
             ({"task": {"classes": 2}}, "key 'task.name' is missing"),
+            ({"job": "../../evil"}, "job: string should match pattern .*; got '../../evil'"),
+            ({"presets": None}, "presets must be an object of objects"),
             ({"preset": "huge"}, "preset must be one of .*'paper'.* or null; got 'huge'"),
         ],
     )

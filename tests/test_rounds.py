@@ -10,7 +10,7 @@ from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Spool, Transport
 from omnifm.simulation import InProcess
 from omnifm.update import Score, Update
-from tests.conftest import experiment
+from tests.conftest import experiment, write_site
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +100,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            (lambda u: replace(u, num_samples=0), "num_samples must be a positive integer; got 0"),
+            (lambda u: replace(u, num_samples=0), "num_samples must be positive and as described; got 0"),
             (lambda u: replace(u, num_samples=True), "num_samples must be a positive integer; got True"),
+            (lambda u: replace(u, num_samples=999), "num_samples must be positive and as described; got 999"),
+            (lambda u: replace(u, extra={"image": torch.zeros(1)}), "it holds 1 tensors that are not declared"),
             (lambda u: replace(u, train_loss=float("nan")), "train_loss must be finite"),
             (lambda u: replace(u, seconds=float("inf")), "seconds must be finite; got inf"),
             (
@@ -144,8 +146,6 @@ class TestRefusals:
         assert set(replies) == {"it was not asked, or has replied already"}
 
     def test_differing_data_refuse_the_federation_by_name(self, tmp_path):
-        from tests.conftest import write_site
-
         write_site(tmp_path / "f/site-1")
         other = write_site(tmp_path / "f/site-2") / "dataset.json"
         other.write_text(other.read_text().replace('"ball"', '"cube"'))
@@ -177,6 +177,30 @@ class TestParticipation:
         summary, _, _ = federate(tmp_path, federation, job, offline=lambda number: ("site-3",) if number == 1 else ())
         assert sorted(summary["history"][-1]["sites"]) == ["site-1", "site-2", "site-3"]
         assert summary["history"][-1]["bank"]["by_site"]["site-3"] >= 1
+
+    def test_a_late_site_with_other_labels_is_left_out(self, tmp_path):
+        for number in (1, 2, 3):
+            write_site(tmp_path / f"f/site-{number}", seed=number)
+        other = tmp_path / "f/site-3/dataset.json"
+        other.write_text(other.read_text().replace('"ball"', '"cube"'))
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 2})
+        faults = {"offline": lambda number: ("site-3",) if number == 1 else ()}
+        summary, _, _ = federate(tmp_path, tmp_path / "f", job, **faults)
+        assert sorted(summary["history"][-1]["sites"]) == ["site-1", "site-2"]
+        assert "sites must agree on labels" in summary["history"][-1]["missing"]["site-3"]
+
+    def test_one_reply_of_two_is_no_quorum(self, tmp_path, federation):
+        """Otherwise one site's own weights would become everybody's model."""
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 1})
+        faults = {"offline": lambda number: ("site-2", "site-3") if number == 1 and federate.started else ()}
+        federate.started = False
+
+        def watch(payload, update):
+            federate.started = True  # gone once they have described their data
+            return update
+
+        summary, _, _ = federate(tmp_path, federation, job, spoil=watch, **faults)
+        assert summary["final_hash"] == summary["init_hash"]
 
     def test_without_quorum_the_model_stays_and_patience_ends(self, tmp_path, federation):
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 5, "min_sites": 3})

@@ -70,6 +70,8 @@ class TestDescribe:
             (folder / f"images/{case}.nii.gz").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"refused 2 of 6 cases \(33.3 %\), more than max_refused_fraction=0.05"):
             open_site(tmp_path)
+        record = json.loads((tmp_path / "state/tiny/quarantine.json").read_text())["refused"]
+        assert [r["position"] for r in record] == [1, 2]  # the hospital's staff learn which ones
 
     def test_the_check_is_repeated_only_when_a_file_changed(self, tmp_path, monkeypatch):
         site = open_site(tmp_path)
@@ -99,6 +101,22 @@ class TestTrain:
         assert set(update.extra) == {"centroids", "hits"}
         assert update.extra["centroids"].shape == (1, 8)  # one centroid over patients, no token of an image
         assert update.pictures == {}
+
+    def test_what_the_method_does_not_declare_is_not_sent(self, tmp_path, monkeypatch):
+        site = open_site(tmp_path)
+        asked = payload(site)
+        monkeypatch.setattr(site.method, "finish", lambda local: ({"image": torch.zeros(4)}, {}))
+        with pytest.raises(ValueError, match="nothing is sent: it holds 1 tensors that are not declared"):
+            site.reply(asked)
+        monkeypatch.setattr(site.method, "finish", lambda local: ({}, {"patients": ["p1"]}))
+        with pytest.raises(ValueError, match="nothing is sent: it holds 1 facts that are not declared"):
+            site.reply(asked)
+
+    def test_few_patients_have_no_centroid(self, tmp_path):
+        """The mean of one patient is that patient: below three a modality sends none."""
+        write_site(tmp_path / "data", num=4)  # two for training
+        site = open_site(tmp_path)
+        assert set(site.reply(payload(site)).extra) == {"hits"}
 
     def test_the_same_request_gives_the_same_reply_in_a_new_process(self, tmp_path):
         first = open_site(tmp_path / "a")

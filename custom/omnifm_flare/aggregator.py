@@ -33,9 +33,10 @@ class OmniAggregator(ModelAggregator):
             ValueError: it is no reply of ours at all.
         """
         assert self.accept_update is not None
-        reason = self.accept_update(wire.open_update(model.params, model.meta))
-        if reason is None:
-            self.metrics.append(model.metrics or {})
+        update = wire.open_update(model.params, model.meta)
+        reason = self.accept_update(update)
+        if reason is None:  # what was checked, not what the message says beside it
+            self.metrics.append({name: score.mean for name, score in update.before.items() if score.mean is not None})
         return reason
 
     def aggregate_model(self) -> FLModel:

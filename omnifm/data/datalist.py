@@ -129,7 +129,7 @@ def _check_keys(content: dict[str, Any]) -> None:
     missing = {"name", "modality", "training"} - content.keys()
     unknown = content.keys() - KEYS
     if missing or unknown:
-        got = f"missing {sorted(missing)}, unknown {sorted(unknown)}"
+        got = f"missing {sorted(missing)}, {len(unknown)} unknown"  # a stray key may be anything: it is not repeated
         raise ValueError(f"dataset.json must have name, modality, training and no unknown key; {got}")
     if not isinstance(content["name"], str) or not content["name"]:
         raise ValueError("'name' in dataset.json must be a text; it is not")
@@ -151,7 +151,7 @@ def _labels(raw: object, *, needed: bool) -> dict[int, str]:
     if not raw and needed:
         raise ValueError("'labels' in dataset.json must name every label value; it is missing or empty")
     if sorted(raw) != sorted(str(value) for value in range(len(raw))):
-        raise ValueError(f"keys of 'labels' must be '0', '1', ... without gaps; got {sorted(raw)[:10]}")
+        raise ValueError(f"keys of 'labels' must be '0', '1', ... without gaps; got {len(raw)} others")
     return {value: raw[str(value)] for value in range(len(raw))}
 
 

@@ -33,6 +33,14 @@ class Refusal:
     message: str
 
 
+class TooManyRefused(ValueError):
+    """So many cases were refused that the site stops; `refusals` says which and why."""
+
+    def __init__(self, message: str, refusals: tuple[Refusal, ...]) -> None:
+        super().__init__(message)
+        self.refusals = refusals
+
+
 def check_cases(
     datalist: Datalist, read: Callable[[Item], object], max_refused_fraction: float = 0.05
 ) -> tuple[Datalist, tuple[Refusal, ...]]:
@@ -48,7 +56,8 @@ def check_cases(
         the list without the refused cases, and the refusals.
 
     Raises:
-        ValueError: the fraction is out of range or exceeded, or no training case is left.
+        ValueError: the fraction is out of range, or no training case is left.
+        TooManyRefused: it is exceeded.
     """
     if not 0 <= max_refused_fraction <= 1:
         raise ValueError(f"max_refused_fraction must be in [0, 1]; got {max_refused_fraction}")
@@ -60,9 +69,10 @@ def check_cases(
     if len(refusals) > allowed:
         share = 100 * len(refusals) / len(items)
         reasons = dict(Counter(refusal.reason for refusal in refusals))
-        raise ValueError(
+        raise TooManyRefused(
             f"refused {len(refusals)} of {len(items)} cases ({share:.1f} %), "
-            f"more than max_refused_fraction={max_refused_fraction}: reasons {reasons}"
+            f"more than max_refused_fraction={max_refused_fraction}: reasons {reasons}",
+            refusals,
         )
     kept = without(datalist, {(r.split, r.position) for r in refusals})
     if not kept.training:

@@ -23,6 +23,8 @@ from omnifm.model import OmniModel, Parts
 from omnifm.task import Batch, Task
 from omnifm.update import Update
 
+MIN_PATIENTS = 3
+"""Patients per centroid below which a modality sends none: the mean of one patient is that patient."""
 logger = logging.getLogger("omnifm.bank")
 
 
@@ -46,8 +48,8 @@ class Settings:
     """Whether the radius is a share of Nyquist or `keep_per_mm` in cycles/mm, equal for every matrix size."""
     keep_per_mm: Positive | None = None
     """Low-pass radius for `physical`, cycles/mm."""
-    num_centroids: Count = 1
-    """Centroids m per modality that a site uploads; 1 is the paper's."""
+    num_centroids: Annotated[int, Field(ge=1, le=64)] = 1
+    """Most centroids m per modality that a site uploads, each of at least MIN_PATIENTS patients' share; 1 is the paper's."""
     num_retrieved: Count = 2
     """Prototypes k per sample."""
     shortlist: Count = 32
@@ -89,6 +91,8 @@ class OmniFM(Method):
 
     Settings = Settings
     seeds = True
+    sends = frozenset({"centroids", "hits"})
+    says = frozenset({"centroid_modalities"})
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
@@ -162,6 +166,8 @@ class OmniFM(Method):
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
+            if "centroids" not in update.extra:  # too few patients for a mean that is nobody's
+                continue
             if reason := self._refuse(update):
                 logger.warning("bank: nothing of site %s enters in round %d: %s", update.site, round_number, reason)
                 continue
@@ -176,8 +182,12 @@ class OmniFM(Method):
         """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it."""
         centroids, hits = update.extra.get("centroids"), update.extra.get("hits")
         modalities = update.facts.get("centroid_modalities")
-        if centroids is None or not isinstance(modalities, list) or len(modalities) != len(centroids):
-            return "it must hold centroids and the modality of each"
+        if centroids is None or centroids.ndim != 2 or not len(centroids) or centroids.dtype != torch.float32:
+            return "it must hold centroids, float32 in rows"
+        if not isinstance(modalities, list) or not all(isinstance(m, str) and len(m) <= 16 for m in modalities):
+            return "it must hold the modality of each centroid"
+        if len(modalities) != len(centroids):
+            return f"{len(centroids)} centroids must have as many modalities; got {len(modalities)}"
         if (
             centroids.shape[1:] != (self.settings.dim,)
             or max(Counter(modalities).values()) > self.settings.num_centroids
@@ -232,7 +242,8 @@ class OmniFM(Method):
         rows, modalities = [], []
         for modality, patients in sorted(tokens.items()):
             means = torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])
-            centroids = spherical_kmeans(means, self.settings.num_centroids, seed=0)
-            rows.append(centroids)
-            modalities += [modality] * len(centroids)
-        return {"centroids": torch.cat(rows)}, {"centroid_modalities": modalities}
+            if num := min(self.settings.num_centroids, len(means) // MIN_PATIENTS):
+                centroids = spherical_kmeans(means, num, seed=0)
+                rows.append(centroids)
+                modalities += [modality] * len(centroids)
+        return ({"centroids": torch.cat(rows)} if rows else {}), {"centroid_modalities": modalities}

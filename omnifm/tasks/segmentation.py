@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -34,8 +35,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnifm.backbones import UNetBackbone
-from omnifm.config import STRICT, Positive
-from omnifm.data.volume import Volume, read_label, read_volume
+from omnifm.config import STRICT, Count, Positive
+from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics import overlap
 from omnifm.task import Backbone, Batch, Forward, Task
 
@@ -56,7 +57,7 @@ class Settings:
 class Model:
     """Segmentation's model section: MONAI's residual UNet."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 128)
+    channels: Annotated[tuple[Count, ...], Field(min_length=2, max_length=8)] = (16, 32, 64, 128)
     """Width of each level, top first; each level halves the side."""
     norm: Literal["instance", "batch", "group"] = "instance"
     """Normalisation; instance has nothing to share, batch has statistics of one hospital's scanner."""
@@ -73,6 +74,8 @@ class Segmentation(Task):
     # Before round 0.
     def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
         """Read image and mask on one grid, in RAS; classes are numbered in the order of the label values."""
+        if not isinstance(item["label"], Path):
+            raise RefusedImage("not_an_image", "label must be the path of a mask; it is a class")
         volume = read_volume(item["image"])
         mask = Volume(read_label(item["label"], volume, frozenset(labels)), volume.affine).in_ras()
         classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)
@@ -118,6 +121,10 @@ class Segmentation(Task):
     def backbone(self) -> Backbone:
         """MONAI UNet with one output per label."""
         spec, model = self.spec, self.model
+        if min(spec["patch"]) < 2 ** len(model.channels):
+            raise ValueError(
+                f"model.channels must leave 2 voxels of the patch {spec['patch']}; got {len(model.channels)} levels"
+            )
         return UNetBackbone(spec["dims"], spec["channels"], len(spec["labels"]), model.channels, model.norm)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:

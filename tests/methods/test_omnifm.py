@@ -84,6 +84,7 @@ class TestServer:
             (torch.full((8,), float("nan")), [0.5, 0.5], "finite and of unit length"),
             (10 * unit((0, 1.0)), [0.5, 0.5], "finite and of unit length"),
             (torch.ones(4) / 2, [0.5, 0.5], "at most 1 per modality"),
+            (unit((0, 1.0)).double(), [0.5, 0.5], "float32 in rows"),
             (unit((0, 1.0)), [0.5], "hits must be 2 shares"),
             (unit((0, 1.0)), [2.0, 0.0], "hits must be 2 shares"),
         ],
