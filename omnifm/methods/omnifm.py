@@ -49,7 +49,7 @@ class Settings:
     keep_per_mm: Positive | None = None
     """Low-pass radius for `physical`, cycles/mm."""
     num_centroids: Annotated[int, Field(ge=1, le=64)] = 1
-    """Most centroids m per modality that a site uploads, each of at least MIN_PATIENTS patients' share; 1 is the paper's."""
+    """Most centroids m per modality that a site uploads, one per MIN_PATIENTS patients; 1 is the paper's."""
     num_retrieved: Count = 2
     """Prototypes k per sample."""
     shortlist: Count = 32

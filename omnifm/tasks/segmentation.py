@@ -122,9 +122,8 @@ class Segmentation(Task):
         """MONAI UNet with one output per label."""
         spec, model = self.spec, self.model
         if min(spec["patch"]) < 2 ** len(model.channels):
-            raise ValueError(
-                f"model.channels must leave 2 voxels of the patch {spec['patch']}; got {len(model.channels)} levels"
-            )
+            rule = f"model.channels must leave 2 voxels of the patch {spec['patch']}"
+            raise ValueError(f"{rule}; got {len(model.channels)} levels")
         return UNetBackbone(spec["dims"], spec["channels"], len(spec["labels"]), model.channels, model.norm)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
