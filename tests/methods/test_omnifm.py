@@ -134,7 +134,6 @@ class TestPartition:
 SWITCHES = [
     {"share": "spectral"},
     {"share_tokenizer": False},
-    {"num_centroids": 2},
     {"num_retrieved": 1},
     {"exclude_self": False},
     {"local_key": False},
