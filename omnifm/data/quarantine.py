@@ -1,8 +1,6 @@
 """Cases that cannot be used are put aside with a reason, and the run goes on without them."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from omnifm.data.datalist import Datalist, without
 from omnifm.data.items import Item
 from omnifm.data.refusal import RefusedImage
+from omnifm.state import write_atomic
 
 SMALL = 20
 """Below this many cases a single refusal is more than 5 % and would always stop the site: one is let pass."""
@@ -82,17 +81,7 @@ def check_cases(
 
 def write_quarantine(path: Path, refusals: Sequence[Refusal]) -> None:
     """Write the refusals as JSON: all of it or nothing, also when the power fails half-way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"refused": [asdict(refusal) for refusal in refusals]}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, json.dumps({"refused": [asdict(refusal) for refusal in refusals]}, indent=1).encode())
 
 
 def _try(item: Item, read: Callable[[Item], object]) -> Refusal | None:
