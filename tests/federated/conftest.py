@@ -51,7 +51,7 @@ class Simulator:
 
     def descendants(self) -> dict[int, str]:
         """Command lines of the processes below this one, by id."""
-        out = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         rows = [line.split(None, 2) for line in out.splitlines()[1:]]
         found, todo = {}, [self.process.pid]
         while todo:
