@@ -36,7 +36,7 @@ class OmniAggregator(ModelAggregator):
         update = wire.open_update(model.params, model.meta)
         reason = self.accept_update(update)
         if reason is None:  # what was checked, not what the message says beside it
-            self.metrics.append({name: score.mean for name, score in update.before.items() if score.mean is not None})
+            self.metrics.append(wire.received_metrics(update))
         return reason
 
     def aggregate_model(self) -> FLModel:

@@ -54,11 +54,16 @@ def to_payload(shareable: Shareable) -> Payload:
 def from_update(update: Update) -> Shareable:
     """A site's reply, with what FLARE's own components look for: metrics of the received model and the weight."""
     dxo = _collection(*update.pack(), parts=tuple(KINDS))
-    metrics = {name: score.mean for name, score in update.before.items() if score.mean is not None}
-    if update.stage == "train" and metrics:
-        dxo.set_meta_prop(MetaKey.INITIAL_METRICS, {**metrics, KEY_METRIC: next(iter(metrics.values()))})
+    if update.stage == "train" and (metrics := received_metrics(update)):
+        dxo.set_meta_prop(MetaKey.INITIAL_METRICS, metrics)
     dxo.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, update.num_samples)
     return dxo.to_shareable()
+
+
+def received_metrics(update: Update) -> dict[str, float]:
+    """Scores of the model as received; the task's first one again under the name that picks FLARE's best model."""
+    metrics = {name: score.mean for name, score in update.before.items() if score.mean is not None}
+    return metrics | {KEY_METRIC: next(iter(metrics.values()))} if metrics else {}
 
 
 def to_update(shareable: Shareable) -> Update:
