@@ -5,7 +5,6 @@ Letters: b batch, c channels, l tokens, q width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -61,8 +60,3 @@ class UNetBackbone(Backbone):
     def head(self) -> Sequence[nn.Module]:
         """The last block of the decoder."""
         return [self.unet.model[2]]
-
-
-def num_heads(width: int, most: int = 4) -> int:
-    """Largest number of attention heads up to `most` that divides the width."""
-    return math.gcd(width, most)

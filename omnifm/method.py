@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnifm.task import Backbone, Batch, Task
-from omnifm.update import Update
+from omnifm.update import Update, clean
 
 Tensors = dict[str, Tensor]
 
@@ -120,7 +120,7 @@ class Partition:
     def pick(self, model: nn.Module, part: str) -> Tensors:
         """The current values of one part, copied."""
         state = model.state_dict()
-        return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in getattr(self, part)}
+        return {name: clean(state[name]) for name in getattr(self, part)}
 
     @staticmethod
     def parts() -> tuple[str, ...]:

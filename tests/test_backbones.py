@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from omnifm.backbones import UNetBackbone, num_heads
+from omnifm.backbones import UNetBackbone
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, (32, 48)), (3, (16, 16, 24))])
@@ -35,7 +35,3 @@ def test_the_head_is_the_last_block_of_the_decoder():
 def test_norms(norm):
     buffers = [name for name, _ in UNetBackbone(2, 1, 2, (4, 8), norm).named_buffers()]
     assert bool(buffers) == (norm == "batch")
-
-
-def test_num_heads_divides():
-    assert [num_heads(width) for width in (128, 6, 7)] == [4, 2, 1]

@@ -53,8 +53,8 @@ def find_site(fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
         raise ValueError(f"local/{SITE_FILE} must name data_root and state_dir; this site has none")
     from omnifm.data.demo import demo_site  # its imports take a second, which real data need not wait for
 
-    folder = env_folder("OMNIFM_STATE")
-    state = folder / name if folder else simulated / "state" / name
+    if folder := env_folder("OMNIFM_STATE"):
+        state = folder / name
     return SiteConfig(str(demo_site(experiment.task["name"], name)), str(state), source="demo")
 
 
