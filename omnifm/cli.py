@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,6 +104,57 @@ def report(
     print(write(path))
 
 
+@app.command()
+def predict(
+    personal: Annotated[Path, typer.Option(help="The site's state folder, or one job's folder in it.")],
+    source: Annotated[
+        Path, typer.Option("--input", help="An image, a folder holding one DICOM series, or dataset.json.")
+    ],
+    output: Annotated[Path, typer.Option(help="A new or empty folder for the predictions.")],
+    job: Annotated[str | None, typer.Option(help="Whose model, where the state folder holds several jobs.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question about the image (visual question answering).")] = None,
+    second: Annotated[Path | None, typer.Option(help="The other image of the pair (image fusion).")] = None,
+    split: Annotated[str | None, typer.Option(help="One list of dataset.json; by default every case in it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+) -> None:
+    """Use a site's own trained model on new cases: exit code 0 if all could be predicted, 1 if some were refused.
+
+    Classes per voxel: NIfTI on the input's own grid; of a DICOM series a DICOM
+    SEG, with its patient and study: it stays in the hospital; of a picture a PNG
+    of class numbers and one to look at.
+
+    Enlarged and fused images: PNG if in colour or 8-bit pictures, else NIfTI.
+
+    Classes and answers stand in predictions.json, which lists every case by its
+    position, never by name.  For research: no diagnosis.
+    """
+    from omnifm.predict import predict as run
+
+    index = run(personal, source, output, job=job, second=second, question=question, split=split, device=device)
+    refused = Counter(case["reason"] for case in index["cases"] if case["status"] == "refused")
+    reasons = "".join(f"; {number} refused: {reason}" for reason, number in sorted(refused.items()))
+    print(f"predicted {len(index['cases']) - refused.total()} of {len(index['cases'])} cases{reasons}")
+    raise typer.Exit(1 if refused else 0)
+
+
+@app.command()
+def preflight(
+    kit: Annotated[Path, typer.Option(help="This hospital's startup kit.")],
+    job: Annotated[Path | None, typer.Option(help="Sealed job or experiment.json; one batch of it is trained.")] = None,
+) -> None:
+    """Check this hospital before day one: exit code 0 if it can take part, 1 if something must be put right.
+
+    Looks at software, certificates, policy, the way to the server, the site's file, its state folder and every case.
+    """
+    from omnifm.preflight import preflight as checks
+
+    failed = False
+    for check in checks(kit, job):
+        print(check.line(), flush=True)
+        failed |= check.verdict == "FAIL"
+    raise typer.Exit(1 if failed else 0)
+
+
 @bench.command()
 def cost(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
@@ -134,8 +186,9 @@ def tables(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
+    ablations: Annotated[bool, typer.Option(help="OmniFM without each of its parts, too.")] = True,
 ) -> None:
     """Compare Local, FedAvg, FedPer (both capacities), OmniFM and its ablations on one federation."""
     from omnifm.bench.tables import run
 
-    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs)
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations)

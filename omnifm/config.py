@@ -77,6 +77,10 @@ class Train:
     """Seconds until a round closes without the missing sites, if at least min_sites replied."""
     grace_s: Positive = 86400.0
     """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
+    max_norm_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
+    """Times the median change of a round's replies above which a reply is refused, > 1; more lets more through."""
+    max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    """Times the median site's cases up to which a site's own count in the average, >= 1; more caps nobody."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
     warm_start: bool = False

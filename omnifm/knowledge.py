@@ -318,6 +318,16 @@ class KnowledgeBank:
             self.vectors, self.entries = self.vectors[rows], [self.entries[i] for i in rows]
 
 
+def distinct(vectors: Float[Tensor, "m d"], most: float = 0.999) -> list[int]:
+    """Rows that are no near-duplicates: whose cosine to every earlier row kept is at most `most`."""
+    unit = F.normalize(vectors, dim=1)
+    rows: list[int] = []
+    for row in range(len(unit)):
+        if not rows or float((unit[rows] @ unit[row]).max()) <= most:
+            rows.append(row)
+    return rows
+
+
 def retrieve(
     tokens: Float[Tensor, "b d"], candidates: Float[Tensor, "n d"], mean: Float[Tensor, "d"] | None, k: int
 ) -> Int[Tensor, "b chosen"]:

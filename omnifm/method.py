@@ -179,11 +179,19 @@ class Method:
     """Names of the tensors that the method may put into `Update.extra`; anything else is stopped at both ends."""
     says: ClassVar[frozenset[str]] = frozenset()
     """Keys that the method may put into `Update.facts`."""
+    judges: ClassVar[frozenset[str]] = frozenset()
+    """Names among `sends` that the method itself judges, apart from the weights; the size of any other tensor that it
+    sends to train is bounded by the other sites', like that of the weights."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.sizes: dict[str, int] = {}
-        """At the server, before each payload: training cases of every site of the federation, present or not."""
+        """At the server, before each payload: training cases of every site of the federation, present or not, capped
+        (`admission.capped`); the same numbers come back as `Update.num_samples`."""
+        self.modalities: dict[str, frozenset[str]] = {}
+        """At the server: modalities that each site has described."""
+        self.dropped: dict[str, str] = {}
+        """At the server: sites of whose last reply the weights were used and the rest was not, and why."""
 
     # Both ends.
     def build(self, task: Task) -> Model:

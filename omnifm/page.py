@@ -40,8 +40,9 @@ section,.card{background:#fff;border:1px solid var(--line);border-radius:10px}se
 .cards{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:12px;margin-top:16px}
 .card{padding:12px 16px;overflow-wrap:anywhere}.card small{display:block;line-height:1.4}
 .card b{display:block;font-size:24px;line-height:1.3;font-variant-numeric:tabular-nums}
-.plots,.pictures{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:14px}
-figure{margin:0}figure svg,figure img{width:100%;height:auto;display:block}.pictures img{border-radius:6px}
+.plots{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:14px}
+.pictures{display:flex;flex-wrap:wrap;gap:18px}.pictures img{border-radius:6px;max-width:100%}
+figure{margin:0}figure svg{width:100%;height:auto;display:block}
 .legend span{display:inline-block;margin-right:18px;max-width:100%;overflow-wrap:anywhere}.legend i{font-style:normal}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:4px 0}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
@@ -53,7 +54,7 @@ border-radius:6px;background:#ffeadb}.worst em{font-style:normal;font-weight:700
 .track{display:block;width:180px;height:10px;margin-top:6px;border-radius:5px;background:var(--tint)}
 .bar{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
 code{font-size:12px;overflow-wrap:anywhere}
-@media(max-width:800px){.cards,.plots,.pictures{grid-template-columns:1fr 1fr}.two{grid-template-columns:1fr}}
+@media(max-width:800px){.cards,.plots{grid-template-columns:1fr 1fr}.two{grid-template-columns:1fr}}
 @media print{body{background:#fff;font-size:11px}main{padding:0}
 .card,figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}th,td{padding:4px 6px}.card b{font-size:18px}}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnifm.metrics.rivals import rivals
 from omnifm.page import (
     NONE,
     Html,
@@ -166,7 +167,7 @@ def _curves(summary: Summary) -> Html:
 
 def _results(summary: Summary) -> Html:
     sites, aggregate = summary["sites"], summary["aggregate"]
-    metrics = list(dict.fromkeys(name for site in sites.values() for name in site["metrics"]))
+    metrics = rivals(dict.fromkeys(name for site in sites.values() for name in site["metrics"]))
     rows: list[list[object]] = []
     for name in _sites(summary):
         if name not in sites:
@@ -174,11 +175,13 @@ def _results(summary: Summary) -> Html:
             continue
         modalities = ", ".join(f"{key or 'unnamed'} {count:,}" for key, count in sites[name]["modalities"].items())
         rows.append([name, *(f"{sites[name][f'num_{key}']:,}" for key in COUNTS), modalities or NONE,
-                     *(_score(summary, name, metric) for metric in metrics)])  # fmt: skip
+                     *(_score(summary, name, *metric) for metric in metrics.items())])  # fmt: skip
     if not rows:
         return section("Test results", tag("p", "No site has test scores."))
     headers = ["Site", *(key.capitalize() for key in COUNTS), "Modalities", *metrics]
-    how = "Each cell: before → after local training; below it the change and the number of cases scored."
+    how = (
+        "Each cell: before → after local training; below it the change, the cases scored and trivial rivals."
+    )
     spread = [[name, *map(number, (a["mean"], a["std"], a["worst"])), a["worst_site"]] for name, a in aggregate.items()]
     return section(
         "Test results", tag("p", how, class_="soft"), table(headers, rows, text=(0, 1 + len(COUNTS))),
@@ -188,9 +191,10 @@ def _results(summary: Summary) -> Html:
     )  # fmt: skip
 
 
-def _score(summary: Summary, site: str, metric: str) -> Html | str:
+def _score(summary: Summary, site: str, metric: str, others: Mapping[str, str]) -> Html | str:
     """One cell.  Whether more is better is not in the summary: it follows from which site is called the worst."""
-    score = summary["sites"][site]["metrics"].get(metric)
+    scores = summary["sites"][site]["metrics"]
+    score = scores.get(metric)
     if score is None:
         return NONE
     before, after, overall = score["before"], score["after"], summary["aggregate"].get(metric, {})
@@ -201,8 +205,10 @@ def _score(summary: Summary, site: str, metric: str) -> Html | str:
     words.append(f"n {score['support']:,}" + (f", {score['undefined']:,} undefined" if score["undefined"] else ""))
     worst = overall.get("worst_site") == site and len(summary["sites"]) > 1
     words += [", ", tag("em", "worst site")] if worst else []
-    line = f"{number(before)} → "
-    return tag("div", line, tag("b", number(after)), tag("small", *words), class_="worst" if worst else "score")
+    lines = [tag("small", *words)]
+    lines += [tag("small", f"{name} {number(scores[key]['after'])}") for name, key in others.items() if key in scores]
+    cell = (f"{number(before)} → ", tag("b", number(after)), *lines)
+    return tag("div", *cell, class_="worst" if worst else "score")
 
 
 def _bank(history: Sequence[Summary]) -> Html:
@@ -242,7 +248,10 @@ def _missing(history: Sequence[Summary]) -> Html:
 def _pictures(pictures: Mapping[str, bytes]) -> Html:
     if not pictures:
         return section("Predictions", tag("p", "Pictures of real cases stay in each site's state folder."))
-    figures = (tag("figure", image(data, caption), tag("figcaption", caption)) for caption, data in pictures.items())
+    figures = (
+        tag("figure", image(pictures[caption], caption), tag("figcaption", caption))
+        for caption in sorted(pictures, key=natural)
+    )
     return section("Predictions", tag("div", *figures, class_="pictures"))
 
 

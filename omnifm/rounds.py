@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from omnifm.admission import COUNTS, capped, change, malformed, outliers
 from omnifm.config import Experiment
 from omnifm.method import Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.report import write_report
-from omnifm.state import History, decode, encode, write_atomic
+from omnifm.state import History, decode, encode, locked, write_atomic
 from omnifm.update import Payload, Score, Stage, Update, digest
 
 PATIENCE = 3
 """Rounds in a row that may close without a quorum before the run fails."""
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
-COUNTS = ("num_train", "num_validation", "num_test", "num_refused")
+LOCK_WAIT_S = 10.0
+"""Seconds that a run waits for a killed predecessor to be gone."""
+PAST = 5
+"""Rounds whose accepted changes tell what is usual where too few sites reply to tell it among themselves."""
 Accept = Callable[[Update], str | None]
 logger = logging.getLogger("omnifm.rounds")
 
@@ -71,9 +76,13 @@ class Spool:
     def add(self, update: Update) -> None:
         """Keep one site's update."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.folder / f"{len(self.files)}.state"
+        path = self.folder / f"{len(self.files)}.state"  # nothing is dropped while others still arrive
         path.write_bytes(encode(*update.pack()))
         self.files[update.site] = path
+
+    def drop(self, site: str) -> None:
+        """Forget one site's update, which turned out not to belong."""
+        self.files.pop(site).unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[Update]:
         for site in sorted(self.files):
@@ -87,7 +96,7 @@ class Spool:
 
     def clear(self) -> None:
         """Forget the round."""
-        for path in self.files.values():
+        for path in self.folder.glob("*.state"):  # also what a killed predecessor left
             path.unlink(missing_ok=True)
         self.files = {}
 
@@ -98,7 +107,7 @@ class Federation:
     Args:
         experiment: the job.
         state_dir: folder for the checkpoint and the bank; must outlive the run and lie outside its results.
-        results_dir: folder for summary.json, rounds.jsonl and report.html.
+        results_dir: folder for summary.json, rounds.jsonl, report.html and, if anything was refused, audit.jsonl.
         transport: the way to the sites.
     """
 
@@ -118,9 +127,20 @@ class Federation:
         self.sent: dict[str, Payload] = {}
         self.spool = Spool(self.folder / "spool")
         self.results: dict[str, Update] = {}
+        self.changes: dict[str, dict[str, tuple[float, str]]] = {}
+        self.refused: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
-        """Run or resume the job; return the summary (contract: summary.json), which is also written."""
+        """Run or resume the job; return the summary (contract: summary.json), which is also written.
+
+        Raises:
+            StateError: another run of this job uses the state folder.
+            OSError: state or results cannot be written; the last checkpoint is whole.
+        """
+        with locked(self.folder, LOCK_WAIT_S):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         status, reason = "FAILED", None
         try:
             self._begin()
@@ -142,12 +162,32 @@ class Federation:
 
     def accept(self, update: Update) -> str | None:
         """Take one reply; return why it is refused, or None.  Nothing of a refused update is used."""
-        reason = self._refuse(update)
-        if reason is None:
-            self.spool.add(update)
-        else:
-            logger.warning("refused: site %s, %s %d: %s", update.site, update.stage, update.round, reason)
+        reason = self._refuse(update) or self._keep(update)
+        if reason is not None:
+            self.refused[update.site] = reason
+            self._audit(update.stage, update.round, update.site, reason)
         return reason
+
+    def _keep(self, update: Update) -> str | None:
+        if update.stage == "train":
+            sent, judged = self.sent[update.site].shared, self.method.judges
+            self.changes[update.site] = {"": change(sent, update.shared)} | {
+                name: (float(value.double().norm()), name) for name, value in update.extra.items() if name not in judged
+            }
+            update = replace(update, num_samples=self.method.sizes[update.site])
+        try:
+            self.spool.add(update)
+        except OSError as error:
+            return f"the server cannot store it: {error.strerror}"
+        return None
+
+    def _audit(self, stage: str, number: int, site: str, rule: str) -> None:
+        """One line per reply left out, in the log and in audit.jsonl: whose, and which rule on which tensor."""
+        logger.warning("left out: site %s, %s %d: %s", site, stage, number, rule)
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "round": number, "stage": stage, "site": site}
+        self.results_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.results_dir / "audit.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"rule": rule}) + "\n")
 
     # Before round 1.
     def _begin(self) -> None:
@@ -171,6 +211,7 @@ class Federation:
             if self.method.seeds:
                 self.absent.update(self._ask("seed", 0, self._connected()))
                 self.method.receive_seeds(list(self.spool))
+                self._audit_dropped("seed", 0)
             self._checkpoint()
         write_atomic(self.results_dir / "rounds.jsonl", "".join(json.dumps(e) + "\n" for e in self.history).encode())
 
@@ -206,7 +247,7 @@ class Federation:
         absent = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected") | self.absent
         sampled = self._sample(number, connected)
         self.transport.opened(number, self.shared)
-        missing = absent | self._ask("train", number, sampled)
+        missing = absent | self._ask("train", number, sampled) | self._withhold(number)
         missing = {site: reason for site, reason in missing.items() if site not in self.spool}  # it came back
         if len(self.spool) >= self.experiment.train.min_sites:
             self.shared = self.transport.aggregate(lambda: self._combine(number))
@@ -224,8 +265,31 @@ class Federation:
                 f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies; last missing {missing}"
             )
 
+    def _withhold(self, number: int) -> dict[str, str]:
+        """Leave out replies whose change is not of the size of the others'; only now is everybody's known."""
+        ratio, sizes, reasons = self.experiment.train.max_norm_ratio, self.method.sizes, dict[str, str]()
+        rows = [row for entry in self.history[-PAST:] for row in entry["sites"].values()]
+        for part in sorted({part for parts in self.changes.values() for part in parts}):
+            norms = {site: parts[part][0] for site, parts in self.changes.items() if part in parts}
+            past = [] if part else [row["norm"] for row in rows]
+            for site, most in outliers(norms, sizes, past, ratio).items():
+                norm, tensor = self.changes[site][part]
+                reasons[site] = f"its change must have norm at most {most:.3g}; got {norm:.3g}, most in {tensor!r:.80}"
+        for site, reason in reasons.items():
+            self.spool.drop(site)
+            self._audit("train", number, site, reason)
+        return reasons
+
     def _combine(self, number: int) -> Tensors:
-        return self.method.aggregate(self.shared, self.spool, number)
+        shared = self.method.aggregate(self.shared, self.spool, number)
+        self._audit_dropped("train", number)
+        return shared
+
+    def _audit_dropped(self, stage: Stage, number: int) -> None:
+        """What the method itself left out, apart from the weights."""
+        for site, reason in sorted(self.method.dropped.items()):
+            self._audit(stage, number, site, f"weights kept, the rest dropped: {reason}")
+        self.method.dropped = {}
 
     def _sample(self, number: int, connected: list[str]) -> list[str]:
         train = self.experiment.train
@@ -243,8 +307,10 @@ class Federation:
     def _ask(self, stage: Stage, number: int, sites: list[str]) -> dict[str, str]:
         """Send every site its own payload; afterwards the spool holds what was accepted."""
         self.spool.clear()
-        self.sent = {}
-        self.method.sizes = {site: facts["num_train"] for site, facts in sorted(self.facts.items())}
+        self.sent, self.changes, self.refused = {}, {}, {}
+        counts = {site: facts["num_train"] for site, facts in sorted(self.facts.items())}
+        self.method.sizes = capped(counts, self.experiment.train.max_size_ratio)
+        self.method.modalities = {site: frozenset(facts["modalities"]) for site, facts in self.facts.items()}
         for site in sites:
             shared, extra = (
                 self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
@@ -252,7 +318,10 @@ class Federation:
             self.sent[site] = Payload(stage, number, self.run_id, self.spec if stage != "describe" else {},
                                       shared, extra, self.experiment.train.warm_start)  # fmt: skip
         missing = self.transport.exchange(self.sent, self.accept)
-        return {site: missing.get(site, "no reply") for site in sites if site not in self.spool}
+        gone = {site: missing.get(site, "no reply") for site in sites if site not in self.spool}
+        for site in sorted(set(gone) - set(self.refused)):  # refused on the way, or by the site itself
+            self._audit(stage, number, site, gone[site])
+        return gone
 
     def _refuse(self, update: Update) -> str | None:
         payload = self.sent.get(update.site)
@@ -260,7 +329,7 @@ class Federation:
             return "it was not asked, or has replied already"
         if (update.stage, update.round, update.answers) != (payload.stage, payload.round, payload.digest()):
             return "it answers another request"
-        if reason := _malformed(update) or self.method.undeclared(update, self.task.metrics):
+        if reason := malformed(update) or self.method.undeclared(update, self.task.metrics):
             return reason
         if update.stage == "describe":
             return self._misfit(update)
@@ -325,6 +394,7 @@ class Federation:
             sites[update.site] = {
                 "train_loss": update.train_loss, "metrics": _means(update.after), "before": _means(update.before),
                 "num_samples": update.num_samples, "seconds": update.seconds, "bytes_up": up, "bytes_down": down,
+                "norm": self.changes[update.site][""][0],
             }  # fmt: skip
             logger.info("%s", self._line(number, update.site, sites[update.site]))
         for site, reason in missing.items():
@@ -378,8 +448,12 @@ class Federation:
             "init_hash": self.init_hash, "final_hash": digest(self.shared),
             "data_source": "demo" if demo else "site",
             "sites": {site: self._site(site, update) for site, update in sorted(self.results.items())},
-            "aggregate": self._aggregate(), "absent": self.absent, "history": self.history,
+            "aggregate": self._aggregate(), "absent": self.absent, "capped": self._capped(), "history": self.history,
         }  # fmt: skip
+
+    def _capped(self) -> dict[str, int]:
+        """Sites that count with fewer cases than they have, and with how many."""
+        return {site: size for site, size in self.method.sizes.items() if size < self.facts[site]["num_train"]}
 
     def _site(self, site: str, update: Update) -> dict[str, Any]:
         metrics = {}
@@ -405,31 +479,6 @@ class Federation:
                 out[name] = {"mean": float(np.mean(numbers)), "std": float(np.std(numbers)),
                              "worst": values[worst], "worst_site": worst}  # fmt: skip
         return out
-
-
-def _malformed(update: Update) -> str | None:
-    """Why the plain fields are not numbers as declared, or None if they are."""
-    if type(update.num_samples) is not int:
-        return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
-    for name, value in (("train_loss", update.train_loss), ("seconds", update.seconds)):
-        if not _finite(value) and not (value is None and name == "train_loss"):
-            return f"{name} must be finite; got {value!r:.20}"
-    for name, score in [*update.before.items(), *update.after.items()]:
-        if score.mean is not None and not _finite(score.mean):
-            return f"metric {name!r:.30} must be finite or None; got {score.mean!r:.20}"
-        if not all(type(count) is int and count >= 0 for count in (score.support, score.undefined)):
-            return f"metric {name!r:.30} must count its cases; got {score.support!r:.20}, {score.undefined!r:.20}"
-    if update.stage != "describe":
-        return None
-    facts = update.facts
-    counts = [facts.get(key) for key in COUNTS] + list(dict(facts.get("modalities") or {"": None}).values())
-    if not all(type(count) is int and count >= 0 for count in counts) or facts.get("source") not in ("demo", "site"):
-        return "facts must hold counts of cases per split and modality, and the source of the data"
-    return None
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _means(scores: Mapping[str, Score]) -> dict[str, float]:

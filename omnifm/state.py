@@ -6,12 +6,15 @@ bytes that the checksum covers; a flipped bit anywhere makes it unreadable, neve
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch import Tensor
 
 MAGIC = b"OMNIFM-STATE 1 "
 HEADER = len(MAGIC) + 64 + 1
+LOCK_POLL_S = 0.1
 Tensors = dict[str, Tensor]
 logger = logging.getLogger("omnifm.state")
 
@@ -47,7 +51,11 @@ def decode(data: bytes) -> tuple[Tensors, dict[str, Any]]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` or leave it as it was: temporary file, fsync, rename, fsync of the folder."""
+    """Replace `path` by `data` or leave it as it was: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; the file is as it was and nothing else is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -66,6 +74,31 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+@contextmanager
+def locked(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep every other process out of a state folder; the lock ends with this process, however that ends.
+
+    Args:
+        folder: made if absent; its file `lock` stays there, empty.
+        wait_s: seconds to wait for another process, which may be ending.
+
+    Raises:
+        StateError: another process still holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    end = time.monotonic() + wait_s
+    with os.fdopen(os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)) as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise StateError("state folder must belong to one run at a time; another one uses it") from None
+                time.sleep(LOCK_POLL_S)
+        yield
+
+
 class History:
     """The last few states of one thing, by round: `<folder>/<name>.<round>.state`.
 
@@ -78,6 +111,8 @@ class History:
 
     def save(self, round_number: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write the state of a round, then drop what is older than the last `keep` rounds, and anything newer."""
+        for torn in self.folder.glob(f".{self.name}.*"):  # a process killed while writing left it
+            torn.unlink(missing_ok=True)
         write_atomic(self._path(round_number), encode(tensors, record))
         older = [number for number in self.rounds() if number <= round_number]
         for number in self.rounds():

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from omnifm.data.prediction import Prediction
 from omnifm.update import Score
 
 Batch = dict[str, Any]
@@ -53,6 +54,8 @@ class Task(ABC):
     Model: ClassVar[type]
     required: ClassVar[tuple[str, ...]]
     """Keys that every item of dataset.json has."""
+    given: ClassVar[tuple[str, ...]]
+    """Those of them that a new case has too: all but its truth."""
     metrics: ClassVar[Mapping[str, bool]]
     """Metric name -> whether higher is better; the first one picks checkpoints on validation."""
 
@@ -118,6 +121,14 @@ class Task(ABC):
     @abstractmethod
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:
         """A case beside its prediction, uint8 (rows, columns, 3); for the site's own report."""
+
+    # Use.
+    @abstractmethod
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Prediction:
+        """What the model says of a new case, on the grid of its image; of the item only `given` is looked at.
+
+        Raises RefusedImage where the image cannot be read correctly, or the model was made for others.
+        """
 
     def better(self, new: Mapping[str, Score], old: Mapping[str, Score]) -> bool:
         """Whether `new` beats `old` strictly in the first metric; an undefined score beats nothing and loses to all."""

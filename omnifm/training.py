@@ -28,12 +28,14 @@ from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import Datalist, fingerprint, read_datalist, without
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.state import History, write_atomic
+from omnifm.state import History, StateError, decode, encode, locked, write_atomic
 from omnifm.task import Batch, Task
-from omnifm.update import Payload, Score, Update, clean
+from omnifm.update import Payload, Score, Update, clean, digest
 
 SPLITS = ("training", "validation", "test")
 NUM_PICTURES = 3
+LOCK_WAIT_S = 60.0
+"""Seconds that a trainer waits for the one of a job that is ending."""
 Scores = dict[str, Score]
 logger = logging.getLogger("omnifm.training")
 
@@ -64,11 +66,12 @@ class Site:
         self.experiment, self.name, self.config = experiment, name, config
         self.method, self.task = load_method(experiment), load_task(experiment)
         self.folder = Path(config.state_dir) / experiment.job
-        self.device = _device(config.device)
+        self.device = device_named(config.device)
         self.datalist, self.num_refused, self.case_facts = self._checked_data()
         self.task.observe(self.datalist.training)
         self.datasets: dict[str, Dataset] = {}
         self.spec: dict[str, Any] | None = None
+        self.frozen: str | None = None
 
     def reply(self, payload: Payload) -> Update:
         """Do what the payload asks and return everything that may leave the site."""
@@ -76,7 +79,8 @@ class Site:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.experiment.train.num_threads)  # sums depend on it in the last bit
         try:
-            update = getattr(self, f"_{payload.stage}")(payload)
+            with locked(self.folder, LOCK_WAIT_S):
+                update = getattr(self, f"_{payload.stage}")(payload)
         finally:
             torch.set_num_threads(threads)
         if reason := self.method.undeclared(update, self.task.metrics):
@@ -163,7 +167,7 @@ class Site:
     def _model(self, spec: dict[str, Any]) -> tuple[Model, Partition]:
         if self.spec != spec:
             self.task.configure(spec)
-            self.spec, self.datasets = spec, {}
+            self.spec, self.datasets, self.frozen = spec, {}, None
         torch.manual_seed(self.experiment.seed)  # the server draws the same initial values
         model = self.method.build(self.task)
         return model, self.method.partition(model)
@@ -180,7 +184,10 @@ class Site:
         found = history.load()
         if found is not None and found[2]["run_id"] == payload.run_id:
             found = history.load(before=payload.round + (payload.stage == "evaluate"))
-        elif found is not None and not (payload.warm_start and found[2]["partition"] == partition.hash()):
+        elif found is not None and payload.warm_start and found[2]["partition"] == partition.hash():
+            # As round 0 of this run: if it is killed in round 1, it starts from here again.
+            history.save(0, found[1], found[2] | {"run_id": payload.run_id})
+        elif found is not None:
             found = None
             for name in ("personal", "before", "after"):
                 History(self.folder, name).clear()
@@ -210,8 +217,15 @@ class Site:
             "run_id": payload.run_id, "round": payload.round, "partition": local.partition.hash(), "spec": payload.spec,
             "experiment": asdict(self.experiment), "scores": {name: asdict(s) for name, s in scores.items()},
             "labels": self.datalist.labels, "trained": moment == "after" or payload.round > 1,
+            "frozen": self._frozen(local), "extra": sorted(local.extra),
         }  # fmt: skip
         history.save(payload.round, parts, record)
+
+    def _frozen(self, local: LocalRound) -> str:
+        """Digest of what is never trained and so not kept: whoever uses the checkpoint must hold the same."""
+        if self.frozen is None:
+            self.frozen = digest(local.partition.pick(local.model, "frozen"))
+        return self.frozen
 
     def _load_best(self, moment: str, local: LocalRound) -> Tensors:
         """Load the checkpoint that validation picked into the model; return its share of the payload."""
@@ -234,8 +248,8 @@ class Site:
         datalist = replace(datalist, source=self.config.source)
         asked = [check.SCHEMA, fingerprint(datalist), self.experiment.task, self.config.max_refused_fraction]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        file = self.folder / "check.json"
-        if file.exists() and (kept := json.loads(file.read_text()))["key"] == key:
+        file = self.folder / "check.state"
+        if (kept := _kept(file))["key"] == key:
             refusals = {(refusal["split"], refusal["position"]) for refusal in kept["report"]["refusals"]}
             return without(datalist, refusals), len(refusals), kept["facts"]
         facts: list[dict[str, Any]] = []
@@ -251,7 +265,7 @@ class Site:
             logger.warning("%s: %d cases refused, see check.html in its state folder", self.name, len(found.refusals))
         for warning in found.report["warnings"]:
             logger.warning("%s: %s", self.name, warning)
-        write_atomic(file, json.dumps({"key": key, "facts": facts, "report": found.report}).encode())
+        write_atomic(file, encode({}, {"key": key, "facts": facts, "report": found.report}))
         return found.datalist, len(found.refusals), facts
 
     def _dataset(self, split: str) -> Dataset:
@@ -314,6 +328,14 @@ class Site:
         return {k: v.as_subclass(Tensor).to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
+def _kept(file: Path) -> dict[str, Any]:
+    """The outcome of the last check of the data; of one that is missing or damaged, an outcome of nothing."""
+    try:
+        return decode(file.read_bytes())[1]
+    except (OSError, StateError):
+        return {"key": None}
+
+
 def _clean(tensors: Tensors) -> Tensors:
     return {name: clean(value) for name, value in tensors.items()}
 
@@ -327,7 +349,8 @@ def _seed_all(*parts: Any) -> int:
     return seed
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """auto, cpu or cuda:N as a device; raises ValueError where this machine has none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

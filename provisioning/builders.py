@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.lighter.constants import AdminRole
 from nvflare.lighter.entity import Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 
+from omnifm_flare.preflight import EGRESS_FILTER, OWN_CLASSES
+
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "jobs"
 SITE = Path(__file__).resolve().parent / "site"
-EGRESS = {"path": "omnifm_flare.filters.EgressFilter", "args": {}}
 SUBMITTERS = (AdminRole.PROJECT_ADMIN, AdminRole.LEAD)
 HEART_BEATS_S = (60, 120)
+RENEW_DAYS = (30, 330)
+QUIET = """
+# Exceptions may quote what a hospital must keep: FLARE then logs their type only.
+export NVFLARE_SECURE_LOGGING=true
+"""
 
 
 class OmniFMBuilder(Builder):
@@ -26,16 +33,37 @@ class OmniFMBuilder(Builder):
 
     Args:
         heart_beat_timeout_s: seconds of silence after which the server gives a hospital up, 60 to 120.
+        renew_days: certificates that end within so many days are made anew, 30 to 330; FLARE by itself hands out
+            the old ones for ever.
 
     Raises:
-        ValueError: it is out of range.
+        ValueError: one is out of range.
     """
 
-    def __init__(self, heart_beat_timeout_s: int = 90) -> None:
+    def __init__(self, heart_beat_timeout_s: int = 90, renew_days: int = 90) -> None:
         low, high = HEART_BEATS_S
         if not low <= heart_beat_timeout_s <= high:
             raise ValueError(f"heart_beat_timeout_s must be {low} to {high}; got {heart_beat_timeout_s}")
-        self.heart_beat_timeout_s = heart_beat_timeout_s
+        low, high = RENEW_DAYS
+        if not low <= renew_days <= high:
+            raise ValueError(f"renew_days must be {low} to {high}; got {renew_days}")
+        self.heart_beat_timeout_s, self.renew_days = heart_beat_timeout_s, renew_days
+
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Before CertBuilder reads them: forget the certificates that end soon, so that it makes new ones."""
+        file = Path(ctx.get_state_dir()) / "cert.json"
+        if file.exists():
+            state = json.loads(file.read_text())
+            ending = [name for name, kept in state.items() if isinstance(kept, dict) and self._ends(kept["cert"])]
+            _write(file, {name: kept for name, kept in state.items() if name not in ending})
+            ctx.info(f"Certificates made anew: {', '.join(ending) or 'none'}")
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """After CertBuilder wrote them: who reads this folder can be anybody in the consortium."""
+        state = Path(ctx.get_state_dir())
+        state.chmod(0o700)
+        for file in state.iterdir():
+            file.chmod(0o600)
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
         """Write what each kind of participant needs."""
@@ -43,21 +71,28 @@ class OmniFMBuilder(Builder):
             local = Path(ctx.get_local_dir(server))
             self._write_resources(local, server=True)
             _write(local / "authorization.json", _authorization(local))
+            shutil.copy(SITE / "study_runtime.yaml.sample", local)
         for hospital in project.get_clients():
             local = Path(ctx.get_local_dir(hospital))
             self._write_resources(local, server=False)
             _write(local / "authorization.json", _authorization(local))
             _write(local / "privacy.json", _privacy())
-            shutil.copy(SITE / "omnifm_site.json.sample", local)
+            _keep_quiet(Path(ctx.get_kit_dir(hospital)) / "sub_start.sh")
+            for sample in SITE.glob("*.sample"):
+                shutil.copy(sample, local)
         for admin in project.get_admins():
             if admin.get_prop("role") in SUBMITTERS:
                 seal_jobs(Path(ctx.get_transfer_dir(admin)))
 
+    def _ends(self, certificate: str) -> bool:
+        end = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+        return end - datetime.now(UTC) < timedelta(days=self.renew_days)
+
     def _write_resources(self, local: Path, *, server: bool) -> None:
-        """`resources.json`, which FLARE prefers to its own `resources.json.default`."""
+        """`resources.json`, which FLARE reads, and its default, from which `nvflare deploy prepare` makes another."""
         resources = json.loads((local / "resources.json.default").read_text())
         resources["class_list_enforcement_mode"] = "enforce"
-        resources["class_allow_list"] = [*DEFAULT_CLASS_ALLOW_LIST, *own_classes()]
+        resources["class_allow_list"] = [*DEFAULT_CLASS_ALLOW_LIST, *OWN_CLASSES]
         if server:
             for entry in resources["servers"]:
                 entry["heart_beat_timeout"] = self.heart_beat_timeout_s
@@ -69,30 +104,13 @@ class OmniFMBuilder(Builder):
         else:
             resources["allow_log_streaming"] = False
             resources["components"] = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
-        _write(local / "resources.json", resources)
+        for name in ("resources.json", "resources.json.default"):
+            _write(local / name, resources)
 
 
 def _store(folder: str) -> dict[str, Any]:
     """A store in the server's own kit: FLARE's default lies in the shared temporary folder."""
-    return {"path": "omnifm_flare.stores.KitStorage", "args": {"folder": folder}}
-
-
-def own_classes() -> list[str]:
-    """The classes that our jobs and policies name and FLARE's defaults do not allow, sorted."""
-    wiring = [json.loads(file.read_text()) for file in sorted(JOBS.glob("*/app/config/config_fed_*.json"))]
-    named = {path for config in [*wiring, EGRESS] for path in _paths(config)}
-    return sorted(named - set(DEFAULT_CLASS_ALLOW_LIST))
-
-
-def _paths(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if isinstance(config.get("path"), str):
-            yield config["path"]
-        for value in config.values():
-            yield from _paths(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _paths(value)
+    return {"path": "omnifm_flare.stores.KitStorage", "args": {"root_dir": folder}}
 
 
 def seal_jobs(folder: Path) -> None:
@@ -118,8 +136,14 @@ def _authorization(local: Path) -> dict[str, Any]:
 
 def _privacy() -> dict[str, Any]:
     """One scope, for every job: whatever a job configures, our egress filter sees each reply first."""
-    scope = {"name": "omnifm", "properties": {}, "task_data_filters": [], "task_result_filters": [EGRESS]}
+    egress = [{"path": EGRESS_FILTER, "args": {}}]
+    scope = {"name": "omnifm", "properties": {}, "task_data_filters": [], "task_result_filters": egress}
     return {"scopes": [scope], "default_scope": "omnifm"}
+
+
+def _keep_quiet(script: Path) -> None:
+    shebang, _, rest = script.read_text().partition("\n")
+    script.write_text(f"{shebang}\n{QUIET}{rest}")
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
+import os
 import random
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from omnifm.state import History, StateError, decode, encode, write_atomic
+from omnifm.state import History, StateError, decode, encode, locked, write_atomic
 
 
 def test_decode_inverts_encode():
@@ -22,6 +25,54 @@ def test_every_single_bit_flip_is_detected():
         flipped[position // 8] ^= 1 << position % 8
         with pytest.raises(StateError):
             decode(bytes(flipped))
+
+
+def test_every_flip_in_the_newest_file_falls_back(tmp_path):
+    """Wherever the bit is, what is loaded is a state that was saved, and the older one is said to be."""
+    history, rng = History(tmp_path, "server", keep=2), random.Random(1)
+    for number in (1, 2):
+        history.save(number, {"w": torch.full((8,), float(number))}, {"round": number})
+    newest = tmp_path / "server.2.state"
+    data = newest.read_bytes()
+    for _ in range(500):
+        flipped, position = bytearray(data), rng.randrange(len(data) * 8)
+        flipped[position // 8] ^= 1 << position % 8
+        newest.write_bytes(flipped)
+        number, tensors, record = history.load()
+        assert (number, record["round"], tensors["w"].tolist()) == (1, 1, [1.0] * 8)
+
+
+def test_a_process_killed_while_it_writes_leaves_a_readable_state():
+    """The fault suite does it 200 times."""
+    command = [sys.executable, "-m", "tests.faults.kills", "--kills", "20", "--kib", "256"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("20 kills, ") and done.stdout.endswith(" 0 without a readable checkpoint\n")
+
+
+class TestLocked:
+    def test_keeps_another_process_out(self, tmp_path):
+        code = (
+            "import sys, pathlib; from omnifm.state import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(StateError, match="must belong to one run at a time"), locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        other.stdin.close()
+        other.stdout.close()
+        with locked(tmp_path):  # a killed process holds nothing
+            assert stat.S_IMODE(os.stat(tmp_path / "lock").st_mode) == 0o600
+
+    def test_waits_for_one_that_is_ending(self, tmp_path):
+        with locked(tmp_path), pytest.raises(StateError), locked(tmp_path, wait_s=0.2):
+            pass
+        with locked(tmp_path):
+            pass
 
 
 def test_cut_short_is_detected():
@@ -70,6 +121,11 @@ class TestHistory:
         path.write_bytes(path.read_bytes()[:-1])
         assert history.load()[0] == 1
         assert "state 'personal' of round 2 is unusable" in caplog.text
+
+    def test_what_a_killed_writer_left_is_removed(self, tmp_path):
+        (tmp_path / ".personal.3.state.x1y2").write_text("torn")
+        self.save(tmp_path, 1)
+        assert [path.name for path in tmp_path.iterdir()] == ["personal.1.state"]
 
     def test_nothing_saved_is_none(self, tmp_path):
         assert History(tmp_path, "personal").load() is None

@@ -84,13 +84,13 @@ class TestDescribe:
         with pytest.raises(ValueError, match=r"^an image must be in one split only; got 1 in test and training$"):
             open_site(tmp_path)
         assert "test 0, training 0" in (tmp_path / "state/tiny/check.html").read_text()
-        assert not (tmp_path / "state/tiny/check.json").exists()
+        assert not (tmp_path / "state/tiny/check.state").exists()
 
     def test_the_outcome_stays_in_the_state_folder(self, tmp_path):
         """Page, list of refusals and numbers; each case was read once, and again by nobody."""
         open_site(tmp_path)
         files = sorted((tmp_path / "state/tiny").iterdir())
-        assert [file.name for file in files] == ["check.html", "check.json", "quarantine.json"]
+        assert [file.name for file in files] == ["check.html", "check.state", "quarantine.json"]
         assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
         report = json.loads(files[1].read_text())["report"]
         assert report == check_site(tmp_path / "data")[0]

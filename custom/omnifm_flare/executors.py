@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -16,8 +18,13 @@ from omnifm.data import redaction
 from omnifm_flare.site_state import experiment_file, find_site
 from omnifm_flare.trainer import Aborted, Trainer, TrainerError
 
+if TYPE_CHECKING:
+    from omnifm.method import Method
+
 ASKED = "omnifm_asked"
-"""FLContext property: names of the shared tensors that the server sent, which bound what may go back."""
+"""FLContext property: (type, shape) of each shared tensor that the server sent, which bound what may go back."""
+METHOD = "omnifm_method"
+"""FLContext property: the job's Method, which declares what may go back beside them."""
 SOURCE = "omnifm_source"
 """FLContext property: "demo" or "site", for the egress filter."""
 
@@ -32,6 +39,7 @@ class OmniExecutor(Executor):
     def __init__(self) -> None:
         super().__init__()
         self.trainer: Trainer | None = None
+        self.method: Method | None = None
         self.source = "site"
         self.problem = "failed: the executor was not started"
 
@@ -58,7 +66,9 @@ class OmniExecutor(Executor):
             if self.trainer is None:
                 raise TrainerError(self.problem)
             payload = wire.to_payload(shareable)
-            fl_ctx.set_prop(ASKED, tuple(payload.shared), private=True, sticky=False)
+            asked = {name: (value.dtype, value.shape) for name, value in payload.shared.items()}
+            fl_ctx.set_prop(ASKED, asked, private=True, sticky=False)
+            fl_ctx.set_prop(METHOD, self.method, private=True, sticky=False)
             fl_ctx.set_prop(SOURCE, self.source, private=True, sticky=False)
             return wire.from_update(self.trainer.ask(payload, lambda: abort_signal.triggered))
         except Aborted:
@@ -79,6 +89,9 @@ class OmniExecutor(Executor):
             redaction.install(config.data_root, config.state_dir)
             exchange = Path(config.state_dir) / experiment.job / "exchange"
             trainer.introduce(file, str(fl_ctx.get_identity_name()), config, exchange)
+            from omnifm.plugins import load_method  # it imports torch, while the trainer does
+
+            self.method = load_method(experiment)
         except BaseException:
             trainer.stop()
             raise
@@ -94,9 +107,11 @@ class OmniExecutor(Executor):
 
 
 def _reason(error: Exception) -> str:
-    """Our own refusals are safe to tell; of anything else only the type is."""
+    """Our own refusals are safe to tell; of anything else only the type is, and the system's number of the error."""
     if isinstance(error, TrainerError):
         return str(error)
     if isinstance(error, ValueError):
         return f"refused: {error}"
+    if isinstance(error, OSError) and error.errno:
+        return f"failed: {type(error).__name__} ({os.strerror(error.errno)})"
     return f"failed: {type(error).__name__}"

@@ -5,6 +5,7 @@ It refuses by raising; FLARE then tells the server that the reply was withheld, 
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from nvflare.apis.dxo import MetaKey, from_shareable
@@ -13,10 +14,19 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
-from omnifm_flare.executors import ASKED, SOURCE
+from omnifm_flare.executors import ASKED, METHOD, SOURCE
 
 if TYPE_CHECKING:
+    import torch
+
+    from omnifm.method import Method
     from omnifm.update import Update
+
+    Asked = dict[str, tuple[torch.dtype, torch.Size]]
+
+SLACK = 2**16
+"""Bytes of facts, and of the method's tensors beyond the size of the model."""
+MAX_NAME = 32
 
 META = {"omnifm", MetaKey.INITIAL_METRICS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.FILTER_HISTORY}
 
@@ -40,29 +50,42 @@ class EgressFilter(Filter):
             raise ValueError("a reply must hold nothing beside its message; this one does")
         if foreign := set(from_shareable(shareable).meta) - META:
             raise ValueError(f"a reply's meta data must be among {sorted(META)}; got {len(foreign)} others")
-        check_update(wire.to_update(shareable), fl_ctx.get_prop(ASKED), fl_ctx.get_prop(SOURCE))
+        known = (fl_ctx.get_prop(name) for name in (ASKED, METHOD, SOURCE))
+        check_update(wire.to_update(shareable), *known)
         return shareable
 
 
-def check_update(update: Update, asked: tuple[str, ...] | None, source: str | None) -> None:
+def check_update(update: Update, asked: Asked | None, method: Method | None, source: str | None) -> None:
     """Whether this may leave.
 
     Args:
-        asked: names of the shared tensors that the server sent.
+        asked: type and shape of each shared tensor that the server sent.
+        method: the job's method, which declares the names of everything else.
         source: "demo" or "site", where the data come from.
 
     Raises:
         ValueError: it may not; the message names the rule.
     """
-    if update.stage != "train" and update.shared:
-        raise ValueError(f"only train may send weights; {update.stage} holds {len(update.shared)} tensors")
-    if update.stage in ("describe", "evaluate") and update.extra:
-        raise ValueError(f"{update.stage} must send no tensors of the method; got {len(update.extra)}")
-    if update.shared and (asked is None or set(update.shared) != set(asked)):
-        raise ValueError("the weights sent must be exactly those received; got others")
-    for part in (update.shared, update.extra):
-        for name, value in part.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise ValueError(f"{name!r} must be finite; got NaN or infinity")
+    from omnifm.admission import malformed
+    from omnifm.method import Method
+
+    if asked is None or method is None:
+        raise ValueError("what the server asked for must be known; it is not")
+    metrics = {*update.before, *update.after}  # the server knows the task's; here only that they are words
+    if foreign := [name for name in metrics if not name.isidentifier() or len(name) > MAX_NAME]:
+        raise ValueError(f"metrics must be named by short words; got {len(foreign)} others")
+    # Method's own rule, not the class's: that may know more about a model which is built only in the trainer.
+    if reason := malformed(update) or Method.undeclared(method, update, metrics):
+        raise ValueError(reason)
+    if update.shared and {name: (value.dtype, value.shape) for name, value in update.shared.items()} != asked:
+        raise ValueError("the weights sent must be exactly those received, in type and shape; got others")
+    for name, value in [*update.shared.items(), *update.extra.items()]:
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name!r} must be finite; got NaN or infinity")
+    limit = SLACK + sum(shape.numel() * dtype.itemsize for dtype, shape in asked.values())
+    if (size := sum(value.nbytes for value in update.extra.values())) > limit:
+        raise ValueError(f"the method's tensors must not be larger than the model, {limit} bytes; got {size}")
+    if (size := len(json.dumps(update.facts))) > SLACK:
+        raise ValueError(f"facts must be at most {SLACK} bytes; got {size}")
     if update.pictures and source != "demo":
         raise ValueError("pictures of cases may leave only where the data are synthetic; this site's are not")

@@ -11,16 +11,16 @@ class KitStorage(FilesystemStorage):
     """FLARE's file storage below the kit, wherever the kit was put; FLARE itself wants an absolute path.
 
     Args:
-        folder: relative to the kit, which is the working directory of a provisioned server; made if absent,
-            readable by its owner only.
+        root_dir: folder in the kit, which is the working directory of a provisioned server; made if absent, readable
+            by its owner only.  `nvflare deploy prepare` sets it under this name, to a path in the container's kit.
 
     Raises:
-        ValueError: `folder` leaves the kit.
+        ValueError: `root_dir` leaves the kit.
     """
 
-    def __init__(self, folder: str = ".") -> None:
-        root = (Path.cwd() / folder).resolve()
+    def __init__(self, root_dir: str = ".") -> None:
+        root = (Path.cwd() / root_dir).resolve()
         if not root.is_relative_to(Path.cwd().resolve()):
-            raise ValueError("folder must lie inside the server's kit; it does not")
+            raise ValueError("root_dir must lie inside the server's kit; it does not")
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         super().__init__(root_dir=str(root), uri_root="/")

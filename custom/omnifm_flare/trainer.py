@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from omnifm.update import Payload, Update
 
 POLL_S = 0.1
+HUNG_S = 120.0
+"""Seconds without any CPU time of the process while it is asked: it is stopped, deadlocked, or waits for a dead disk.
+Longer than it may wait for another process, such as the one that reads images."""
 MODULE = "omnifm_flare.trainer_process"
 
 
@@ -71,7 +75,7 @@ class Trainer:
         """Have the process answer one payload.
 
         Raises:
-            TrainerError: it refused, failed or died; after a death the next one is already starting.
+            TrainerError: it refused, failed, died or hung; after the last two the next one is already starting.
             Aborted: `aborted` became true; the process has been killed, the next one is already starting.
         """
         # Imported here, like torch everywhere in this process: the child starts first, and both import at once.
@@ -102,6 +106,7 @@ class Trainer:
         self._say(self.who)
 
     def _wait(self, aborted: Callable[[], bool]) -> dict[str, str]:
+        worked, since = self._cpu_ticks(), time.monotonic()
         while True:
             try:
                 line = self.answers.get(timeout=POLL_S)
@@ -110,10 +115,25 @@ class Trainer:
                     self._kill()
                     self.restart()
                     raise Aborted from None
+                if (ticks := self._cpu_ticks()) != worked:
+                    worked, since = ticks, time.monotonic()
+                elif ticks is not None and time.monotonic() - since > HUNG_S:
+                    self._kill()
+                    self.restart()
+                    raise TrainerError(f"trainer hung: it did nothing for {HUNG_S:.0f} s") from None
                 continue
             if line is None:
                 raise TrainerError(self._obituary())
             return json.loads(line)
+
+    def _cpu_ticks(self) -> int | None:
+        """CPU time that the process has used, in clock ticks; None where the system does not say."""
+        assert self.process is not None
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return None
+        return int(fields[11]) + int(fields[12])
 
     def _obituary(self) -> str:
         """Say how it died, and start the next one: its imports then overlap the wait for the next round."""

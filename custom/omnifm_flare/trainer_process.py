@@ -85,9 +85,11 @@ def _import_monai() -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """What may be told to others: our own refusals name no patient; of anything else only the type."""
-    words = redaction.words_of(error)
-    return f"failed: {type(error).__name__}" if words is None else f"refused: {words}"
+    """What may be told to others: our own refusals name no patient; of anything else type and number."""
+    if (words := redaction.words_of(error)) is not None:
+        return f"refused: {words}"
+    number = error.errno if isinstance(error, OSError) else None
+    return f"failed: {type(error).__name__}" + (f" ({os.strerror(number)})" if number else "")
 
 
 def _keep(error: Exception, file: Path) -> None:

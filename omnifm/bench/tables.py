@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from omnifm import simulation
 from omnifm.config import Experiment
+from omnifm.metrics.rivals import rivals
 from omnifm.plugins import plugin
 from omnifm.state import write_atomic
 
@@ -43,7 +44,14 @@ Cells = dict[str, list[dict[str, Any]]]
 
 
 def run(
-    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None
+    data: Path,
+    out: Path,
+    *,
+    job: Path,
+    num_seeds: int,
+    num_rounds: int | None = None,
+    num_epochs: int | None = None,
+    ablations: bool = True,
 ) -> None:
     """Run what is missing, then write table.json and table.md.
 
@@ -53,6 +61,7 @@ def run(
         job: job folder whose experiment.json is compared, method by method.
         num_seeds: seeds 0..num_seeds-1; the splits do not depend on them where dataset.json gives all three.
         num_rounds, num_epochs: rounds and local epochs per round, in place of the job's.
+        ablations: OmniFM without each of its parts, too.
 
     Raises:
         ValueError: a folder or configuration is not as it must be.
@@ -68,7 +77,9 @@ def run(
     if len(sites) < 2:
         raise ValueError(f"data must hold at least 2 sites with a dataset.json; got {len(sites)}")
     cells: Cells = {name: [] for name in CONTENDERS}
-    grid = [(seed, name) for group in (MAIN, ABLATIONS) for seed in range(num_seeds) for name in group]
+    grid = [
+        (seed, name) for group in (MAIN, ABLATIONS if ablations else {}) for seed in range(num_seeds) for name in group
+    ]
     for seed, name in (bar := tqdm(grid, unit="run")):
         bar.set_description(f"{name}, seed {seed}")
         cells[name].append(_cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
@@ -107,17 +118,29 @@ def tabulate(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, runs in cells.items():
         rows[name] = {
-            metric: {when: _row(name, runs, cells, metric, when, higher) for when in MOMENTS}
+            metric: {when: _row(name, _matrix(runs, metric, when), cells, metric, when, higher) for when in MOMENTS}
             for metric, higher in metrics.items()
         }
         rows[name]["bytes_up"] = sum(row["bytes_up"] for h in runs[0]["history"] for row in h["sites"].values())
         banks = [run["history"][-1]["bank"] for run in runs]
         rows[name]["effective_rank"] = float(np.mean([b["effective_rank"] for b in banks])) if banks[0] else None
-    return {"rows": rows}
+    return {"rows": rows, "trivial": _trivial(cells, metrics)}
 
 
-def _row(name: str, runs: list[dict[str, Any]], cells: Cells, metric: str, when: str, higher: bool) -> dict[str, Any]:
-    values = _matrix(runs, metric, when)  # seeds x sites
+def _trivial(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
+    """Rows of the rivals that a task scores beside the model; those of OmniFM's runs, where a rival hangs on it."""
+    runs = cells.get("OmniFM") or next(iter(cells.values()))
+    rows: dict[str, Any] = {}
+    for metric, others in rivals(metrics).items():
+        for name, scored in others.items():
+            rows.setdefault(name, {})[metric] = {
+                when: _row(name, _matrix(runs, scored, when), cells, metric, when, metrics[metric]) for when in MOMENTS
+            }
+    return rows
+
+
+def _row(name: str, values: np.ndarray, cells: Cells, metric: str, when: str, higher: bool) -> dict[str, Any]:
+    """Of `values` (seeds x sites)."""
     per_site = np.nanmean(values, axis=0)
     worst = (np.nanmin if higher else np.nanmax)(per_site)
     row: dict[str, Any] = {
@@ -163,7 +186,8 @@ def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -
         "| effective rank |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in table["rows"].items():
+    trivial = {f"*{name}*": row | {"effective_rank": None} for name, row in table["trivial"].items() if metric in row}
+    for name, row in (table["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
         versus = after.get("against_matched")
         cells = [f"{m['mean']:.3f} ± {m['std_over_seeds']:.3f}" for m in (before, after)]

@@ -5,7 +5,6 @@ Where the paper is silent the defaults are ours and say so; the ablations of tab
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
-from omnifm.knowledge import KnowledgeBank, spherical_kmeans
+from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.task import Batch, Task
@@ -25,7 +24,6 @@ from omnifm.update import Update
 
 MIN_PATIENTS = 3
 """Patients per centroid below which a modality sends none: the mean of one patient is that patient."""
-logger = logging.getLogger("omnifm.bank")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -91,7 +89,7 @@ class OmniFM(Method):
 
     Settings = Settings
     seeds = True
-    sends = frozenset({"centroids", "hits"})
+    sends = judges = frozenset({"centroids", "hits"})
     says = frozenset({"centroid_modalities"})
 
     def __init__(self, settings: Any) -> None:
@@ -169,17 +167,22 @@ class OmniFM(Method):
             if "centroids" not in update.extra:  # too few patients for a mean that is nobody's
                 continue
             if reason := self._refuse(update):
-                logger.warning("bank: nothing of site %s enters in round %d: %s", update.site, round_number, reason)
+                self.dropped[update.site] = f"nothing enters the bank: {reason}"
                 continue
             centroids = update.extra["centroids"]
             for modality in sorted(set(update.facts["centroid_modalities"])):
                 rows = [i for i, m in enumerate(update.facts["centroid_modalities"]) if m == modality]
-                self.bank.insert(centroids[rows], update.site, modality, round_number)
+                own = centroids[rows]
+                self.bank.insert(own[distinct(own)], update.site, modality, round_number)
             self.last[update.site] = centroids
             self.mean_sum, self.mean_count = self.mean_sum + centroids.sum(0), self.mean_count + len(centroids)
 
     def _refuse(self, update: Update) -> str | None:
-        """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it."""
+        """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it.
+
+        A site may send `num_centroids` per modality that it has described: the bank keeps the last entry of every
+        modality, so one that could name new ones without end would fill it.
+        """
         centroids, hits = update.extra.get("centroids"), update.extra.get("hits")
         modalities = update.facts.get("centroid_modalities")
         if centroids is None or centroids.ndim != 2 or not len(centroids) or centroids.dtype != torch.float32:
@@ -193,11 +196,15 @@ class OmniFM(Method):
             or max(Counter(modalities).values()) > self.settings.num_centroids
         ):
             return f"centroids must be at most {self.settings.num_centroids} per modality; got {tuple(centroids.shape)}"
+        if foreign := set(modalities) - self.modalities.get(update.site, set(modalities)) - {""}:
+            return f"centroids must be of modalities that the site has described; got {len(foreign)} others"
         if not torch.isfinite(centroids).all() or (centroids.norm(dim=1) - 1).abs().max() > 1e-3:
             return "centroids must be finite and of unit length"
         if update.stage == "train" and self.settings.retrieval == "bank":
             sent = len(self.sent.get(update.site, []))
-            if hits is None or hits.shape != (sent,) or not ((hits >= 0) & (hits <= 1)).all():
+            if hits is None or (hits.dtype, hits.shape) != (torch.float32, (sent,)):
+                return f"hits must be {sent} shares, float32"
+            if not ((hits >= 0) & (hits <= 1)).all():
                 return f"hits must be {sent} shares in [0, 1]"
         return None
 

@@ -7,12 +7,14 @@ them together, and a class may lack its name.  Letters: b batch, c channels, x y
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from monai.transforms import (
     ClipIntensityPercentiles,
     Compose,
@@ -32,6 +34,7 @@ from torch.nn import functional as F
 
 from omnifm.backbones.resnet import NUM_GROUPS, ResNetBackbone
 from omnifm.config import STRICT
+from omnifm.data.prediction import Classes
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.metrics.classification import class_scores
 from omnifm.pictures import caption, common_channels, in_channels
@@ -71,24 +74,29 @@ class Model:
 
 
 class Classification(Task):
-    """Cross-entropy; balanced accuracy, accuracy, macro F1 and AUROC over a split's cases."""
+    """Cross-entropy; balanced accuracy, accuracy, macro F1 and AUROC over a split's cases.
+
+    A rival that does not see is always scored too: `..._majority` says the site's most frequent training class.
+    """
 
     Settings = Settings
     Model = Model
     required = ("image", "label")
+    given = ("image",)
     # Balanced accuracy picks checkpoints: on skewed sites accuracy likes whoever says the commonest class.
-    metrics = {"balanced_accuracy": True, "accuracy": True, "macro_f1": True, "auroc": True}  # noqa: RUF012
+    metrics = {  # noqa: RUF012
+        "balanced_accuracy": True, "accuracy": True, "macro_f1": True, "auroc": True,
+        "balanced_accuracy_majority": True, "accuracy_majority": True,
+    }  # fmt: skip
+
+    def __init__(self, settings: Any, model: Any) -> None:
+        super().__init__(settings, model)
+        self.majority: int | str | None = None
 
     # Before round 0.
     def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
         """Read an image, in RAS, and its class number."""
-        label = self._class(item["label"], labels)
-        volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown")).in_ras()
-        shape = volume.array.shape[:3]
-        if sorted(shape)[1] < MIN_SIDE:
-            size = " x ".join(map(str, shape))
-            raise RefusedImage("bad_geometry", f"image must have {MIN_SIDE} pixels along two axes; got {size}")
-        return {"array": volume.array, "class": label, "spacing_mm": np.array(volume.spacing_mm)}
+        return {"class": self._class(item["label"], labels), **_read_image(item)}
 
     def _class(self, label: Path | int | str, labels: Mapping[int, str]) -> int:
         if isinstance(label, Path):  # the datalist takes an undeclared name for a mask's path
@@ -137,6 +145,10 @@ class Classification(Task):
             "labels": {str(n): names.get(str(n), f"class {n}") for n in range(number)},
             "size": [side] * dims,
         }
+
+    def observe(self, training: Sequence[Mapping[str, Any]]) -> None:
+        """Find the site's most frequent training class, a number or a name; the first of equals."""
+        self.majority = Counter(item["label"] for item in training).most_common(1)[0][0]
 
     # The network and its loss.
     def backbone(self) -> Backbone:
@@ -193,11 +205,21 @@ class Classification(Task):
             return {name: Score(None, 0) for name in self.metrics}
         table = np.array([[row["label"], *(row[number] for number in self.spec["labels"])] for row in rows], float)
         truth = table[:, 0].astype(np.int64)
-        means = class_scores(table[:, 1:], truth)
+        means = class_scores(table[:, 1:], truth) | self._majority_scores(truth)
         # Stays in the site's own log: small counts per class say something about its patients.
         logger.info("%d cases scored; by class: %s", len(rows), dict(enumerate(np.bincount(truth).tolist())))
         none, some = Score(None, 0, len(rows)), len(rows)
         return {name: none if means[name] is None else Score(means[name], some) for name in self.metrics}
+
+    def _majority_scores(self, truth: Int[np.ndarray, " n"]) -> dict[str, float | None]:
+        names = ("balanced_accuracy", "accuracy")
+        if self.majority is None:
+            return {f"{name}_majority": None for name in names}
+        labels = {name: int(number) for number, name in self.spec["labels"].items()}
+        said = labels[self.majority] if isinstance(self.majority, str) else self.majority
+        sure = np.tile(np.eye(len(labels))[said], (len(truth), 1))
+        scores = class_scores(sure, truth)
+        return {f"{name}_majority": scores[name] for name in names}
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Probability of every class, float64."""
@@ -215,6 +237,27 @@ class Classification(Task):
         )
         true, best = labels[str(int(case["label"]))], int(probabilities.argmax())
         return caption(rgb, f"true: {true}\npredicted: {labels[str(best)]} ({probabilities[best]:.0%})")
+
+    # Use.
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Classes:
+        """Probability of every class of the federation."""
+        case = {"class": 0, **_read_image(item)}  # nobody knows its class; prediction never looks at it
+        facts, spec = self.case_facts(case), self.spec
+        if facts["dims"] != spec["dims"] or facts["channels"] not in (1, spec["channels"]):
+            rule = f"image must be {spec['dims']}-D with {spec['channels']} channel(s) for this model"
+            raise RefusedImage("bad_geometry", f"{rule}; got {facts['dims']}-D with {facts['channels']}")
+        probabilities = self.predict(forward, self.prepare(case)).tolist()
+        return Classes({spec["labels"][str(number)]: p for number, p in enumerate(probabilities)})
+
+
+def _read_image(item: Mapping[str, Any]) -> Batch:
+    """An image in RAS and its spacing."""
+    volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown")).in_ras()
+    shape = volume.array.shape[:3]
+    if sorted(shape)[1] < MIN_SIDE:
+        size = " x ".join(map(str, shape))
+        raise RefusedImage("bad_geometry", f"image must have {MIN_SIDE} pixels along two axes; got {size}")
+    return {"array": volume.array, "spacing_mm": np.array(volume.spacing_mm)}
 
 
 def _names(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from omnifm.backbones.u2fusion import U2FusionBackbone
 from omnifm.config import STRICT, Count, Positive
+from omnifm.data.prediction import Picture, as_stored
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import RefusedImage, Volume, read_volume
 from omnifm.metrics.fusion import MIN_SIDE, baselines, fusion_scores
@@ -78,7 +79,7 @@ class ImageFusion(Task):
 
     Settings = Settings
     Model = Model
-    required = SOURCES
+    required = given = SOURCES
     metrics = {  # noqa: RUF012
         name + suffix: higher
         for suffix in ("", "_average", "_max")
@@ -88,8 +89,15 @@ class ImageFusion(Task):
     # Before round 0.
     def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
         """Read both sources: luminance (source x y) in [0, 1] and chroma (source 2 x y), see `luminance_chroma`."""
+        return self._case(item, *self._pair(item))
+
+    def _pair(self, item: Mapping[str, Any]) -> list[Volume]:
+        """Both sources, as they are stored."""
         known = item.get("burned_in_text", "unknown")
-        volumes = [read_volume(item[key], burned_in_text=known).in_ras() for key in SOURCES]
+        return [read_volume(item[key], burned_in_text=known) for key in SOURCES]
+
+    def _case(self, item: Mapping[str, Any], a: Volume, b: Volume) -> Batch:
+        volumes = [a.in_ras(), b.in_ras()]
         _check_pair(*volumes)
         parts = [luminance_chroma(_shades(v, item[key])) for v, key in zip(volumes, SOURCES, strict=True)]
         return {"luminance": np.stack([y for y, _ in parts]), "chroma": np.stack([chroma for _, chroma in parts])}
@@ -127,8 +135,11 @@ class ImageFusion(Task):
         a, b = case["luminance"]
         scores = {f"{measure}_{name}": value for name, plain in baselines(a, b).items()
                   for measure, value in fusion_scores(plain, a, b).items()}  # fmt: skip
+        return self._padded(case) | {"baselines": scores}
+
+    def _padded(self, case: Batch) -> Batch:
         image = SpatialPad(self.spec["patch"], method="end")(torch.from_numpy(case["luminance"])).as_tensor()
-        return {"image": image, "size": np.array(a.shape), "chroma": case["chroma"], "baselines": scores}
+        return {"image": image, "size": np.array(case["luminance"].shape[1:]), "chroma": case["chroma"]}
 
     def augment(self) -> Callable[[Batch], Batch]:
         """A patch anywhere, flipped at random; the sources swapped half of the time, as nothing says who is first."""
@@ -166,6 +177,16 @@ class ImageFusion(Task):
         return np.concatenate(
             [np.swapaxes(recombined(*pair), 0, 1) for pair in zip(shown, chroma, strict=True)], axis=1
         )
+
+    # Use.
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Picture:
+        """Fused levels on the grid of `image_a`, in colour where a source is; they have no unit, 255 is white."""
+        a, b = self._pair(item)
+        case = self._case(item, a, b)
+        levels, chroma = self.predict(forward, self._padded(case)), case["chroma"]
+        if chroma.any():
+            levels = recombined(levels, joined_chroma(chroma)).astype(np.float32) / 255
+        return Picture(as_stored(levels[:, :, None], a.affine), (0.0, 255.0), a.affine)
 
 
 def preservation(image: Float[Tensor, "b s h w"], temperature: float) -> Float[Tensor, "b s"]:

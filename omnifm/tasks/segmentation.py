@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.config import STRICT, Count, Positive
+from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics.overlap import overlap
 from omnifm.task import Backbone, Batch, Forward, Task
@@ -69,6 +70,7 @@ class Segmentation(Task):
     Settings = Settings
     Model = Model
     required = ("image", "label")
+    given = ("image",)
     metrics = {"dice": True, "iou": True, "hd95_mm": False}  # noqa: RUF012
 
     # Before round 0.
@@ -79,9 +81,7 @@ class Segmentation(Task):
         volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
         mask = Volume(read_label(item["label"], volume, labels), volume.affine).in_ras()
         classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)
-        volume = volume.in_ras()
-        array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
-        return {"array": array, "native_label": classes, "spacing_mm": np.array(volume.spacing_mm)}
+        return _case(volume.in_ras(), classes)
 
     def case_facts(self, case: Batch) -> dict[str, Any]:
         """Dimensions, channels, shape in voxels and spacing in mm."""
@@ -202,13 +202,42 @@ class Segmentation(Task):
         z = int((truth > 0).sum(axis=(0, 1)).argmax())
         image = case["image"][:, *(slice(0, int(side)) for side in case["size"])]
         shown = F.interpolate(image[None], size=truth.shape[: image.ndim - 1], mode="nearest-exact")[0].cpu().numpy()
-        shown = shown if image.ndim == 3 else shown[..., z]
-        low, high = np.percentile(shown, (1, 99))
-        grey = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
-        rgb = np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
+        rgb = _rgb(shown if image.ndim == 3 else shown[..., z])
         panels = [_painted(rgb, 0 * truth[..., z]), _painted(rgb, truth[..., z]), _painted(rgb, predicted[..., z])]
         flip = slice(None, None, -1 if self.spec["dims"] == 3 else 1)  # anterior up
         return np.concatenate([np.swapaxes(p, 0, 1)[flip] for p in panels], axis=1)
+
+    # Use.
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> LabelMap:
+        """Classes on the image's own grid."""
+        volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
+        turned = volume.in_ras()
+        # Background stands in for the mask that nobody has drawn.
+        case = _case(turned, np.zeros(turned.array.shape[:3], np.uint8))
+        facts, spec = self.case_facts(case), self.spec
+        if (facts["dims"], facts["channels"]) != (spec["dims"], spec["channels"]):
+            rule = f"image must be {spec['dims']}-D with {spec['channels']} channel(s) for this model"
+            raise RefusedImage("bad_geometry", f"{rule}; got {facts['dims']}-D with {facts['channels']}")
+        values = as_stored(self.predict(forward, self.prepare(case)).astype(np.uint8), volume.affine)
+        names = {number: spec["labels"][value] for number, value in enumerate(sorted(spec["labels"], key=int))}
+        shown = None
+        if values.shape[2] == 1:
+            array = as_stored(case["array"], volume.affine)[:, :, 0]
+            shown = np.ascontiguousarray(_painted(_rgb(np.moveaxis(array, -1, 0)), values[..., 0]).swapaxes(0, 1))
+        return LabelMap(values, volume.affine, names, shown)
+
+
+def _case(volume: Volume, classes: np.ndarray) -> Batch:
+    """A case from a volume and its class numbers, both in RAS."""
+    array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    return {"array": array, "native_label": classes, "spacing_mm": np.array(volume.spacing_mm)}
+
+
+def _rgb(shown: np.ndarray) -> np.ndarray:
+    """Channels (c x y) of any values as colours (x y 3) from 0 to 1; of other than three the first, in grey."""
+    low, high = np.percentile(shown, (1, 99))
+    grey = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
+    return np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
 
 
 COLOURS = np.array([[0, 0, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [230, 159, 0], [204, 121, 167]]) / 255

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from omnifm.backbones.edsr import EDSRBackbone, bicubic
 from omnifm.config import STRICT, Count
-from omnifm.data.volume import RefusedImage, read_volume
+from omnifm.data.prediction import Picture
+from omnifm.data.volume import RefusedImage, Volume, read_volume
 from omnifm.metrics.image_quality import quality
 from omnifm.pictures import caption, common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
@@ -58,6 +59,7 @@ class SuperResolution(Task):
     Settings = Settings
     Model = Model
     required = ("image",)
+    given = ("image",)
     metrics = {"psnr": True, "ssim": True, "psnr_bicubic": True, "ssim_bicubic": True}  # noqa: RUF012
 
     # Before round 0.
@@ -67,8 +69,13 @@ class SuperResolution(Task):
         Whole numbers within 0..255 are levels of 8 bits; anything else (16 bits, DICOM) is stretched from its own
         smallest to its own largest value.
         """
+        volume, (low, high) = self._read(item, MIN_SIDE * self.settings.scale)
+        return {"array": (volume.array.astype(np.float32) - low) / (high - low or 1.0)}
+
+    def _read(self, item: Mapping[str, Any], least: int) -> tuple[Volume, tuple[float, float]]:
+        """A picture with sides of at least `least` pixels, and which of its values are black and white."""
         volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
-        shape, least = volume.array.shape, MIN_SIDE * self.settings.scale
+        shape = volume.array.shape
         if shape[2] > 1 or shape[3:] not in ((), (3,)):
             size = " x ".join(map(str, shape))
             raise RefusedImage("unsupported_format", f"image must be one grey or RGB picture; got {size}")
@@ -79,7 +86,7 @@ class SuperResolution(Task):
         low, high = float(array.min()), float(array.max())
         if low >= 0 and high <= 255 and np.array_equal(array, np.round(array)):
             low, high = 0.0, 255.0
-        return {"array": (array - low) / (high - low or 1.0)}
+        return volume, (low, high)
 
     def case_facts(self, case: Batch) -> dict[str, Any]:
         """Channels and shorter side in pixels."""
@@ -164,6 +171,21 @@ class SuperResolution(Task):
             _panel(case["original"], "original"),
         ]
         return np.concatenate(panels, axis=1)
+
+    # Use.
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Picture:
+        """The picture enlarged: here it is the small copy itself."""
+        volume, (low, high) = self._read(item, MIN_SIDE)
+        channels, scale = self.spec["channels"], self.settings.scale
+        colour = volume.array.ndim == 4
+        if colour and channels == 1:
+            raise RefusedImage("unsupported_format", "image must be grey for this model; got RGB")
+        image = torch.from_numpy(in_channels((volume.array - low) / (high - low or 1.0), channels)[..., 0].copy())
+        restored = self.predict(forward, {"image": image.float()})
+        levels = np.moveaxis(restored, 0, -1)[:, :, None] if colour else restored.mean(0)[..., None]
+        smaller = np.diag([1 / scale, 1 / scale, 1, 1])
+        smaller[:2, 3] = (1 / scale - 1) / 2  # corners stay where they are, so the first centre moves
+        return Picture(levels, (low, high), volume.affine @ smaller)
 
 
 class Patch(Randomizable, Transform):

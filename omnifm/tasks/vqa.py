@@ -32,6 +32,7 @@ from omnifm.backbones.llava import (
 )
 from omnifm.backbones.tuning import Peft
 from omnifm.config import STRICT
+from omnifm.data.prediction import Answer
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.metrics.answers import AnswerPrior, answer_scores, normalise
 from omnifm.pictures import caption
@@ -76,6 +77,7 @@ class VQA(Task):
     Settings = Settings
     Model = Model
     required = ("image", "question", "answer")
+    given = ("image", "question")
     metrics = {  # noqa: RUF012
         "accuracy": True, "closed_accuracy": True, "open_exact": True, "open_recall": True, "bleu1": True,
         "accuracy_prior": True, "accuracy_question_only": True,
@@ -200,6 +202,13 @@ class VQA(Task):
         lines = [f"{case['question']}", f"true: {case['answer']}", f"given: {self.predict(forward, case)}"]
         text = "\n".join(row for line in lines for row in textwrap.wrap(line, 38)[:4])
         return caption((255 * rgb).byte().cpu().numpy(), text)
+
+    # Use.
+    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Answer:
+        """The answer; a word stands in for the true one, which is only ever looked at to train and to score."""
+        known = {key: item[key] for key in ("image", "question", "burned_in_text") if key in item}
+        case = self.read(known | {"answer": "unknown"}, {})
+        return Answer(case["question"], self.predict(forward, self.prepare(case)))
 
 
 def read_words(item: Mapping[str, Any]) -> dict[str, str]:

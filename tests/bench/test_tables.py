@@ -42,6 +42,21 @@ def test_golden():
     assert matched["sites_below_local"] == 1
 
 
+def test_a_rival_that_the_task_scores_has_its_own_row():
+    """`dice_blank` is 0.1 everywhere: 0.4 below the matched rival's Dice."""
+    cells = {name: [summary([0, 0], [0.5, 0.5]) for _ in range(2)] for name in ("Local", "FedPer (matched)", "OmniFM")}
+    for run in (run for runs in cells.values() for run in runs):
+        for site in run["sites"].values():
+            site["metrics"]["dice_blank"] = {"before": 0.1, "after": 0.1}
+    metrics = METRICS | {"dice_blank": True}
+    table = tables.tabulate(cells, metrics)
+    row = table["trivial"]["blank"]["dice"]["after"]
+    assert (row["mean"], row["sites_below_local"]) == (pytest.approx(0.1), 2)
+    assert row["against_matched"]["difference"] == pytest.approx(-0.4)
+    header = {"data": "d", "sites": ["a", "b"], "num_rounds": 1, "local_epochs": 1, "seeds": 2}
+    assert "| *blank* | 0.100" in tables.markdown(header, table, "dice")
+
+
 def test_worst_follows_the_metrics_direction():
     cells = {"OmniFM": [summary([0, 0], [0.2, 0.6], distance=3.0)]}
     row = tables.tabulate(cells, METRICS)["rows"]["OmniFM"]

@@ -10,7 +10,7 @@ from nvflare.apis.signal import Signal
 from omnifm.config import SiteConfig
 from omnifm.update import Payload, Update
 from omnifm_flare import executors, wire
-from omnifm_flare.executors import ASKED, SOURCE, OmniExecutor
+from omnifm_flare.executors import ASKED, METHOD, SOURCE, OmniExecutor
 from omnifm_flare.trainer import Aborted, TrainerError
 
 PAYLOAD = Payload("train", 1, "run", {}, {"w": torch.ones(2)})
@@ -47,13 +47,15 @@ class TestExecute:
     def test_the_answer_belongs_to_the_request(self):
         reply, fl_ctx = ask()
         assert wire.to_update(reply).answers == PAYLOAD.digest()
-        assert (fl_ctx.get_prop(ASKED), fl_ctx.get_prop(SOURCE)) == (("w",), "site")
+        assert fl_ctx.get_prop(ASKED) == {"w": (torch.float32, torch.Size([2]))}
+        assert (fl_ctx.get_prop(METHOD), fl_ctx.get_prop(SOURCE)) == (None, "site")
 
     @pytest.mark.parametrize(
         ("outcome", "reason"),
         [
             (TrainerError("trainer died (signal 9)"), "trainer died (signal 9)"),
             (OSError("/data/DOE^JANE"), "failed: OSError"),
+            (OSError(28, "of /data/DOE^JANE", "/data/DOE^JANE"), "failed: OSError (No space left on device)"),
             (RuntimeError("/data/DOE^JANE"), "failed: RuntimeError"),  # FLARE would log the text and call it an abort
         ],
     )
@@ -94,6 +96,7 @@ class TestRun:
         config = SiteConfig("x", str(tmp_path), source="demo")
         executor, trainer = self.start(monkeypatch, tmp_path, lambda *_args: config)
         assert (executor.trainer, executor.source) == (trainer, "demo")
+        assert type(executor.method).__name__ == "FedAvg"
         executor.handle_event(EventType.END_RUN, FLContext())
         assert not trainer.running
 

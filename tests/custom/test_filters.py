@@ -5,15 +5,26 @@ import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 
+from omnifm.method import Method
+from omnifm.update import Score
 from omnifm_flare import wire
-from omnifm_flare.executors import ASKED, SOURCE
+from omnifm_flare.executors import ASKED, METHOD, SOURCE
 from omnifm_flare.filters import EgressFilter
 from tests.custom.test_wire import update
 
+ASKED_FOR = {"w": (torch.float32, torch.Size([2, 3]))}
 
-def context(asked=("w",), source="site"):
+
+class Tokens(Method):
+    """Declares what the update of test_wire holds."""
+
+    sends, says = frozenset({"token"}), frozenset({"modalities"})
+
+
+def context(asked=ASKED_FOR, source="site"):
     fl_ctx = FLContext()
     fl_ctx.set_prop(ASKED, asked, private=True, sticky=False)
+    fl_ctx.set_prop(METHOD, Tokens(None), private=True, sticky=False)
     fl_ctx.set_prop(SOURCE, source, private=True, sticky=False)
     return fl_ctx
 
@@ -33,12 +44,23 @@ class TestEgressFilter:
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"shared": {"w": torch.tensor([1.0, torch.nan])}}, "'w' must be finite"),
+            ({"shared": {"w": torch.full((2, 3), torch.nan)}}, "'w' must be finite"),
             ({"extra": {"token": torch.tensor([torch.inf])}}, "'token' must be finite"),
-            ({"shared": {"w": torch.ones(1), "head.weight": torch.ones(1)}}, "exactly those received"),
-            ({"shared": {"head.weight": torch.ones(1)}}, "exactly those received"),
-            ({"stage": "evaluate"}, "only train may send weights"),
-            ({"stage": "describe", "shared": {}, "extra": {"token": torch.ones(1)}}, "describe must send no tensors"),
+            ({"shared": {"w": torch.ones(2, 3), "head.weight": torch.ones(1)}}, "exactly those received"),
+            ({"shared": {"head.weight": torch.ones(2, 3)}}, "exactly those received"),
+            ({"shared": {"w": torch.ones(3, 2)}}, "exactly those received, in type and shape"),
+            ({"shared": {"w": torch.ones(2, 3).double()}}, "exactly those received, in type and shape"),
+            ({"extra": {"volume": torch.ones(1)}}, "it holds 1 tensors that are not declared"),
+            ({"extra": {"token": torch.ones(20_000)}}, "must not be larger than the model, 65560 bytes; got 80000"),
+            ({"facts": {"patients": ["x"]}}, "it holds 1 facts that are not declared"),
+            ({"facts": {"modalities": ["x" * 70_000]}}, "facts must be at most 65536 bytes"),
+            ({"before": {"of patient 7": Score(0.5, 1)}}, "metrics must be named by short words; got 1 others"),
+            ({"after": {"dice": Score(float("nan"), 1)}}, "metric 'dice' must be finite or None"),
+            ({"train_loss": float("inf")}, "train_loss must be finite"),
+            ({"num_samples": True}, "num_samples must be a positive integer"),
+            ({"stage": "evaluate"}, "it holds 1 shared tensors that are not declared"),
+            ({"stage": "evaluate", "shared": {}, "extra": {"token": torch.ones(1)}}, "1 tensors that are not declared"),
+            ({"stage": "describe", "shared": {}, "before": {}, "after": {}}, "facts must count the cases"),
             ({"pictures": {"a": torch.zeros(3, dtype=torch.uint8)}}, "pictures of cases may leave only"),
         ],
     )
@@ -47,10 +69,10 @@ class TestEgressFilter:
             passes(update(**changes))
 
     def test_fails_closed_when_it_does_not_know_what_was_asked(self):
-        with pytest.raises(ValueError, match="exactly those received"):
+        with pytest.raises(ValueError, match="what the server asked for must be known"):
             EgressFilter().process(wire.from_update(update()), FLContext())
         with pytest.raises(ValueError, match="pictures of cases"):
-            EgressFilter().process(wire.from_update(update(shared={}, pictures={"a": torch.zeros(1)})), FLContext())
+            passes(update(pictures={"a": torch.zeros(1)}), source=None)
 
     def test_refuses_notes_beside_the_record(self):
         message = wire.from_update(update())

@@ -16,3 +16,9 @@ def test_refuses_to_leave_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="must lie inside the server's kit"):
         KitStorage("../elsewhere")
+
+
+def test_takes_the_path_in_the_container_that_deploy_prepare_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    KitStorage(root_dir=str(tmp_path / "snapshot-storage"))
+    assert (tmp_path / "snapshot-storage").is_dir()

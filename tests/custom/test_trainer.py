@@ -71,6 +71,17 @@ class TestTrainer:
             trainer.ask(DESCRIBE, lambda: True)
         assert not alive(pid)
 
+    def test_one_that_hangs_is_replaced(self, trainer, monkeypatch):
+        monkeypatch.setattr("omnifm_flare.trainer.HUNG_S", 2.0)
+        assert trainer.ask(DESCRIBE).site == "site-1"  # the last test's death is over
+        pid = trainer.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(TrainerError, match=r"^trainer hung: it did nothing for 2 s$"):
+            trainer.ask(DESCRIBE)
+        assert not alive(pid)
+        monkeypatch.setattr("omnifm_flare.trainer.HUNG_S", 60.0)
+        assert trainer.ask(DESCRIBE).site == "site-1"
+
     def test_stop_removes_process_and_folder(self, job, tmp_path):
         trainer = Trainer()
         trainer.start()

@@ -14,6 +14,7 @@ from omnifm.data.demo import demo_site, make_site
 from omnifm.data.demos.classification import COUNTS, LOOKS
 from omnifm.data.volume import RefusedImage
 from omnifm.plugins import load_task
+from omnifm.update import Score
 from tests.conftest import experiment
 
 LABELS = {0: "ring", 1: "solid", 5: "cluster"}
@@ -221,6 +222,25 @@ class TestEvaluation:
         assert drawn[112, 45].mean() > drawn[112, 180].mean()  # the bright band is on the left
         assert drawn[224:].any()
         assert not np.array_equal(drawn, task.picture(knowing(task, solid=9), self.prepared))
+
+
+class TestMajority:
+    """Test cases of classes 0, 0, 1, 2 against the most frequent training class."""
+
+    @pytest.mark.parametrize(("labels", "accuracy"), [([0, 1, 0], 0.5), (["b", "b", "a"], 0.25), ([2, 1, 1, 2], 0.25)])
+    def test_golden(self, labels, accuracy):
+        task = load_task(job())
+        task.configure({"labels": {"0": "a", "1": "b", "2": "c"}})
+        task.observe([{"label": label} for label in labels])
+        rows = [{"0": 0.2, "1": 0.5, "2": 0.3, "label": float(truth)} for truth in (0, 0, 1, 2)]
+        scores = task.summarise(rows)
+        assert scores["accuracy_majority"] == Score(accuracy, 4)
+        assert scores["balanced_accuracy_majority"].mean == pytest.approx(1 / 3)
+
+    def test_without_training_cases_it_is_undefined(self):
+        task = load_task(job())
+        task.configure({"labels": {"0": "a", "1": "b"}})
+        assert task.summarise([{"0": 1.0, "1": 0.0, "label": 0.0}])["accuracy_majority"] == Score(None, 0, 1)
 
 
 class TestDemo:

@@ -11,6 +11,7 @@ from omnifm import simulation
 from omnifm.config import Experiment
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site
+from omnifm.data.prediction import Prediction
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task, names
 from omnifm.state import decode, encode
@@ -137,6 +138,16 @@ class TestRoster:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3
+
+    def test_a_case_without_its_truth_is_predicted_as_with_it(self, setting):
+        item, given = setting.datalist.training[0], setting.task.given
+        assert set(given) <= set(setting.task.required)
+        setting.model.eval()
+        with torch.no_grad():
+            bare, whole = (setting.task.infer(setting.predict, case) for case in ({k: item[k] for k in given}, item))
+        assert isinstance(bare, Prediction)
+        for name, value in vars(bare).items():
+            np.testing.assert_array_equal(value, getattr(whole, name))
 
     def test_saved_and_reloaded_it_predicts_the_same(self, setting):
         data, model = setting.batch(1), setting.build().eval()

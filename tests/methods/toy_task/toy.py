@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omnifm.config import STRICT
+from omnifm.data.prediction import Classes
 from omnifm.data.volume import read_volume
 from omnifm.task import Backbone, Task
 
@@ -71,6 +72,7 @@ class Toy(Task):
     Settings = Settings
     Model = Model
     required = ("image", "label")
+    given = ("image",)
     metrics = {"confidence": True}  # noqa: RUF012
 
     def read(self, item, labels):
@@ -106,3 +108,8 @@ class Toy(Task):
 
     def picture(self, forward, case):
         return np.zeros((1, 1, 3), np.uint8)
+
+    def infer(self, forward, item):
+        case = self.prepare(self.read({**item, "label": 0}, {}))
+        probabilities = forward({"image": case["image"][None]})[0].softmax(0).tolist()
+        return Classes(dict(zip(self.spec["labels"].values(), probabilities, strict=True)))

@@ -1,0 +1,74 @@
+"""What a model says of a case, before it becomes a file: on the grid of the image as it is stored.
+
+Letters: x y z voxel axes, c channel.
+"""
+
+from dataclasses import dataclass
+
+import nibabel
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A class for every voxel.
+
+    Attributes:
+        values: class numbers; 0 is background.
+        affine: of the image, voxel -> RAS mm.
+        names: class number -> name, background included.
+        shown: the picture under its classes in colour, for people; None for a volume.
+    """
+
+    values: UInt8[np.ndarray, "x y z"]
+    affine: Float[np.ndarray, "4 4"]
+    names: dict[int, str]
+    shown: UInt8[np.ndarray, "rows columns 3"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A new image.
+
+    Attributes:
+        levels: 0 to 1; grey, or c = 3 (RGB).
+        window: what levels 0 and 1 are in the source's own values.
+        affine: voxel -> RAS mm.
+    """
+
+    levels: Float[np.ndarray, "x y z *c"]
+    window: tuple[float, float]
+    affine: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One class for the whole image.
+
+    Attributes:
+        probabilities: class name -> probability, in the order of class numbers; they sum to 1.
+    """
+
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Words."""
+
+    question: str
+    answer: str
+
+
+Prediction = LabelMap | Picture | Classes | Answer
+
+
+def as_stored(
+    array: Shaped[np.ndarray, "x y z *c"], affine: Float[np.ndarray, "4 4"]
+) -> Shaped[np.ndarray, "u v w *c"]:
+    """Invert `Volume.in_ras`: axes in RAS -> in the order and direction of the image that `affine` belongs to."""
+    back = nibabel.orientations.ornt_transform(RAS, nibabel.orientations.io_orientation(affine))
+    return np.ascontiguousarray(nibabel.orientations.apply_orientation(array, back))

@@ -1,0 +1,63 @@
+"""The walk in CONTRIBUTING.md adds a sixth task to a copy of the project; what it promises must hold there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+BLOCK = re.compile(r"```(?:python|json)\n(?:#|//) (\S+)\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A copy of the project after the walk."""
+    copy = tmp_path_factory.mktemp("walk") / "project"
+    for part in ("omnifm", "custom", "jobs", "tests"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    shutil.copytree(copy / "jobs/seg_fets", copy / "jobs/reg_density")
+    meta = copy / "jobs/reg_density/meta.json"
+    meta.write_text(meta.read_text().replace("seg_fets", "reg_density"))
+    for name, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()):
+        (copy / name).write_text(text)
+    return copy
+
+
+def run(copy, *command):
+    path = os.pathsep.join([str(copy), str(copy / "custom")])
+    done = subprocess.run(
+        [sys.executable, *command], cwd=copy, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_roster_and_its_own_test_hold(walked):
+    chosen = "regression or reg_density"
+    said = run(walked, "-m", "pytest", "tests/tasks/test_roster.py", "tests/tasks/test_regression.py", "-k", chosen)
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 18
+    assert "skipped" not in said
+
+
+def test_the_job_learns_more_than_the_mean(walked, tmp_path):
+    """The experiment as it is written, on its demo data, in one process."""
+    code = (
+        "import json; from omnifm import simulation; from omnifm.config import Experiment\n"
+        "text = open('jobs/reg_density/app/config/experiment.json').read()\n"
+        "print(json.dumps(simulation.run(Experiment.from_json(text), None, ['site-1', 'site-2'])['aggregate']))"
+    )
+    scores = json.loads(run(walked, "-c", code).splitlines()[-1])
+    assert scores["mae"]["mean"] < scores["mae_mean"]["mean"]
+
+
+def test_the_walk_edits_no_existing_file(walked):
+    written = [name for name, _ in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())]
+    assert len(written) == 4
+    assert not [name for name in written if (ROOT / name).exists()]
