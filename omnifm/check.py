@@ -22,6 +22,7 @@ from omnifm.data.findings import SCALE_GAP, SPACING_GAP, Findings, witness
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
 from omnifm.data.volume import RefusedImage, read_label, read_volume
+from omnifm.plugins import plugin
 from omnifm.state import write_atomic
 
 SCHEMA = 1
@@ -29,11 +30,6 @@ SCHEMA = 1
 MAX_LEAKED = 0.01
 """Share of validation and test cases whose image another split has too: up to it a score hardly changes, and large
 public collections have a few; above it the site stops."""
-REQUIRED = {
-    "segmentation": ("image", "label"), "classification": ("image", "label"), "super_resolution": ("image",),
-    "vqa": ("image", "question", "answer"), "image_fusion": ("image_a", "image_b"),
-}  # fmt: skip
-"""Task -> keys that every item has."""
 ODD = {
     "flat": "image(s) hold one value everywhere",
     "empty_mask": "mask(s) hold no foreground",
@@ -109,7 +105,7 @@ def inspect(
     images = {name: found.report() for name, found in sorted(findings.images.items())}
     leaks, is_much = _leaks(across, splits)
     problems += (leaks if is_much else []) + _mixed(images, task)
-    warnings = ([] if is_much else leaks) + _warnings(findings, datalist, within, odd)
+    warnings = ([] if is_much else leaks) + _warnings(findings, datalist, within, odd, task)
     report = {
         "schema": SCHEMA, "task": task, "usable": not problems, "problems": problems, "warnings": warnings,
         "labels": {str(value): name for value, name in datalist.labels.items()}, "splits": splits,
@@ -126,7 +122,7 @@ def check_site(
 
     Args:
         path: the site's folder or its dataset.json.
-        task: a key of `REQUIRED`; None tells it by the first item.
+        task: a file in `omnifm/tasks/`; None tells it by the first item.
         site_file: the site's own configuration, for `allowed_roots` and `max_refused_fraction`.
 
     Returns:
@@ -137,13 +133,13 @@ def check_site(
     """
     if not (path / "dataset.json" if path.is_dir() else path).is_file():
         raise ValueError("path must be a dataset.json or a folder that holds one; it is neither")
-    if task is not None and task not in REQUIRED:
-        raise ValueError(f"task must be one of {sorted(REQUIRED)}; got {task!r}")
+    if task is not None:
+        plugin("tasks", task)
     config = SiteConfig(str(path), "") if site_file is None else parse(SiteConfig, site_file.read_bytes(), "site file")
     roots = tuple(Path(root) for root in config.allowed_roots)
     try:
         task = task or _task_of(read_datalist(path, required=(), allowed_roots=roots).training[0])
-        datalist = read_datalist(path, required=REQUIRED[task], allowed_roots=roots)
+        datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots)
     except ValueError as error:
         return _unusable(task, str(error)), {}
     done: set[Path] = set()
@@ -250,13 +246,17 @@ def _mixed(images: Mapping[str, Any], task: str) -> list[str]:
     return problems
 
 
-def _warnings(findings: Findings, datalist: Datalist, within: list[Any], odd: Mapping[str, Any]) -> list[str]:
+def _warnings(
+    findings: Findings, datalist: Datalist, within: list[Any], odd: Mapping[str, Any], task: str
+) -> list[str]:
     warnings = [f"{len(places)} {ODD[name]}" for name, places in odd.items()]
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
     if not any(split.patients for split in findings.splits.values()):
         warnings.append("no item names its patient: whether one is in several splits cannot be told")
     if within:
         warnings.append(f"{len(within)} image(s) stand more than once within a split")
+    if "label" not in plugin("tasks", task).required:
+        return warnings
     taught = set(findings.splits["training"].label_cases)
     found = set().union(*(split.label_cases for split in findings.splits.values()))
     if unknown := found - taught:

@@ -53,6 +53,14 @@ def report(folder, task=None):
     return check.check_site(folder, task)[0]
 
 
+def test_labels_concern_only_a_task_that_learns_them(tmp_path):
+    items = [{"image": picture(tmp_path, f"{i}.png", i), "label": i, "patient": str(i)} for i in range(3)]
+    folder = site(tmp_path, {"training": items[:1], "validation": items[1:2], "test": items[2:]}, labels={"0": "a"})
+    said = {task: " ".join(report(folder, task)["warnings"]) for task in ("classification", "super_resolution")}
+    assert "2 label(s) occur in validation or test but never in training" in said["classification"]
+    assert "label" not in said["super_resolution"]
+
+
 class TestCounts:
     def test_masks(self, tmp_path):
         """Cases and voxels per class, counted again here with nibabel and numpy."""
