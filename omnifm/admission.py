@@ -64,9 +64,11 @@ def outliers(
 ) -> dict[str, float]:
     """Sites whose change is too large to be trusted, with the most that it could have been.
 
-    The reference is the median of the round's norms or, with fewer than MIN_PEERS replies, of `past`.  A site may
-    change `ratio` times as much, and as many times more as it weighs more than the median site: it takes more steps.
-    Without a reference, or where nobody changed anything, there is no bound.
+    The reference is the median of the round's norms.  With fewer than MIN_PEERS replies it is the smallest of them or
+    the median of `past`, whichever is larger: honest changes may grow from round to round (LoRA starts near zero), so
+    a reply must stick out from both.  A site may change `ratio` times as much, and as many times more as it weighs
+    more than the median site: it takes more steps.  Without a reference, or where nobody changed anything, there is
+    no bound.
 
     Args:
         norms: norm of each reply's change.
@@ -74,8 +76,11 @@ def outliers(
         past: norms of earlier rounds' accepted replies.
         ratio: greater than 1.
     """
-    reference = median(norms.values()) if len(norms) >= MIN_PEERS else median(past or [0.0])
-    if not norms or not reference:
+    if len(norms) < MIN_PEERS:
+        reference = max(min(norms.values()), median(past)) if norms and past else 0.0
+    else:
+        reference = median(norms.values())
+    if not reference:
         return {}
     usual = median(weights[site] for site in norms)
     bounds = {site: ratio * reference * max(1.0, weights[site] / usual) for site in norms}

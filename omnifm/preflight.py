@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from omnifm.config import Experiment, SiteConfig, site_config
+
+if TYPE_CHECKING:
+    from omnifm.method import LocalRound
+    from omnifm.training import Site
 
 PLATFORM = "omnifm_flare.preflight"
 PACKAGES = ("omnifm-flare", "torch", "monai", "numpy", "nibabel", "pydicom")
@@ -170,8 +174,6 @@ def data(config: SiteConfig, file: Path) -> str:
 
 def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
     """Read every case as the job will, then train on the first batch alone and say what a whole round will take."""
-    from omnifm.training import Site
-
     with tempfile.TemporaryDirectory(prefix="omnifm-") as scratch:
         train = replace(experiment.train, num_rounds=2, local_epochs=1, min_sites=1, participation=1.0)
         alone = replace(experiment, train=train)
@@ -181,7 +183,7 @@ def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
             yield judged("round", lambda: _round(experiment, opened[0], Path(scratch), Path(config.state_dir)))
 
 
-def _open(experiment: Experiment, config: SiteConfig, opened: list[Any]) -> str:
+def _open(experiment: Experiment, config: SiteConfig, opened: list[Site]) -> str:
     from omnifm.training import Site
 
     site = Site(experiment, "site", config)
@@ -190,29 +192,33 @@ def _open(experiment: Experiment, config: SiteConfig, opened: list[Any]) -> str:
     return f"{experiment.task['name']}: {cases} cases, {site.num_refused} refused"
 
 
-def _round(experiment: Experiment, site: Any, scratch: Path, state: Path) -> str:
+def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> str:
     """Two rounds of a federation of this one site on its first batch: the second has the cases in memory."""
     from omnifm.rounds import Federation
     from omnifm.simulation import InProcess
 
     whole, size = site.datalist, experiment.train.batch_size
-    site.datalist = replace(whole, **{name: items[:size] for name, items in whole.splits().items()})
+    site.datalist = replace(
+        whole, training=whole.training[:size], validation=whole.validation[:size], test=whole.test[:size]
+    )
     steps: list[float] = []
     learn = site.method.train
 
-    def timed(local: Any) -> float:
+    def timed(local: LocalRound) -> float:
         started = time.monotonic()
-        loss: float = learn(local)
+        loss = learn(local)
         steps.append(time.monotonic() - started)
         return loss
 
-    site.method.train = timed
+    site.method.train = timed  # type: ignore[method-assign]
     transport = InProcess(site.experiment, {site.name: site.config})
     transport.open[site.name] = site
     rounds = logging.getLogger("omnifm.rounds")
     rounds.disabled = True  # what it warns of, one site alone cannot tell
     try:
         summary = Federation(site.experiment, scratch / "server", scratch / "results", transport).run()
+    except RuntimeError as error:  # torch's, of memory above all
+        raise ValueError(f"this machine must train the first batch; it does not ({type(error).__name__})") from None
     finally:
         rounds.disabled = False
     if summary["status"] != "COMPLETE":
@@ -233,8 +239,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def as_json(check: Check) -> str:
-    """One line, for another process."""
-    return json.dumps(asdict(check))

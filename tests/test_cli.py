@@ -16,6 +16,7 @@ def omnifm(*args):
     "command",
     [
         (),
+        ("predict",),
         ("prepare",),
         ("prepare", "fets2022"),
         ("prepare", "demo"),

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnifm import preflight
 from omnifm.config import SiteConfig
 from omnifm.preflight import Check, Doubt, judged
+from omnifm.rounds import Federation
 from tests.conftest import experiment, write_site
 
 OMNIFM = Path(sys.executable).parent / "omnifm"
@@ -137,6 +139,15 @@ class TestOneBatch:
         assert one_round.verdict == "ok"
         assert one_round.value.endswith("2 rounds planned")
         assert not list(Path(config.state_dir).iterdir())
+
+    def test_too_little_memory_is_a_failure(self, config, monkeypatch):
+        def run(self):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(Federation, "run", run)
+        _, one_round = preflight.one_batch(experiment(), config)
+        words = "this machine must train the first batch; it does not (OutOfMemoryError)"
+        assert one_round == Check("round", "FAIL", words)
 
     def test_data_that_the_job_cannot_use_end_it(self, config):
         spoil(config)

@@ -9,6 +9,7 @@ import torch
 from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Spool, Transport
 from omnifm.simulation import InProcess
+from omnifm.state import StateError, locked
 from omnifm.update import Score, Update
 from tests.conftest import experiment, write_site
 
@@ -128,6 +129,27 @@ class TestRefusals:
             assert sorted(entry["sites"]) == ["site-1", "site-3"]
             assert __import__("re").search(reason, entry["missing"]["site-2"])
         assert all(torch.isfinite(value).all() for value in run.shared.values())
+
+    def test_every_refusal_is_one_line_of_the_audit(self, tmp_path, federation):
+        bad = only("train", "site-2", lambda u: replace(u, shared=dict.fromkeys(u.shared, torch.ones(1))))
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 1})
+        federate(tmp_path, federation, job, spoil=bad)
+        (line,) = [json.loads(line) for line in (tmp_path / "results/audit.jsonl").read_text().splitlines()]
+        assert list(line) == ["time", "round", "stage", "site", "rule"]
+        assert (line["round"], line["stage"], line["site"]) == (1, "train", "site-2")
+        assert "must be ('torch.float32'" in line["rule"]
+
+    def test_a_full_disk_at_the_server_is_not_the_sites_fault(self, tmp_path, federation, monkeypatch):
+        def full(_spool, update):
+            if update.stage == "train" and update.site == "site-2":
+                raise OSError(28, "No space left on device")
+            kept(_spool, update)
+
+        kept = Spool.add
+        monkeypatch.setattr(Spool, "add", full)
+        summary, _, _ = federate(tmp_path, federation, experiment(method={"name": "fedavg"}, train={"num_rounds": 1}))
+        missing = summary["history"][0]["missing"]
+        assert missing == {"site-2": "the server cannot store it: No space left on device"}
 
     def test_a_second_reply_is_not_counted(self, tmp_path, federation):
         def twice(payload, update):
@@ -262,6 +284,29 @@ class TestResume:
         first, _, _ = federate(tmp_path, federation, experiment(method={"name": "fedper"}))
         warm = experiment(method={"name": "fedper"}, train={"warm_start": True})
         assert federate(tmp_path, federation, warm)[0]["final_hash"] != first["final_hash"]
+
+    def test_a_warm_start_killed_in_its_first_round_starts_warm_again(self, tmp_path, federation):
+        warm = experiment(method={"name": "fedper"}, train={"warm_start": True})
+
+        def plug(payload, update):  # every site but the last has already saved round 1
+            if (payload.stage, update.site) == ("train", "site-3"):
+                raise Power
+            return update
+
+        for folder in ("whole", "cut"):
+            federate(tmp_path / folder, federation, experiment(method={"name": "fedper"}))
+        whole, _, _ = federate(tmp_path / "whole", federation, warm)
+        with pytest.raises(Power):
+            federate(tmp_path / "cut", federation, warm, spoil=plug)
+        assert federate(tmp_path / "cut", federation, warm)[0]["final_hash"] == whole["final_hash"]
+
+    def test_two_runs_of_one_job_exclude_each_other(self, tmp_path, federation, monkeypatch):
+        monkeypatch.setattr("omnifm.rounds.LOCK_WAIT_S", 0.1)
+        with (
+            locked(tmp_path / "server/tiny"),
+            pytest.raises(StateError, match="must belong to one run at a time"),
+        ):
+            federate(tmp_path, federation)
 
     def test_another_configuration_or_seed_does_not_resume(self, tmp_path, federation):
         federate(tmp_path, federation, experiment(method={"name": "fedavg"}))

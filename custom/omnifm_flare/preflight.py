@@ -11,6 +11,7 @@ import ssl
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
-from omnifm.preflight import Check, Doubt, as_json, judged
+from omnifm.preflight import Check, Doubt, judged
 
 NVFLARE = "2.9.0"
 """The version that every site, the server and the admins must run; requirements.txt pins it."""
@@ -216,4 +217,4 @@ def _common_name(subject: x509.Name) -> str:
 
 if __name__ == "__main__":
     for check in checks(Path(sys.argv[1])):
-        print(as_json(check), flush=True)
+        print(json.dumps(asdict(check)), flush=True)

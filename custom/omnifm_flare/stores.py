@@ -22,5 +22,6 @@ class KitStorage(FilesystemStorage):
         root = (Path.cwd() / root_dir).resolve()
         if not root.is_relative_to(Path.cwd().resolve()):
             raise ValueError("root_dir must lie inside the server's kit; it does not")
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o700)  # the kit too, where it is the folder: FLARE makes what it puts there readable by all
         super().__init__(root_dir=str(root), uri_root="/")

@@ -22,3 +22,10 @@ def test_takes_the_path_in_the_container_that_deploy_prepare_writes(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     KitStorage(root_dir=str(tmp_path / "snapshot-storage"))
     assert (tmp_path / "snapshot-storage").is_dir()
+
+
+def test_closes_the_kit_in_which_flare_makes_open_folders(tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    KitStorage(".")
+    assert tmp_path.stat().st_mode & 0o777 == 0o700

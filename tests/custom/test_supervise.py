@@ -1,6 +1,7 @@
 """The supervisor against a server that is a script: what is submitted again, and what is not."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,8 +51,6 @@ class Server:
         raise RuntimeError("INTERNAL_ERROR")
 
     def download_job_result(self, job_id, folder):
-        from pathlib import Path
-
         outcome = self.attempts[len(self.submitted) - 1][1]
         if outcome is None:
             raise RuntimeError("nothing there")

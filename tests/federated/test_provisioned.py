@@ -52,10 +52,11 @@ class Consortium:
 
     def start(self, name: str) -> None:
         """The participant's own start script, in the foreground of a session of its own."""
-        log = (self.kits / name / "console.log").open("wb")
-        start = ["bash", "startup/sub_start.sh", "--once"]
-        self.processes.append(subprocess.Popen(start, cwd=self.kits / name, env=self.env, stdin=subprocess.DEVNULL,
-                                               stdout=log, stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
+        start, folder = ["bash", "startup/sub_start.sh", "--once"], self.kits / name
+        with (folder / "console.log").open("wb") as log:
+            process = subprocess.Popen(start, cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        self.processes.append(process)
 
     def wait_for(self, name: str, words: str) -> None:
         """Wait until a participant's console says so."""

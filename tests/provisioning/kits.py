@@ -15,7 +15,7 @@ SERVER, HOSPITALS = "server.omnifm.example", ("hospital-a", "hospital-b", "hospi
 def nvflare(home: Path, *args: object) -> str:
     """Run `nvflare` from the project's root; what it printed."""
     command = [str(Path(sys.executable).parent / "nvflare"), *map(str, args)]
-    env = {**os.environ, "HOME": str(home)}
+    env = {**os.environ, "HOME": str(home), "PYTHONPATH": "."}
     done = subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
