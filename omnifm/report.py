@@ -179,9 +179,7 @@ def _results(summary: Summary) -> Html:
     if not rows:
         return section("Test results", tag("p", "No site has test scores."))
     headers = ["Site", *(key.capitalize() for key in COUNTS), "Modalities", *metrics]
-    how = (
-        "Each cell: before → after local training; below it the change, the cases scored and trivial rivals."
-    )
+    how = "Each cell: before → after local training; below it the change, the cases scored and trivial rivals."
     spread = [[name, *map(number, (a["mean"], a["std"], a["worst"])), a["worst_site"]] for name, a in aggregate.items()]
     return section(
         "Test results", tag("p", how, class_="soft"), table(headers, rows, text=(0, 1 + len(COUNTS))),

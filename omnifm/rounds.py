@@ -10,27 +10,26 @@ import logging
 import random
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from omnifm.admission import COUNTS, capped, change, malformed, outliers
+from omnifm.admission import capped, change, malformed, outliers
 from omnifm.config import Experiment
 from omnifm.method import Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.report import write_report
-from omnifm.state import History, decode, encode, locked, write_atomic
-from omnifm.update import Payload, Score, Stage, Update, digest
+from omnifm.spool import Spool
+from omnifm.state import History, locked, write_atomic
+from omnifm.summary import aggregate, means, progress, site_row, versions
+from omnifm.update import Payload, Stage, Update, digest
 
 PATIENCE = 3
 """Rounds in a row that may close without a quorum before the run fails."""
-PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
 LOCK_WAIT_S = 10.0
 """Seconds that a run waits for a killed predecessor to be gone."""
 PAST = 5
@@ -63,42 +62,6 @@ class Transport(ABC):
 
     def closed(self, round_number: int, shared: Tensors) -> None:
         """A training round ended with this shared part."""
-
-
-class Spool:
-    """A round's accepted updates on disk: memory does not grow with the number of sites, and they come back in
-    the order of the sites' names, not of arrival, so that sums do not depend on who was faster."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, Path] = {}
-
-    def add(self, update: Update) -> None:
-        """Keep one site's update."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.folder / f"{len(self.files)}.state"  # nothing is dropped while others still arrive
-        path.write_bytes(encode(*update.pack()))
-        self.files[update.site] = path
-
-    def drop(self, site: str) -> None:
-        """Forget one site's update, which turned out not to belong."""
-        self.files.pop(site).unlink(missing_ok=True)
-
-    def __iter__(self) -> Iterator[Update]:
-        for site in sorted(self.files):
-            yield Update.unpack(*decode(self.files[site].read_bytes()))
-
-    def __contains__(self, site: str) -> bool:
-        return site in self.files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def clear(self) -> None:
-        """Forget the round."""
-        for path in self.folder.glob("*.state"):  # also what a killed predecessor left
-            path.unlink(missing_ok=True)
-        self.files = {}
 
 
 class Federation:
@@ -388,17 +351,20 @@ class Federation:
 
     # What people see.
     def _note(self, number: int, missing: dict[str, str]) -> None:
-        sites = {}
+        sites, planned = {}, self.experiment.train.num_rounds
         for update in self.spool:
             down, up = self.sent[update.site].num_bytes(), update.num_bytes()
             sites[update.site] = {
-                "train_loss": update.train_loss, "metrics": _means(update.after), "before": _means(update.before),
+                "train_loss": update.train_loss, "metrics": means(update.after), "before": means(update.before),
                 "num_samples": update.num_samples, "seconds": update.seconds, "bytes_up": up, "bytes_down": down,
                 "norm": self.changes[update.site][""][0],
             }  # fmt: skip
-            logger.info("%s", self._line(number, update.site, sites[update.site]))
+            row = sites[update.site]
+            logger.info(
+                "round %d/%d  %s  %s", number, planned, update.site, progress(row, next(iter(self.task.metrics)))
+            )
         for site, reason in missing.items():
-            logger.warning("round %d/%d  %s  missing: %s", number, self.experiment.train.num_rounds, site, reason)
+            logger.warning("round %d/%d  %s  missing: %s", number, planned, site, reason)
         entry: dict[str, Any] = {"round": number, "sites": sites, "missing": missing, "bank": self.method.monitors()}
         self.history.append(entry)
         with (self.results_dir / "rounds.jsonl").open("a") as file:
@@ -409,13 +375,6 @@ class Federation:
                 number,
                 entry["bank"]["effective_rank"],
             )
-
-    def _line(self, number: int, site: str, row: dict[str, Any]) -> str:
-        name = next(iter(self.task.metrics))
-        scores = [f"{row[when][name]:.3f}" if name in row[when] else "undefined" for when in ("before", "metrics")]
-        return (f"round {number}/{self.experiment.train.num_rounds}  {site}  loss {row['train_loss']:.4f}  "
-                f"{name} {' -> '.join(scores)} (validation)  {row['seconds']:.1f} s  "
-                f"up {row['bytes_up'] / 1e6:.2f} MB  down {row['bytes_down'] / 1e6:.2f} MB")  # fmt: skip
 
     def _missing_sites(self) -> set[str]:
         return set(self.absent) | {site for entry in self.history for site in entry["missing"]}
@@ -441,55 +400,17 @@ class Federation:
             "schema": 1, "job": self.experiment.job, "task": self.experiment.task["name"],
             "method": self.experiment.method["name"],
             "data": "synthetic demo" if demo else self.experiment.data.name, "seed": self.experiment.seed,
-            "versions": _versions(), "status": status, "reason": reason,
+            "versions": versions(), "status": status, "reason": reason,
             "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.history)},
             "partition": {"hash": part.hash() if part else "",
                           **{name: part.count(name) if part else 0 for name in Partition.parts()}},
             "init_hash": self.init_hash, "final_hash": digest(self.shared),
             "data_source": "demo" if demo else "site",
-            "sites": {site: self._site(site, update) for site, update in sorted(self.results.items())},
-            "aggregate": self._aggregate(), "absent": self.absent, "capped": self._capped(), "history": self.history,
+            "sites": {site: site_row(self.facts[site], update) for site, update in sorted(self.results.items())},
+            "aggregate": aggregate(self.task.metrics, self.results),
+            "absent": self.absent, "capped": self._capped(), "history": self.history,
         }  # fmt: skip
 
     def _capped(self) -> dict[str, int]:
         """Sites that count with fewer cases than they have, and with how many."""
         return {site: size for site, size in self.method.sizes.items() if size < self.facts[site]["num_train"]}
-
-    def _site(self, site: str, update: Update) -> dict[str, Any]:
-        metrics = {}
-        for name, after in update.after.items():
-            before = update.before[name].mean
-            metrics[name] = {
-                "before": before,
-                "after": after.mean,
-                "support": after.support,
-                "undefined": after.undefined,
-            }
-        return {key: self.facts[site][key] for key in (*COUNTS, "modalities")} | {"metrics": metrics}
-
-    def _aggregate(self) -> dict[str, Any]:
-        """Mean, spread and worst over the sites where a metric is defined, after local training."""
-        out = {}
-        for name, higher in self.task.metrics.items():
-            means = {site: update.after[name].mean for site, update in sorted(self.results.items())}
-            values = {site: value for site, value in means.items() if value is not None}
-            if values:
-                worst = (min if higher else max)(values, key=lambda site: values[site])
-                numbers = list(values.values())
-                out[name] = {"mean": float(np.mean(numbers)), "std": float(np.std(numbers)),
-                             "worst": values[worst], "worst_site": worst}  # fmt: skip
-        return out
-
-
-def _means(scores: Mapping[str, Score]) -> dict[str, float]:
-    return {name: score.mean for name, score in scores.items() if score.mean is not None}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
-from omnifm.rounds import Federation, Spool, Transport
+from omnifm.rounds import Federation, Transport
 from omnifm.simulation import InProcess
+from omnifm.spool import Spool
 from omnifm.state import StateError, locked
 from omnifm.update import Score, Update
 from tests.conftest import experiment, write_site

@@ -17,7 +17,7 @@ def plain(backbone, image):
     *inner, last = backbone.decoder
     for layer in inner:
         maps = F.leaky_relu(convolved(layer, maps), 0.2)
-    return torch.sigmoid(2 * SLOPE * convolved(last, maps))
+    return (image[:, :1] + image[:, 1:]) / 2 + torch.tanh(SLOPE * convolved(last, maps))
 
 
 @pytest.mark.parametrize("size", [(32, 48), (41, 50)])
@@ -31,7 +31,7 @@ def test_unchanged_tokens_are_the_plain_network(size):
 
 def test_tokens_are_means_over_cells():
     backbone = U2FusionBackbone(2, (3,), cell=4)
-    tokens, (maps, _) = backbone.encode({"image": torch.rand(1, 2, 9, 8)})
+    tokens, (maps, *_) = backbone.encode({"image": torch.rand(1, 2, 9, 8)})
     torch.testing.assert_close(tokens[0, 0], maps[0, :, :4, :4].mean(dim=(1, 2)))
     torch.testing.assert_close(tokens[0, -1], maps[0, :, 8:, 4:].mean(dim=(1, 2)))
 
@@ -46,11 +46,17 @@ def test_a_changed_token_changes_the_picture_around_its_cell_only():
     assert difference[24:, 24:].max() == 0
 
 
-def test_luminance_stays_in_range():
-    backbone = U2FusionBackbone(2, (3,), cell=8)
-    fused = backbone.decode(*backbone.encode({"image": 100 * torch.randn(1, 2, 16, 16)}), {})
-    assert fused.shape == (1, 1, 16, 16)
-    assert 0 <= fused.min() <= fused.max() <= 1
+def test_a_silent_decoder_gives_the_average_and_a_loud_one_stays_near():
+    backbone, image = U2FusionBackbone(2, (3,), cell=8), torch.rand(1, 2, 16, 16)
+    average = image.mean(dim=1, keepdim=True)
+    with torch.no_grad():
+        for scale in (0.0, 1e6):
+            for parameter in backbone.decoder[-1].parameters():
+                parameter.mul_(scale)
+            fused = backbone.decode(*backbone.encode({"image": image}), {})
+            assert (fused - average).abs().max() <= 1
+            assert torch.equal(fused, average) == (scale == 0.0)
+            torch.nn.init.normal_(backbone.decoder[-1].weight)
 
 
 def test_has_u2fusions_size_and_a_small_head():

@@ -45,7 +45,6 @@ def test_refuses_another_folder(tmp_path):
         OmniFMRecipe(tmp_path)
 
 
-@pytest.mark.timeout(300)
 def test_simulated_it_gives_the_result_of_one_process(tmp_path, federation, monkeypatch):
     """As `nvflare simulator` does (tests/federated/test_simulator.py)."""
     job = write_job(tmp_path / "job")

@@ -60,8 +60,7 @@ def _spoilt(shareable: Shareable, fault: str) -> Shareable:
         shared |= {n: v * 1e6 for n, v in shared.items()}
     else:
         value = shared[name]
-        shared[name] = {
-            "nan": value * float("nan"), "shape": torch.zeros(7, 7), "broadcast": torch.ones(1), "integers": value.long()
-        }[fault]  # fmt: skip
+        others = {"nan": value * float("nan"), "shape": torch.zeros(7, 7), "broadcast": torch.ones(1)}
+        shared[name] = (others | {"integers": value.long()})[fault]
     dxo.meta[wire.RECORD] = json.dumps(record)
     return dxo.update_shareable(shareable)

@@ -1,4 +1,4 @@
-"""The fault suite: `python -m tests.faults.suite [ROW ...]`, from the project's root; minutes, and not part of `pytest`.
+"""The fault suite: `python -m tests.faults.suite [ROW ...]` from the project's root; minutes, no part of `pytest`.
 
 Real provisioned processes are killed, stopped, filled up and lied to; a table says what was expected and what was
 seen.  Seconds are from the fault to the next closed round, or to the next attempt's first round.
@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,8 +69,12 @@ def trainer_killed(d: Deployment) -> Row:
     seconds = time.monotonic() - killed
     _, summary = d.end(job_id)
     lost = [e["missing"] for e in summary["history"] if e["missing"]]
-    return Row("one reply lost, every round done", f"{len(lost)} lost ({lost}), rounds {summary['rounds']}",
-               lost == [{d.sites[0]: "trainer died (signal 9)"}] and len(summary["history"]) == NUM_ROUNDS, seconds)  # fmt: skip
+    return Row(
+        "one reply lost, every round done",
+        f"{len(lost)} lost ({lost}), rounds {summary['rounds']}",
+        lost == [{d.sites[0]: "trainer died (signal 9)"}] and len(summary["history"]) == NUM_ROUNDS,
+        seconds,
+    )
 
 
 def job_process_killed(d: Deployment) -> Row:
@@ -123,9 +128,12 @@ def _supervised(d: Deployment, job: Path, fault: Callable[[], None]) -> Row:
     ends = [s for s in summaries if s and s["job"] == job.name and s["status"] != "FAILED"]
     same = bool(ends) and ends[-1]["final_hash"] == undisturbed(job, d.data, tuple(d.sites))
     attempts = out.count("submitted as")
-    return Row("resubmitted, resumed, same final_hash, within 120 s",
-               f"attempts {attempts}, {ends[-1]['status'] if ends else 'no end'}, hash {'same' if same else 'OTHER'}",
-               same and attempts == 2 and seconds <= 120, seconds)  # fmt: skip
+    return Row(
+        "resubmitted, resumed, same final_hash, within 120 s",
+        f"attempts {attempts}, {ends[-1]['status'] if ends else 'no end'}, hash {'same' if same else 'OTHER'}",
+        same and attempts == 2 and seconds <= 120,
+        seconds,
+    )
 
 
 def site_killed(d: Deployment) -> Row:
@@ -139,11 +147,18 @@ def site_killed(d: Deployment) -> Row:
     until(lambda: victim in d.connected(), 120, "the site's return")
     _, after = d.end(d.submit(d.job("after", OMNIFM, num_rounds=1)))
     missing = summary["history"][-1]["missing"].get(victim)
-    return Row("SUBSET, every round done by the others; back in the next job",
-               f"{summary['status']} ({status}), {summary['rounds']['completed']}/6, {missing}; next job {after['status']} "
-               f"with {len(after['sites'])} sites",
-               summary["status"] == "SUBSET" and len(summary["history"]) == 6 and missing is not None
-               and after["status"] == "COMPLETE" and len(after["sites"]) == 3 and seconds <= 120, seconds)  # fmt: skip
+    return Row(
+        "SUBSET, every round done by the others; back in the next job",
+        f"{summary['status']} ({status}), {summary['rounds']['completed']}/6, {missing}; next job {after['status']} "
+        f"with {len(after['sites'])} sites",
+        summary["status"] == "SUBSET"
+        and len(summary["history"]) == 6
+        and missing is not None
+        and after["status"] == "COMPLETE"
+        and len(after["sites"]) == 3
+        and seconds <= 120,
+        seconds,
+    )
 
 
 def site_hung(d: Deployment) -> Row:
@@ -158,9 +173,12 @@ def site_hung(d: Deployment) -> Row:
     _, summary = d.end(job_id)
     lost = {entry["missing"][victim] for entry in summary["history"] if victim in entry["missing"]}
     back = victim in summary["history"][-1]["sites"]
-    return Row("closed by grace_s 10 without it, then it is back",
-               f"{summary['status']}, {summary['rounds']['completed']}/12, {sorted(lost)}, back: {back}",
-               len(summary["history"]) == 12 and lost == {"timeout"} and back and seconds <= 60, seconds)  # fmt: skip
+    return Row(
+        "closed by grace_s 10 without it, then it is back",
+        f"{summary['status']}, {summary['rounds']['completed']}/12, {sorted(lost)}, back: {back}",
+        len(summary["history"]) == 12 and lost == {"timeout"} and back and seconds <= 60,
+        seconds,
+    )
 
 
 def trainer_hung(d: Deployment) -> Row:
@@ -195,9 +213,12 @@ def site_late(d: Deployment) -> Row:
     seconds = time.monotonic() - started
     _, summary = d.end(job_id)
     _, after = d.end(d.submit(d.job("joined", OMNIFM, num_rounds=1)))
-    return Row("the others finish; it takes part in the next job",
-               f"{summary['status']} with {len(summary['sites'])}; next {after['status']} with {len(after['sites'])}",
-               len(summary["history"]) == 5 and len(summary["sites"]) == 2 and len(after["sites"]) == 3, seconds)  # fmt: skip
+    return Row(
+        "the others finish; it takes part in the next job",
+        f"{summary['status']} with {len(summary['sites'])}; next {after['status']} with {len(after['sites'])}",
+        len(summary["history"]) == 5 and len(summary["sites"]) == 2 and len(after["sites"]) == 3,
+        seconds,
+    )
 
 
 def disk_full(d: Deployment) -> Row:
@@ -210,10 +231,9 @@ def disk_full(d: Deployment) -> Row:
     try:
         d.configure(victim, small)
         job_id = running(d, d.job("full", OMNIFM, num_rounds=10), 2)
-        with (small / "ballast").open("wb") as ballast, _full():
+        with (small / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
             while True:
                 ballast.write(bytes(4096))
-                ballast.flush()
         filled = time.monotonic()
         until(lambda: victim in d.rounds("full")[-1]["missing"], 120, "a lost reply")
         (small / "ballast").unlink()
@@ -224,19 +244,12 @@ def disk_full(d: Deployment) -> Row:
         d.configure(victim, d.folder / "state" / victim)
         subprocess.run(["umount", "-l", str(small)], check=False)
     lost = sorted({entry["missing"][victim] for entry in summary["history"] if victim in entry["missing"]})
-    return Row("lost replies say so, then it is back",
-               f"{summary['status']}, {summary['rounds']['completed']}/10, {lost}",
-               len(summary["history"]) == 10 and all("No space left" in reason for reason in lost), seconds)  # fmt: skip
-
-
-class _full:
-    """Ends quietly when the disk is full."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> bool:
-        return kind is not None and issubclass(kind, OSError)
+    return Row(
+        "lost replies say so, then it is back",
+        f"{summary['status']}, {summary['rounds']['completed']}/10, {lost}",
+        len(summary["history"]) == 10 and all("No space left" in reason for reason in lost),
+        seconds,
+    )
 
 
 def identity_twice(d: Deployment) -> Row:
@@ -251,8 +264,12 @@ def identity_twice(d: Deployment) -> Row:
     named = [line for line in logs.splitlines() if victim in line and ("already" in line or "uplicate" in line)]
     d.kill(str(copy))
     done = len(summary.get("history", []))
-    return Row("every round done, the second one is named", f"{status}, {summary.get('status')} {done}/{NUM_ROUNDS}; "
-               f"named: {bool(named)}", done == NUM_ROUNDS and bool(named), time.monotonic() - started)  # fmt: skip
+    return Row(
+        "every round done, the second one is named",
+        f"{status}, {summary.get('status')} {done}/{NUM_ROUNDS}; named: {bool(named)}",
+        done == NUM_ROUNDS and bool(named),
+        time.monotonic() - started,
+    )
 
 
 def job_aborted(d: Deployment) -> Row:
@@ -262,16 +279,23 @@ def job_aborted(d: Deployment) -> Row:
     d.line.ask(lambda session: session.abort_job(job_id))
 
     def left() -> list[int]:
-        return [pid for name in (d.server, *d.sites) for part in (TRAINER, "worker_process", "runner_process")
-                for pid in d.some(name, part)]  # fmt: skip
+        return [
+            pid
+            for name in (d.server, *d.sites)
+            for part in (TRAINER, "worker_process", "runner_process")
+            for pid in d.some(name, part)
+        ]
 
     seconds = until(lambda: not left(), 60, "the job's processes to end")
     exchange = list(d.folder.glob("state/*/aborted/exchange/*"))
     _, summary = d.end(d.submit(job))
     same = summary.get("final_hash") == undisturbed(job, d.data, tuple(d.sites))
-    return Row("no process and no message left; resumes to the same hash",
-               f"0 processes, {len(exchange)} messages left, {summary.get('status')}, hash {'same' if same else 'OTHER'}",
-               not exchange and same and seconds <= 30, seconds)  # fmt: skip
+    return Row(
+        "no process and no message left; resumes to the same hash",
+        f"0 processes, {len(exchange)} messages left, {summary.get('status')}, hash {'same' if same else 'OTHER'}",
+        not exchange and same and seconds <= 30,
+        seconds,
+    )
 
 
 def bad_updates(d: Deployment) -> Row:
@@ -295,8 +319,11 @@ def bad_updates(d: Deployment) -> Row:
     contained = sum(victim in entry["missing"] for entry in summary.get("history", []))
     same = summary.get("final_hash") == undisturbed(job, d.data, honest)
     number = len(evil_filters.FAULTS)
-    return Row(f"{number} of {number} refused, model of the other two", f"{contained}/{number} refused ({status}), hash "
-               f"{'same as theirs alone' if same else 'OTHER'}", contained == number and same)  # fmt: skip
+    return Row(
+        f"{number} of {number} refused, model of the other two",
+        f"{contained}/{number} refused ({status}), hash {'same as theirs alone' if same else 'OTHER'}",
+        contained == number and same,
+    )
 
 
 def checkpoint_kills(_d: Deployment) -> Row:
@@ -307,8 +334,21 @@ def checkpoint_kills(_d: Deployment) -> Row:
     return Row("200 kills: 0 unreadable", done.stdout.strip(), done.returncode == 0)
 
 
-ROWS = (trainer_killed, trainer_hung, job_process_killed, site_killed, site_hung, site_late, server_killed,
-        checkpoint_damaged, disk_full, identity_twice, job_aborted, bad_updates, checkpoint_kills)  # fmt: skip
+ROWS = (
+    trainer_killed,
+    trainer_hung,
+    job_process_killed,
+    site_killed,
+    site_hung,
+    site_late,
+    server_killed,
+    checkpoint_damaged,
+    disk_full,
+    identity_twice,
+    job_aborted,
+    bad_updates,
+    checkpoint_kills,
+)
 
 
 def main() -> None:
@@ -330,9 +370,8 @@ def main() -> None:
     print("\n| fault | expected | observed | seconds to recover | holds |\n|---|---|---|---|---|")
     for name, row in table.items():
         seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
-        print(
-            f"| {name.replace('_', ' ')} | {row.expected} | {row.observed} | {seconds} | {'yes' if row.holds else 'NO'} |"
-        )
+        cells = (name.replace("_", " "), row.expected, row.observed, seconds, "yes" if row.holds else "NO")
+        print(f"| {' | '.join(cells)} |")
     sys.exit(0 if all(row.holds for row in table.values()) else 1)
 
 

@@ -41,7 +41,7 @@ class Replay(Transport):
 @pytest.fixture(autouse=True)
 def _no_versions(monkeypatch):
     """Looking them up takes longer than such a run."""
-    monkeypatch.setattr("omnifm.rounds._versions", dict)
+    monkeypatch.setattr("omnifm.rounds.versions", dict)
 
 
 @pytest.fixture(scope="module")
