@@ -12,7 +12,7 @@ import torch
 from omnifm.check import check_site
 from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
-from omnifm.state import History
+from omnifm.state import History, decode
 from omnifm.training import Site
 from omnifm.update import Payload, Score
 from tests.conftest import experiment, write_site
@@ -92,8 +92,8 @@ class TestDescribe:
         files = sorted((tmp_path / "state/tiny").iterdir())
         assert [file.name for file in files] == ["check.html", "check.state", "quarantine.json"]
         assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
-        report = json.loads(files[1].read_text())["report"]
-        assert report == check_site(tmp_path / "data")[0]
+        _, kept = decode(files[1].read_bytes())
+        assert kept["report"] == check_site(tmp_path / "data")[0]
 
     def test_every_case_is_read_once(self, tmp_path, monkeypatch):
         asked, ask = [], Reader.ask

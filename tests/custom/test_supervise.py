@@ -21,7 +21,7 @@ class Server:
     def connect(self):
         if self.away:
             self.away -= 1
-            raise NoConnection("no route to /work/secret")
+            raise NoConnection("no route to /data/secret")
         return self
 
     def close(self):
