@@ -100,7 +100,10 @@ def read_job(job: Path) -> Experiment:
     file = job / "app/config/experiment.json" if job.is_dir() else job
     if not file.is_file():
         raise ValueError("job must be a job folder or an experiment.json; it is neither")
-    return Experiment.from_json(file.read_text())
+    try:
+        return Experiment.from_json(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("experiment.json must be UTF-8 text; it is not") from None
 
 
 def software() -> str:

@@ -202,6 +202,8 @@ def _greet(tls: ssl.SSLSocket) -> datetime | None:
 def read(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a kit; as FLARE does, its `.default` where the site has none of its own."""
     file = folder / name if (folder / name).is_file() else folder / f"{name}.default"
+    if not file.is_file():
+        raise ValueError(f"the kit must hold {folder.name}/{name}; it is missing")
     try:
         content = json.loads(file.read_text())
     except json.JSONDecodeError as error:

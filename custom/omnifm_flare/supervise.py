@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.flare_api.api_spec import AuthorizationError, InvalidJobDefinition, JobNotFound
@@ -157,8 +157,10 @@ def connector(kit: Path) -> Callable[[], Session]:
     file = kit / "startup/fed_admin.json"
     if not file.exists():
         raise ValueError("--kit must be an admin's startup kit; it has no startup/fed_admin.json")
-    record: dict[str, Any] = json.loads(file.read_text())
-    name = str(record["admin"]["username"])
+    try:
+        name = str(json.loads(file.read_text())["admin"]["username"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"startup/fed_admin.json must name the admin; got {type(error).__name__}") from None
     return lambda: new_secure_session(name, str(kit.resolve()))
 
 

@@ -125,3 +125,11 @@ class TestSupervisor:
 def test_a_kit_is_needed(tmp_path):
     with pytest.raises(ValueError, match="must be an admin's startup kit"):
         connector(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no", '{"admin": 1}'])
+def test_a_damaged_kit_is_one_line(tmp_path, text):
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup/fed_admin.json").write_text(text)
+    with pytest.raises(ValueError, match=r"startup/fed_admin.json must name the admin; got \w+Error"):
+        connector(tmp_path)
