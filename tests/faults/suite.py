@@ -110,7 +110,8 @@ def checkpoint_damaged(d: Deployment) -> Row:
         d.start(d.server)
 
     row = _supervised(d, job, cut)
-    said = any("falling back to the one before" in log.read_text() for log in (d.kits / d.server).glob("*/log.txt"))
+    logs = (d.folder / "results").rglob("log*.txt")  # of the run that resumed, as downloaded
+    said = any("falling back to the one before" in log.read_text() for log in logs)
     row.observed += f"; fallback {'said' if said else 'NOT said'}"
     row.holds = row.holds and said
     return row
