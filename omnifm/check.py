@@ -1,13 +1,13 @@
 """Quality control of a site's data before any training: the same for `omnifm check` and at the start of a run.
 
-Every case is read once, as strictly as a task reads it.  Problems and warnings give counts only, so that they may
+Every case is read once, by the task itself.  Problems and warnings give counts only, so that they may
 travel; the report and the page say where, by list and position in dataset.json.  Nothing names a patient or a path.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from omnifm.check_page import page
 from omnifm.check_pictures import Pictures
-from omnifm.config import SiteConfig, parse
+from omnifm.config import Experiment, SiteConfig, parse
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.findings import SCALE_GAP, SPACING_GAP, Findings, witness
-from omnifm.data.items import IMAGE_KEYS, Item
+from omnifm.data.items import Item
 from omnifm.data.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
-from omnifm.data.volume import RefusedImage, read_label, read_volume
-from omnifm.plugins import plugin
+from omnifm.plugins import load_task, plugin
 from omnifm.state import write_atomic
+from omnifm.task import Task
 
 SCHEMA = 1
 """Of the report; a kept check of another schema is repeated."""
@@ -34,7 +34,6 @@ ODD = {
     "flat": "image(s) hold one value everywhere",
     "empty_mask": "mask(s) hold no foreground",
     "header_modality": "image(s) are of another modality by their header than by dataset.json",
-    "pair_shape": "pair(s) differ in shape",
     "intensity": f"image(s) are on another scale: intensities {SCALE_GAP:g} times wider or narrower than most",
     "spacing": f"image(s) have voxels {SPACING_GAP:g} times longer or shorter than most",
 }
@@ -50,12 +49,14 @@ class Inspection:
         refusals: cases that cannot be read, with reasons.
         report: the numbers, for JSON; `usable` is the verdict, `problems` what it rests on.
         pictures: PNG files by caption, for the site's own eyes.
+        facts: what the task notes of each case that it could read.
     """
 
     datalist: Datalist
     refusals: tuple[Refusal, ...]
     report: dict[str, Any]
     pictures: dict[str, bytes]
+    facts: list[dict[str, Any]]
 
     @property
     def problems(self) -> list[str]:
@@ -69,21 +70,22 @@ class Inspection:
 
 
 def inspect(
-    datalist: Datalist, read: Callable[[Item], object], max_refused_fraction: float = 0.05, *,
-    task: str, progress: bool = False,
-) -> Inspection:  # fmt: skip
-    """Read every case once and judge the site.
+    datalist: Datalist, task: Task, max_refused_fraction: float = 0.05, *, name: str, progress: bool = False
+) -> Inspection:
+    """Read every case once, as the task does, and judge the site.
 
     Args:
-        read: reads one item as the task will, raising `RefusedImage`; its result is dropped.
         max_refused_fraction: as for `check_cases`.
-        task: its name.
+        name: the task's.
         progress: whether to show a bar on standard error.
 
     Raises:
         ValueError: the fraction is out of range.
     """
-    findings, pictures = Findings(datalist), Pictures(datalist)
+    findings, pictures, facts = Findings(datalist), Pictures(datalist), list[dict[str, Any]]()
+
+    def read(item: Item) -> None:
+        facts.append(task.case_facts(task.read(item, datalist.labels)))
 
     def look(item: Item) -> None:
         bar.update()
@@ -104,26 +106,27 @@ def inspect(
     odd = {name: [{"list": at[0], "position": at[1]} for at in places] for name, places in _odd(findings).items()}
     images = {name: found.report() for name, found in sorted(findings.images.items())}
     leaks, is_much = _leaks(across, splits)
-    problems += (leaks if is_much else []) + _mixed(images, task)
-    warnings = ([] if is_much else leaks) + _warnings(findings, datalist, within, odd, task)
+    problems += (leaks if is_much else []) + _mixed(images, name)
+    warnings = ([] if is_much else leaks) + _warnings(findings, datalist, within, odd, name)
     report = {
-        "schema": SCHEMA, "task": task, "usable": not problems, "problems": problems, "warnings": warnings,
+        "schema": SCHEMA, "task": name, "usable": not problems, "problems": problems, "warnings": warnings,
         "labels": {str(value): name for value, name in datalist.labels.items()}, "splits": splits,
         "images": images, "duplicates": {"across_splits": across, "within_a_split": within}, "odd": odd,
         "refusals": [asdict(refusal) for refusal in refusals],
     }  # fmt: skip
-    return Inspection(datalist_kept, refusals, report, pictures.drawn)
+    return Inspection(datalist_kept, refusals, report, pictures.drawn, facts)
 
 
 def check_site(
-    path: Path, task: str | None = None, site_file: Path | None = None
+    path: Path, task: str | None = None, site_file: Path | None = None, experiment: Experiment | None = None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Inspect a site without a job, with a progress bar.
 
     Args:
         path: the site's folder or its dataset.json.
-        task: a file in `omnifm/tasks/`; None tells it by the first item.
+        task: a file in `omnifm/tasks/`; None takes the experiment's, or tells it by the first item.
         site_file: the site's own configuration, for `allowed_roots` and `max_refused_fraction`.
+        experiment: a job's, whose settings the task reads with; None takes the task's defaults.
 
     Returns:
         report and pictures, as in `Inspection`.
@@ -137,20 +140,23 @@ def check_site(
         plugin("tasks", task)
     config = SiteConfig(str(path), "") if site_file is None else parse(SiteConfig, site_file.read_bytes(), "site file")
     roots = tuple(Path(root) for root in config.allowed_roots)
+    if experiment is not None and task not in (None, experiment.task["name"]):
+        raise ValueError(f"task must be the job's, {experiment.task['name']}; got {task}")
+    task = task if experiment is None else experiment.task["name"]
     try:
         task = task or _task_of(read_datalist(path, required=(), allowed_roots=roots).training[0])
         datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots)
     except ValueError as error:
         return _unusable(task, str(error)), {}
-    done: set[Path] = set()
-
-    def read(item: Item) -> None:
-        if task == "vqa" and item["image"] in done:  # many questions about one image
-            return
-        _read(item, task, datalist.labels)
-        done.update(item[key] for key in IMAGE_KEYS if key in item)
-
-    found = inspect(datalist, read, config.max_refused_fraction, task=task, progress=True)
+    kind = plugin("tasks", task)
+    work = kind(kind.Settings(), kind.Model()) if experiment is None else load_task(experiment)
+    found = inspect(datalist, work, config.max_refused_fraction, name=task, progress=True)
+    if not found.problems:
+        try:
+            work.facts(found.facts, datalist.labels)  # what it would tell the server
+        except ValueError as error:
+            found.problems.append(str(error))
+            found.report["usable"] = False
     return found.report, found.pictures
 
 
@@ -200,23 +206,9 @@ def _task_of(item: Item) -> str:
     return "segmentation" if isinstance(item["label"], Path) else "classification"
 
 
-def _read(item: Item, task: str, labels: Mapping[int, str]) -> None:
-    """Read one case of any task."""
-    label = item.get("label")
-    if task == "segmentation" and not isinstance(label, Path):
-        raise RefusedImage("not_an_image", "label must be the path of a mask; it is a class")
-    if task == "classification" and isinstance(label, Path):
-        raise RefusedImage("label_values", "label must be a class number or a name in 'labels'; it is neither")
-    for key in (key for key in IMAGE_KEYS if key in item):
-        volume = read_volume(item[key], burned_in_text=item["burned_in_text"])
-        if task == "segmentation":
-            read_label(item["label"], volume, labels)
-
-
 def _odd(findings: Findings) -> dict[str, list[tuple[str, int]]]:
     found = {
         "flat": findings.flat, "empty_mask": findings.empty, "header_modality": findings.header,
-        "pair_shape": findings.pairs,
         "intensity": [place for images in findings.images.values() for place in images.odd_scales()],
         "spacing": [place for images in findings.images.values() for place in images.odd_spacings()],
     }  # fmt: skip
@@ -257,10 +249,13 @@ def _warnings(
         warnings.append(f"{len(within)} image(s) stand more than once within a split")
     if "label" not in plugin("tasks", task).required:
         return warnings
+    numbers = set(datalist.labels)
     taught = set(findings.splits["training"].label_cases)
     found = set().union(*(split.label_cases for split in findings.splits.values()))
     if unknown := found - taught:
         warnings.append(f"{len(unknown)} label(s) occur in validation or test but never in training")
-    if found and (absent := set(datalist.labels) - found):
-        warnings.append(f"{len(absent)} of {len(datalist.labels)} declared labels occur in no case")
+    if found and (absent := numbers - found):
+        warnings.append(f"{len(absent)} of {len(numbers)} declared labels occur in no case")
+    if numbers and (nameless := found - numbers):
+        warnings.append(f"{len(nameless)} class number(s) are none of the {len(numbers)} declared in 'labels'")
     return warnings

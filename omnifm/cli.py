@@ -47,6 +47,9 @@ def _importer(name: str) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        source, destination = kwargs.get("source"), Path(kwargs["destination"])
+        if source is not None and destination.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError("destination must lie outside the source, which is left as it is; it lies inside")
         function(*args, **kwargs)
         print(f"prepared {name}: {_counts(Path(kwargs['destination']))} (training/validation/test)")
 
@@ -77,20 +80,24 @@ for _name in importers.names():
 def check(
     path: Annotated[Path, typer.Argument(help="The site's folder, or its dataset.json.")],
     task: Annotated[str | None, typer.Option(help="What the data are for; by default the items tell.")] = None,
+    job: Annotated[Path | None, typer.Option(help="A job folder, to read as that job will.")] = None,
     site_file: Annotated[Path | None, typer.Option(help="local/omnifm_site.json, for what it allows.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page with sample pictures and histograms, for the staff.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Check a site's data before training: exit code 0 if they can be used, 1 if not.
 
-    Reads every case as strictly as training does: counts, labels, geometry, duplicates, refusals with reasons.
+    Reads every case as training does: counts, labels, geometry, duplicates, refusals with reasons.
     """
     from omnifm.check import check_site, in_words, write_page
+    from omnifm.preflight import read_job
 
-    report, pictures = check_site(path, task, site_file)
+    report, pictures = check_site(path, task, site_file, None if job is None else read_job(job))
     if html is not None:
         write_page(html, report, pictures)
     print(json.dumps(report, indent=1) if as_json else "\n".join(in_words(report)))
+    if not (as_json or task or job):
+        print("the first item told the task; --task or --job names it", file=sys.stderr)
     raise typer.Exit(0 if report["usable"] else 1)
 
 

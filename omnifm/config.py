@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,10 +30,30 @@ def parse(kind: type[T], text: str | bytes, where: str) -> T:
     Raises:
         ValueError: one line naming every key that is wrong, its rule and its value.
     """
+    with suppress(json.JSONDecodeError, UnicodeDecodeError):  # pydantic says better where
+        no_twins(text, where)
     try:
         return TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise ValueError(f"{where}: " + "; ".join(_line(e) for e in error.errors(include_url=False))) from None
+
+
+def no_twins(text: str | bytes, where: str) -> Any:
+    """What JSON says, if every key stands once in its object: of two values one would be dropped unsaid.
+
+    Raises:
+        ValueError: a key stands twice, or the text is nested too deeply; JSONDecodeError where it is no JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+            raise ValueError(f"{where}: key {twice[0]!r:.80} must stand once; it stands twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError(f"{where}: must be JSON of few levels; it is nested too deeply") from None
 
 
 def _line(error: Any) -> str:
@@ -108,7 +130,7 @@ class Experiment:
             ValueError: not JSON, or a key is unknown, missing, mistyped or out of range.
         """
         try:
-            raw = json.loads(text)
+            raw = no_twins(text, "experiment.json")
         except json.JSONDecodeError as error:
             raise ValueError(f"experiment.json: must be JSON; got {error.msg} in line {error.lineno}") from None
         if not isinstance(raw, dict):

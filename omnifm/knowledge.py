@@ -112,7 +112,7 @@ class KnowledgeBank:
         return len(self.entries)
 
     @property
-    def mean(self) -> Float[Tensor, "d"]:
+    def mean(self) -> Float[Tensor, " d"]:
         """What centring subtracts: the mean vector, zeros for an empty bank."""
         return self.vectors.sum(dim=0) / max(len(self), 1)
 
@@ -329,7 +329,7 @@ def distinct(vectors: Float[Tensor, "m d"], most: float = 0.999) -> list[int]:
 
 
 def retrieve(
-    tokens: Float[Tensor, "b d"], candidates: Float[Tensor, "n d"], mean: Float[Tensor, "d"] | None, k: int
+    tokens: Float[Tensor, "b d"], candidates: Float[Tensor, "n d"], mean: Float[Tensor, " d"] | None, k: int
 ) -> Int[Tensor, "b chosen"]:
     """Rows of the min(k, n) candidates nearest to each token by cosine, best first; ties to the first row.
 

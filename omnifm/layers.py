@@ -10,6 +10,11 @@ def weights(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Batch normalisation, found by type: names such as MONAI's `adn.N` do not tell."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def layers(model: nn.Module) -> list[list[str]]:
     """Names of the trained parameters, layer by layer, in the order in which the model was built.
 

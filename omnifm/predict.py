@@ -181,7 +181,10 @@ def _items(
         lists = read_datalist(source, required=given, seed=used.experiment.seed).splits()
         if split not in (None, *SPLITS):
             raise ValueError(f"split must be one of {list(SPLITS)}; got {split!r}")
-        return tuple(item for name, items in lists.items() if split in (None, name) for item in items)
+        found = tuple(item for name, items in lists.items() if split in (None, name) for item in items)
+        if not found:
+            raise ValueError(f"split must hold a case; {split!r} of this dataset.json holds none")
+        return found
     if split is not None:
         raise ValueError("split goes with dataset.json; the input is one image")
     said = {"input": source.absolute(), "second": second and second.absolute(), "question": question}

@@ -55,13 +55,13 @@ def report(path: Path) -> Path:
     """
     found = [p for p in (path / "results" / "summary.json", path / "summary.json", path) if p.is_file()]
     if not found:
-        raise ValueError(f"path must be a summary.json or a run directory that holds one; got {str(path)!r}")
+        raise ValueError("path must be a summary.json or a run directory that holds one; it is neither")
     page = found[0].parent / "report.html"
     try:
         write_report(_read(found[0]), page, _kept(page))
     except (KeyError, TypeError, AttributeError) as error:
         wrong = f"{type(error).__name__} {str(error)!r:.80}"
-        raise ValueError(f"summary must follow schema {SCHEMA}; got {wrong} in {str(found[0])!r}") from None
+        raise ValueError(f"summary must follow schema {SCHEMA}; got {wrong}") from None
     return page
 
 
@@ -85,12 +85,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise ValueError(f"summary must be JSON; got something else in {str(path)!r}") from None
+        raise ValueError("summary must be JSON; got something else") from None
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
         got = summary.get("schema") if isinstance(summary, dict) else type(summary).__name__
-        raise ValueError(f"summary must have schema {SCHEMA}; got {str(got)!r:.40} in {str(path)!r}")
+        raise ValueError(f"summary must have schema {SCHEMA}; got {str(got)!r:.40}")
     if absent := [key for key in KEYS if key not in summary]:
-        raise ValueError(f"summary must hold every key of schema {SCHEMA}; {str(path)!r} lacks {', '.join(absent)}")
+        raise ValueError(f"summary must hold every key of schema {SCHEMA}; it lacks {', '.join(absent)}")
     return summary
 
 

@@ -252,12 +252,8 @@ class Site:
         if (kept := _kept(file))["key"] == key:
             refusals = {(refusal["split"], refusal["position"]) for refusal in kept["report"]["refusals"]}
             return without(datalist, refusals), len(refusals), kept["facts"]
-        facts: list[dict[str, Any]] = []
-
-        def read(item: dict[str, Any]) -> None:
-            facts.append(self.task.case_facts(self.task.read(item, datalist.labels)))
-
-        found = check.inspect(datalist, read, self.config.max_refused_fraction, task=self.experiment.task["name"])
+        name, limit = self.experiment.task["name"], self.config.max_refused_fraction
+        found = check.inspect(datalist, self.task, limit, name=name)
         found.save(self.folder)
         if found.problems:
             raise ValueError("; ".join(found.problems))
@@ -265,8 +261,8 @@ class Site:
             logger.warning("%s: %d cases refused, see check.html in its state folder", self.name, len(found.refusals))
         for warning in found.report["warnings"]:
             logger.warning("%s: %s", self.name, warning)
-        write_atomic(file, encode({}, {"key": key, "facts": facts, "report": found.report}))
-        return found.datalist, len(found.refusals), facts
+        write_atomic(file, encode({}, {"key": key, "facts": found.facts, "report": found.report}))
+        return found.datalist, len(found.refusals), found.facts
 
     def _dataset(self, split: str) -> Dataset:
         """Prepared cases of a split, as many cached as the configured memory holds; a split may be empty."""

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -19,7 +20,8 @@ from omnifm.data.datalist import read_datalist
 from omnifm.data.findings import Case, Findings, digest, witness
 from omnifm.data.reader import READER
 from omnifm.data.volume import Volume, read_volume
-from tests.conftest import write_site
+from omnifm.plugins import load_task, plugin
+from tests.conftest import experiment, write_site
 
 
 def site(folder, splits, *, modality="XC", labels=None):
@@ -30,7 +32,7 @@ def site(folder, splits, *, modality="XC", labels=None):
     return folder
 
 
-def picture(folder, name, seed, *, size=(12, 10), mode="L"):
+def picture(folder, name, seed, *, size=(40, 36), mode="L"):
     """A picture of noise; the same seed gives the same pixels, whatever the format."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
@@ -51,6 +53,12 @@ def pictures(folder, training, validation=(), test=(), **more):
 
 def report(folder, task=None):
     return check.check_site(folder, task)[0]
+
+
+def test_a_class_without_a_name_is_told(tmp_path):
+    items = [{"image": picture(tmp_path, f"{i}.png", i), "label": i} for i in range(3)]
+    found = report(site(tmp_path, {"training": items}, labels={"0": "a"}))
+    assert "2 class number(s) are none of the 1 declared in 'labels'" in found["warnings"]
 
 
 def test_labels_concern_only_a_task_that_learns_them(tmp_path):
@@ -89,6 +97,7 @@ class TestCounts:
             "no item names its patient: whether one is in several splits cannot be told",
             "1 label(s) occur in validation or test but never in training",
             "1 of 3 declared labels occur in no case",
+            "1 class number(s) are none of the 3 declared in 'labels'",
         ]
 
     def test_many_questions_about_one_image_are_one_image(self, tmp_path):
@@ -102,15 +111,16 @@ class TestCounts:
 
     def test_pairs(self, tmp_path):
         for i in range(4):
-            picture(tmp_path, f"a{i}.png", i), picture(tmp_path, f"b{i}.png", 10 + i, size=(12, 10 + (i == 1)))
+            picture(tmp_path, f"a{i}.png", i, size=(44, 42))
+            picture(tmp_path, f"b{i}.png", 10 + i, size=(44, 42 + (i == 1)))
         pairs = [
             {"image_a": f"a{i}.png", "image_b": f"b{i}.png", "modality_a": "CT", "modality_b": "MR"} for i in "0123"
         ]
         found = report(site(tmp_path, {"training": pairs[:2], "validation": pairs[2:3], "test": pairs[3:]}))
         assert found["task"] == "image_fusion"
-        assert found["splits"]["training"]["modalities"] == {"CT": 2, "MR": 2}
-        assert found["odd"] == {"pair_shape": [{"list": "training", "position": 1}]}
-        assert "1 pair(s) differ in shape" in found["warnings"]
+        assert found["splits"]["training"]["modalities"] == {"CT": 1, "MR": 1}
+        refused = [(r["split"], r["position"], r["reason"]) for r in found["refusals"]]
+        assert refused == [("training", 1, "bad_geometry")]
 
 
 class TestImages:
@@ -121,9 +131,9 @@ class TestImages:
         for i, spacing in enumerate([1.0, 2.0, 2.0]):
             arrays.append(rng.normal(100, 30, (8, 9, 10 + i)).astype(np.float32))
             nibabel.save(nibabel.Nifti1Image(arrays[-1], np.diag([1, 1, spacing, 1])), tmp_path / f"images/{i}.nii")
-            items.append({"image": f"images/{i}.nii", "patient": i})
+            items.append({"image": f"images/{i}.nii", "patient": i, "label": 0})
         splits = {"training": items[:1], "validation": items[1:2], "test": items[2:]}
-        images = report(site(tmp_path, splits, modality="MR"))["images"]["MR"]
+        images = report(site(tmp_path, splits, modality="MR", labels={"0": "a"}))["images"]["MR"]
         assert images["shape"] == {"min": [8, 9, 10], "median": [8, 9, 11], "max": [8, 9, 12]}
         assert images["spacing_mm"] == {"min": [1, 1, 1], "median": [1, 1, 2], "max": [1, 1, 2]}
         assert (images["dims"], images["channels"]) == ({"3-D": 3}, {"1": 3})
@@ -200,6 +210,16 @@ class TestDuplicates:
         said = f"an image must be in one split only; got {copies} in test and training"
         assert (said in found["problems"], said in found["warnings"]) == (not usable, usable)
 
+    def test_one_file_listed_twice_is_one_too(self, tmp_path):
+        item = {"image": picture(tmp_path, "a.png", 1), "label": 0}
+        found = report(site(tmp_path, {"training": [item, item]}, labels={"0": "a"}))
+        assert "1 image(s) stand more than once within a split" in found["warnings"]
+
+    def test_two_questions_about_one_file_are_none(self, tmp_path):
+        item = {"image": picture(tmp_path, "a.png", 1), "question": "where?", "answer": "here"}
+        found = report(site(tmp_path, {"training": [item, item | {"question": "what?"}]}))
+        assert found["duplicates"]["within_a_split"] == []
+
     def test_within_a_split_is_a_warning(self, tmp_path):
         folder = pictures(tmp_path, [("a.png", 1), ("copy.tif", 1), ("c.png", 3)], [("d.png", 4)], [("e.png", 5)])
         found = report(folder)
@@ -256,6 +276,35 @@ class TestVerdict:
         classes = site(tmp_path, {"training": items}, labels={"0": "a"})
         assert {r["reason"] for r in report(classes, "segmentation")["refusals"]} == {"not_an_image"}
 
+    def test_what_the_task_refuses_is_not_usable(self, tmp_path):
+        small = {"image": picture(tmp_path, "small.png", 1, size=(8, 8))}
+        found = report(site(tmp_path, {"training": [small] * 2}), "super_resolution")
+        assert not found["usable"] and "along each side for scale 2" in found["refusals"][0]["message"]
+
+    def test_reads_with_the_settings_of_a_job(self, tmp_path):
+        item = {"image": picture(tmp_path, "a.png", 1, size=(40, 40))}
+        folder = site(tmp_path, {"training": [item]})
+        job = replace(experiment(), task={"name": "super_resolution", "scale": 4}, model={})
+        assert check.check_site(folder, None, None, job)[0]["usable"]
+        strict = replace(job, task={"name": "super_resolution", "scale": 8})
+        assert not check.check_site(folder, None, None, strict)[0]["usable"]
+        with pytest.raises(ValueError, match="task must be the job's, super_resolution; got vqa"):
+            check.check_site(folder, "vqa", None, job)
+
+    def test_pictures_and_volumes_are_no_one_site(self, tmp_path):
+        write_site(tmp_path)
+        items = [{"image": "images/0.nii.gz", "label": 0}, {"image": picture(tmp_path, "a.png", 1), "label": 0}]
+        found = report(site(tmp_path, {"training": items}, labels={"0": "a"}), "classification")
+        assert found["problems"] == ["images must be all 2-D or all 3-D; got {'3-D': 1, '2-D': 1}"]
+
+    def test_what_the_task_would_tell_the_server_must_agree(self, tmp_path, monkeypatch):
+        def disagree(self, cases, labels):
+            raise ValueError(f"{len(cases)} cases disagree")
+
+        monkeypatch.setattr(plugin("tasks", "super_resolution"), "facts", disagree)
+        found = report(site(tmp_path, {"training": [{"image": picture(tmp_path, "a.png", 1, size=(40, 40))}]}))
+        assert (found["usable"], found["problems"]) == (False, ["1 cases disagree"])
+
     def test_the_sites_own_limits_count(self, tmp_path):
         folder = write_site(tmp_path / "s")
         for case in (1, 2):
@@ -265,10 +314,13 @@ class TestVerdict:
         assert check.check_site(folder, None, file)[0]["usable"]
         assert not check.check_site(folder)[0]["usable"]
 
-    def test_a_task_that_reads_elsewhere_is_our_mistake(self, tmp_path):
+    def test_a_task_that_reads_elsewhere_is_our_mistake(self, tmp_path, monkeypatch):
         datalist = read_datalist(write_site(tmp_path / "s"), required=("image",))
+        task = load_task(experiment())
+        monkeypatch.setattr(task, "read", lambda item, labels: {})
+        monkeypatch.setattr(task, "case_facts", lambda case: {})
         with pytest.raises(TypeError, match="a task must read 'image' with read_volume"):
-            check.inspect(datalist, lambda item: None, task="segmentation")
+            check.inspect(datalist, task, name="segmentation")
         assert "ask" not in vars(READER)
 
     def test_the_reader_is_itself_again_after_a_refusal(self, tmp_path):

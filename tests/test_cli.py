@@ -34,10 +34,14 @@ def test_every_command_explains_itself(command):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("report", "/nowhere"), "omnifm: "),
+        (
+            ("report", "/nowhere"),
+            "omnifm: path must be a summary.json or a run directory that holds one; it is neither",
+        ),
         (("prepare", "fets2022", "/nowhere", "/tmp/none"), "omnifm: source must be FeTS 2022's folder"),
         (("prepare", "demo", "/tmp/none", "--sites", "0"), "omnifm: sites must be a whole number, 1 to 100; got 0"),
         (("bench", "tables", "--data", "/nowhere", "--out", "/tmp/none"), "omnifm: data must hold at least 2 sites"),
+        (("prepare", "breakhis", "/nowhere", "/nowhere/in"), "omnifm: destination must lie outside the source"),
         (("prepare", "nothing"), "No such command 'nothing'"),
         (("bench", "tables"), "Missing option '--data'"),
     ],

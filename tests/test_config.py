@@ -48,6 +48,11 @@ class TestExperiment:
         with pytest.raises(ValueError, match=r"must be JSON; got .* in line 2"):
             Experiment.from_json("{\n,}")
 
+    def test_refuses_a_key_that_stands_twice(self):
+        twice = text().replace('"seed"', '"lr": 1, "lr": 2, "seed"')
+        with pytest.raises(ValueError, match=r"experiment\.json: key 'lr' must stand once; it stands twice"):
+            Experiment.from_json(twice)
+
     def test_the_hash_ignores_the_seed_alone(self):
         assert experiment(seed=1).hash() == experiment(seed=2).hash()
         assert experiment(train={"lr": 0.1}).hash() != experiment(train={"lr": 0.2}).hash()
@@ -71,6 +76,10 @@ class TestSiteConfig:
     def test_refuses_an_absent_folder(self, tmp_path):
         with pytest.raises(ValueError, match="data_root must be an existing folder"):
             site_config("x", tmp_path / "none", {"OMNIFM_DATA": str(tmp_path)})
+
+    def test_refuses_a_key_that_stands_twice(self):
+        with pytest.raises(ValueError, match=r"omnifm_site\.json: key 'state_dir' must stand once; it stands twice"):
+            parse(SiteConfig, '{"data_root": "a", "state_dir": "b", "state_dir": "c"}', "omnifm_site.json")
 
     def test_refuses_unknown_keys(self):
         with pytest.raises(ValueError, match="unknown key 'colour'"):

@@ -291,19 +291,19 @@ class TestReport:
         assert (tmp_path / "report.html").read_bytes() == first
 
     def test_refuses_a_missing_file(self, tmp_path):
-        with pytest.raises(ValueError, match=r"path must be a .* or a run directory that holds one; got"):
+        with pytest.raises(ValueError, match=r"path must be a .* or a run directory that holds one; it is neither"):
             report(tmp_path)
 
     @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
     def test_refuses_what_is_not_json(self, tmp_path, content):
         (tmp_path / "summary.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^summary must be JSON; got something else in .*summary.json'$"):
+        with pytest.raises(ValueError, match=r"^summary must be JSON; got something else$"):
             report(tmp_path)
 
     @pytest.mark.parametrize("content", [{"schema": 2}, {}, [], 3, {"schema": "\n" * 99}])
     def test_refuses_another_schema(self, tmp_path, content):
         (tmp_path / "summary.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"^summary must have schema 1; got .*summary.json'$"):
+        with pytest.raises(ValueError, match=r"^summary must have schema 1; got '[^/]*$"):
             report(tmp_path)
 
     def test_refuses_a_lacking_key(self, tmp_path):
@@ -317,6 +317,6 @@ class TestReport:
     def test_refuses_a_wrong_part_and_leaves_the_old_report(self, tmp_path, wrong):
         (tmp_path / "report.html").write_text("old")
         (tmp_path / "summary.json").write_text(json.dumps(summary(**wrong)))
-        with pytest.raises(ValueError, match=r"^summary must follow schema 1; got .*summary.json'$"):
+        with pytest.raises(ValueError, match=r"^summary must follow schema 1; got [^/]*$"):
             report(tmp_path)
         assert (tmp_path / "report.html").read_text() == "old"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +111,4 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, ValueError):
         return f"refused: {error}"
-    if isinstance(error, OSError) and error.errno:
-        return f"failed: {type(error).__name__} ({os.strerror(error.errno)})"
-    return f"failed: {type(error).__name__}"
+    return f"failed: {redaction.kind_of(error)}"

@@ -88,8 +88,7 @@ def reason_of(error: Exception) -> str:
     """What may be told to others: our own refusals name no patient; of anything else type and number."""
     if (words := redaction.words_of(error)) is not None:
         return f"refused: {words}"
-    number = error.errno if isinstance(error, OSError) else None
-    return f"failed: {type(error).__name__}" + (f" ({os.strerror(number)})" if number else "")
+    return f"failed: {redaction.kind_of(error)}"
 
 
 def _keep(error: Exception, file: Path) -> None:

@@ -47,7 +47,8 @@ def _read(path: Path, max_bytes: int, burned_in_text: BurnedIn, *, as_mask: bool
     if path.is_dir():
         return dicom.read(path, max_bytes, burned_in_text)
     if not path.is_file():  # also keeps us from waiting for ever on a pipe
-        raise RefusedImage("missing_file", "image file must exist and be a regular file; it is not")
+        what = "mask" if as_mask else "image"
+        raise RefusedImage("missing_file", f"{what} file must exist and be a regular file; it is not")
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return Volume(*nifti.read(path, max_bytes))
@@ -124,6 +125,6 @@ def _from_npz(path: Path, max_bytes: int) -> Float[np.ndarray, "x y z *c"]:
 
 
 @lru_cache(maxsize=4)
-def _npz_stack(file: Path, mtime_ns: int, max_bytes: int) -> Shaped[np.ndarray, "n *axes"]:
+def _npz_stack(file: Path, mtime_ns: int, max_bytes: int) -> Shaped[np.ndarray, " n *axes"]:
     # One npz holds thousands of thumbnails: decompress it once, not once per item.
     return raster.read_npz(file, max_bytes)

@@ -140,7 +140,6 @@ class Findings:
         flat: images of one value.
         empty: masks without foreground.
         header: images whose header names another modality than dataset.json.
-        pairs: cases whose two images differ in shape.
     """
 
     def __init__(self, datalist: Datalist) -> None:
@@ -153,8 +152,8 @@ class Findings:
         self.flat: list[Place] = []
         self.empty: list[Place] = []
         self.header: list[Place] = []
-        self.pairs: list[Place] = []
         self.known: dict[Path, bytes] = {}
+        self.is_asked = any("question" in item for items in datalist.splits().values() for item in items)
         self.same: dict[bytes, list[tuple[Place, Path]]] = {}
 
     def see(self, item: Item, case: Case) -> None:
@@ -175,20 +174,21 @@ class Findings:
                 self.known[path] = self._look(origin, modality, case.images[path])
             if self.known[path]:
                 self.same.setdefault(self.known[path], []).append((origin, path))
-        if len({volume.array.shape[:3] for volume in case.images.values()}) > 1:
-            self.pairs.append(origin)
         if case.mask is not None:
             self._see_mask(split, origin, case.mask)
         elif isinstance(label := item.get("label"), (int, str)):  # not the mask of another task
             split.label_cases[self.values[label] if isinstance(label, str) else label] += 1
 
     def duplicates(self) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
-        """Groups of equal images: those in several splits, and those from several files of one split."""
+        """Groups of equal images: those in several splits, and those that stand several times within one.
+
+        Several questions about one file are no duplicates, nor are the two images of one case.
+        """
         across, within = [], []
         for places in self.same.values():
             if len({self.split_of[place] for place, _ in places}) > 1:
                 across.append(self._group(places))
-            elif len({path for _, path in places}) > 1:
+            elif len({path if self.is_asked else origin for origin, path in places}) > 1:
                 within.append(self._group(places))
         return across, within
 

@@ -66,8 +66,10 @@ class ItemReader:
         return self._path(label, where)
 
     def _path(self, text: object, where: str) -> Path:
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not isinstance(text, str):
             raise ValueError(f"{where} must be the path of a file; got {type(text).__name__}")
+        if not text or "\0" in text:
+            raise ValueError(f"{where} must be the path of a file; it is empty or holds a NUL")
         relative = Path(text)
         try:
             resolved = (self.root / file_of(relative)).resolve()

@@ -69,7 +69,7 @@ def from_stack(image: Shaped[np.ndarray, "*axes"]) -> Float[np.ndarray, "x y z *
     return from_rows(image) if is_picture else _finite(image.transpose(2, 1, 0))
 
 
-def read_npz(file: Path, max_bytes: int) -> Shaped[np.ndarray, "n *axes"]:
+def read_npz(file: Path, max_bytes: int) -> Shaped[np.ndarray, " n *axes"]:
     """The stack of images in an npz: its only array, or the one named `images`.
 
     Its axes are (n, rows, columns), (n, rows, columns, 3) for RGB, or (n, slices, rows, columns).  Of four axes the

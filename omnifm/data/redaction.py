@@ -7,6 +7,7 @@ its name is logged, and of an error that is not ours only its type and where in 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -67,6 +68,12 @@ def words_of(error: BaseException) -> str | None:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
     return str(error) if isinstance(error, ValueError) and raised_in.split(".")[0] == "omnifm" else None
+
+
+def kind_of(error: BaseException) -> str:
+    """Type of an error, and the system's words for its number, as `OSError (No space left on device)`; no others."""
+    number = error.errno if isinstance(error, OSError) else None
+    return type(error).__name__ + (f" ({os.strerror(number)})" if number else "")
 
 
 def last_words(error: BaseException) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import LocalRound, Method, Model, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import LocalRound, Model, Partition, Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
 from omnifm.update import Update
 
 
@@ -18,7 +17,7 @@ class Settings:
     """DEeR has nothing to set; rank and alpha are the model's."""
 
 
-class DEeR(Method):
+class DEeR(FedAvg):
     """B is trained and averaged in odd rounds, A in even ones; the other one is common to all sites meanwhile.
 
     So the mean of the products is the product of the means, which it is not where both move at once.  B is zero at
@@ -30,10 +29,6 @@ class DEeR(Method):
     """
 
     Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
 
     def partition(self, model: Model) -> Partition:
         """Everything that is trained; A and B both travel, so that a site absent for a round has both."""

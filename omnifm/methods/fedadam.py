@@ -8,18 +8,17 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.layers import weights
-from omnifm.method import Method, Model, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """FedAdam's section of a job."""
+    """The section of a job for FedAdam and FedYogi."""
 
     lr: Positive = 0.01
     """The server's learning rate eta, > 0; about the most that a weight moves in a round."""
@@ -33,7 +32,7 @@ class Settings:
     """Whether normalisation statistics are averaged too; never adapted, which could make a variance negative."""
 
 
-class FedAdam(Method):
+class FedAdam(FedAvg):
     """d = mean - w, m <- b1 m + (1 - b1) d, v <- b2 v + (1 - b2) d^2, w <- w + lr m / (sqrt(v) + tau).
 
     As in the paper v starts at tau^2 and nothing is corrected for bias.
@@ -45,16 +44,6 @@ class FedAdam(Method):
         super().__init__(settings)
         self.moments: Tensors = {}
 
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        model = PlainModel(task.backbone())
-        self.weights = weights(model)
-        return model
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
-
     def start(self, shared: Tensors) -> None:
         """m = 0, v = tau^2."""
         for name in self.weights:
@@ -62,15 +51,19 @@ class FedAdam(Method):
             self.moments[f"v/{name}"] = torch.full_like(shared[name], self.settings.tau**2, dtype=torch.float64)
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
-        """Adam's step on the weights; statistics are plain means."""
+        """The step on the weights; statistics are plain means."""
         s, mean = self.settings, weighted_mean(shared, updates)
         for name in self.weights:
             w, m, v = shared[name].double(), self.moments[f"m/{name}"], self.moments[f"v/{name}"]
             d = mean[name].double() - w
             m.mul_(s.beta1).add_((1 - s.beta1) * d)
-            v.mul_(s.beta2).add_((1 - s.beta2) * d**2)
+            self.second_moment(v, d**2)
             mean[name] = (w + s.lr * m / (v.sqrt() + s.tau)).to(shared[name].dtype)
         return mean
+
+    def second_moment(self, v: Tensor, squared: Tensor) -> None:
+        """Adam's v, in place: a running mean of the squared steps."""
+        v.mul_(self.settings.beta2).add_((1 - self.settings.beta2) * squared)
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Both moments."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.layers import layers
-from omnifm.method import LocalRound, Method, Model, Partition, Tensors
-from omnifm.model import PlainModel
+from omnifm.method import LocalRound, Model, Tensors
+from omnifm.methods.fedavg import FedAvg
 from omnifm.task import Batch, Task
 
 WINDOW, STEADY = 10, 0.1
@@ -37,7 +37,7 @@ class Settings:
     """Whether normalisation statistics are averaged too; they are taken over whole."""
 
 
-class FedALA(Method):
+class FedALA(FedAvg):
     """Training starts from w_k + (w - w_k) * W (eq. 4), with W in [0, 1] learnt on local data (algorithm 1).
 
     w_k is what the site trained last, W one number per weight, at first 1.  A layer is a matrix or kernel with the
@@ -48,14 +48,10 @@ class FedALA(Method):
     Settings = Settings
 
     def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        model = PlainModel(task.backbone())
+        """The plain backbone, its upper layers noted."""
+        model = super().build(task)
         self.upper = [name for layer in layers(model)[-self.settings.num_layers :] for name in layer]
         return model
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def begin(self, local: LocalRound) -> None:
         """Learn W and set the upper layers; in a site's first round there is nothing to mix."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
+from omnifm.layers import weights
 from omnifm.method import Method, Model, Partition
 from omnifm.model import PlainModel
 from omnifm.task import Task
@@ -21,11 +24,13 @@ class Settings:
 class FedAvg(Method):
     """One global model; weights n_k / N (eq. 2)."""
 
-    Settings = Settings
+    Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
 
     def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
+        """The plain backbone; notes the names of its trained weights, which others treat apart from statistics."""
+        model = PlainModel(task.backbone())
+        self.weights = weights(model)
+        return model
 
     def partition(self, model: Model) -> Partition:
         """Everything, the head included."""

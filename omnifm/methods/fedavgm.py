@@ -10,10 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT, Positive
-from omnifm.layers import weights
-from omnifm.method import Method, Model, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
 from omnifm.update import Update
 
 
@@ -29,7 +27,7 @@ class Settings:
     """Whether normalisation statistics are averaged too; they have no momentum."""
 
 
-class FedAvgM(Method):
+class FedAvgM(FedAvg):
     """v <- beta v + (mean - w), w <- w + lr v."""
 
     Settings = Settings
@@ -37,16 +35,6 @@ class FedAvgM(Method):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.velocity: Tensors = {}
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        model = PlainModel(task.backbone())
-        self.weights = weights(model)
-        return model
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def start(self, shared: Tensors) -> None:
         """No velocity yet."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from omnifm.config import STRICT
-from omnifm.method import Method, Model, Partition, Tensors
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.layers import batch_norms
+from omnifm.method import Model, Partition, Tensors
+from omnifm.methods.fedavg import FedAvg
 
 logger = logging.getLogger("omnifm.methods.fedbn")
 
@@ -20,7 +19,7 @@ class Settings:
     """FedBN has nothing to set."""
 
 
-class FedBN(Method):
+class FedBN(FedAvg):
     """Everything but batch normalisation is averaged; without any in the model this is FedAvg, and says so.
 
     SiloBN, which shares the weights of batch normalisation and keeps its statistics, is FedAvg with share_buffers
@@ -29,13 +28,9 @@ class FedBN(Method):
 
     Settings = Settings
 
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
-
     def partition(self, model: Model) -> Partition:
-        """Batch normalisation stays home, found by type: names such as MONAI's `adn.N` do not tell."""
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        """Batch normalisation stays home."""
+        norms = batch_norms(model)
         self.num_norms = len(norms)
         return Partition.of(model, personal=norms)
 

@@ -10,10 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.layers import weights
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Batch, Task
+from omnifm.method import LocalRound, Output, Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
+from omnifm.task import Batch
 from omnifm.update import Update
 
 
@@ -29,7 +28,7 @@ class Settings:
     """Whether normalisation statistics are averaged too; they are not regularised."""
 
 
-class FedDyn(Method):
+class FedDyn(FedAvg):
     """Sites minimise L - <h_k, w> + alpha / 2 |w - w_received|^2; then h_k <- h_k - alpha (w_k - w_received).
 
     The server's model is the mean minus h / alpha, where h is the mean of all h_k, absent sites included (algorithm
@@ -43,17 +42,6 @@ class FedDyn(Method):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.total: Tensors = {}
-
-    # Both ends.
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        model = PlainModel(task.backbone())
-        self.weights = weights(model)
-        return model
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     # The server's half: `total` is the sum of n_k h_k.
     def start(self, shared: Tensors) -> None:

@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT
-from omnifm.method import LocalRound, Method, Model, Output, Partition
-from omnifm.model import PlainModel
-from omnifm.task import Batch, Task
+from omnifm.method import LocalRound, Output
+from omnifm.methods.fedavg import FedAvg
+from omnifm.task import Batch
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,21 +25,13 @@ class Settings:
     """Whether normalisation statistics are averaged too; they are never pulled."""
 
 
-class FedProx(Method):
+class FedProx(FedAvg):
     """Adds mu / 2 * |w - w_received|^2 (eq. 2) over the trained weights.
 
     Libraries set mu to 0 by default (then it is FedAvg), or leave the norm unsquared; this is the paper's.
     """
 
     Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
         """The proximal term."""

@@ -8,9 +8,8 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from omnifm.config import STRICT, Count
-from omnifm.method import LocalRound, Method, Model, Partition
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import LocalRound, Model, Partition
+from omnifm.methods.fedavg import FedAvg
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -23,17 +22,13 @@ class Settings:
     """Whether normalisation statistics are averaged."""
 
 
-class FedRep(Method):
+class FedRep(FedAvg):
     """Personal head and shared backbone, trained in turn (algorithm 1).
 
     What is not its turn is frozen with its normalisation statistics, which freezing weights alone would not do.
     """
 
     Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
 
     def partition(self, model: Model) -> Partition:
         """The head stays home."""

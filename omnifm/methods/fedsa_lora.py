@@ -5,9 +5,8 @@ from __future__ import annotations
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import Method, Model, Partition
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import Model, Partition
+from omnifm.methods.fedavg import FedAvg
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -15,7 +14,7 @@ class Settings:
     """FedSA-LoRA has nothing to set; rank and alpha are the model's."""
 
 
-class FedSALoRA(Method):
+class FedSALoRA(FedAvg):
     """A, which holds what sites have in common, is averaged; B and every other trained weight stay home.
 
     A stored configuration of the authors' keeps other names home than LoRA's, and so averages B as well; this is the
@@ -26,10 +25,6 @@ class FedSALoRA(Method):
     """
 
     Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
 
     def partition(self, model: Model) -> Partition:
         """All but A stays home."""

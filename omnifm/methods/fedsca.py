@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import layers
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Batch, Task
+from omnifm.method import LocalRound, Model, Output, Partition, Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
+from omnifm.task import Batch
 from omnifm.update import Update
 
 Metric = Literal["l2", "l1", "cosine", "inner"]
@@ -39,7 +39,7 @@ class Settings:
     """Weight beta of eq. 9, >= 0; 0 is none, a large one keeps the direction of the received layers."""
 
 
-class FedSCA(Method):
+class FedSCA(FedAvg):
     """Low-level transmission (LAT) and similarity-guided collaborative aggregation (SGCA) (algorithm 1).
 
     Eq. 7 cannot be meant as printed, and is read so that the text is true.  Its distance has the sign of a similarity,
@@ -58,11 +58,6 @@ class FedSCA(Method):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.mixtures: dict[str, Tensors] = {}
-
-    # Both ends.
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
 
     def partition(self, model: Model) -> Partition:
         """The lowest layers travel."""

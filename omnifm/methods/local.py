@@ -5,9 +5,8 @@ from __future__ import annotations
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import Method, Model, Partition
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.method import Model, Partition
+from omnifm.methods.fedavg import FedAvg
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -15,14 +14,10 @@ class Settings:
     """Local has nothing to set."""
 
 
-class Local(Method):
+class Local(FedAvg):
     """No federation: the floor that a federated method must not fall below at any site."""
 
     Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
 
     def partition(self, model: Model) -> Partition:
         """Everything stays home."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors
+from omnifm.method import LocalRound, Model, Output, Tensors
+from omnifm.methods.fedavg import FedAvg
 from omnifm.task import Backbone, Batch, Task
 
 
@@ -41,7 +42,7 @@ class Contrast(Model):
         return Output(self.backbone.decode(tokens, features, batch), token=tokens.mean(dim=1))
 
 
-class Moon(Method):
+class Moon(FedAvg):
     """Pulls the representation z towards the received model's and away from the site's own of its last round (eq. 3).
 
     z is the mean of the backbone's tokens, whatever the task; the paper adds a projection head, and others flatten
@@ -55,10 +56,6 @@ class Moon(Method):
     def build(self, task: Task) -> Model:
         """The plain backbone."""
         return Contrast(task.backbone())
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def begin(self, local: LocalRound) -> None:
         """The received model, and the one that the site trained last."""

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnifm.config import STRICT, Count
-from omnifm.method import Method, Model, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
-from omnifm.task import Task
+from omnifm.layers import batch_norms
+from omnifm.method import Model, Partition, Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
 from omnifm.update import Update
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +33,7 @@ class Settings:
     """Rounds over which it grows; the paper's are all of a run's."""
 
 
-class PFA(Method):
+class PFA(FedAvg):
     """Each site's kernels keep their phases and fine frequencies and get the average's coarse amplitudes.
 
     Biases and other vectors are averaged, batch normalisation stays home.  The local half of PRR-FL (deputy models) is
@@ -48,14 +48,9 @@ class PFA(Method):
         super().__init__(settings)
         self.models: dict[str, Tensors] = {}
 
-    def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        return PlainModel(task.backbone())
-
     def partition(self, model: Model) -> Partition:
-        """Batch normalisation stays home, found by type."""
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        return Partition.of(model, personal=norms)
+        """Batch normalisation stays home."""
+        return Partition.of(model, personal=batch_norms(model))
 
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
         """The site's own model."""

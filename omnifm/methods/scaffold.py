@@ -9,9 +9,8 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.layers import weights
-from omnifm.method import LocalRound, Method, Model, Partition, Tensors, weighted_mean
-from omnifm.model import PlainModel
+from omnifm.method import LocalRound, Model, Tensors, weighted_mean
+from omnifm.methods.fedavg import FedAvg
 from omnifm.task import Task
 from omnifm.update import Update
 
@@ -24,7 +23,7 @@ class Settings:
     """Whether normalisation statistics are averaged too; they have no control variate."""
 
 
-class Scaffold(Method):
+class Scaffold(FedAvg):
     """Every gradient g becomes g - c_k + c (algorithm 1); c_k is the mean gradient of the site's last round.
 
     For SGD that mean is exactly the paper's option II, c_k - c + (x - y) / (K eta); unlike that formula it also holds
@@ -43,15 +42,10 @@ class Scaffold(Method):
 
     # Both ends.
     def build(self, task: Task) -> Model:
-        """The plain backbone."""
-        model = PlainModel(task.backbone())
-        self.weights = weights(model)
+        """The plain backbone, its weights counted."""
+        model = super().build(task)
         self.num_weights = sum(model.get_parameter(name).numel() for name in self.weights)
         return model
-
-    def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
-        return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def undeclared(self, update: Update, metrics: Iterable[str]) -> str | None:
         """Also anything but one finite number per weight as control."""

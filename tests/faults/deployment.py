@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import yaml
 
 from omnifm_flare.supervise import Supervisor, connector
 from tests.conftest import write_site
+from tests.processes import BIN, clean_env, free_port, start_participant, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 HEART_BEATS_S = 60
@@ -32,24 +32,19 @@ class Deployment:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="omnifm-faults-"))
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("OMNIFM_")}
-        path = str(Path(sys.executable).parent) + os.pathsep + clean["PATH"]
-        self.env = clean | {"PATH": path, "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
+        self.env = clean_env(self.folder) | {"OMP_NUM_THREADS": "1"}
         project = yaml.safe_load((ROOT / "provisioning/project.yml").read_text())
         people = {p["type"] + p.get("role", ""): p for p in reversed(project["participants"])}
         self.server, admin = people["server"]["name"], people["adminproject_admin"]["name"]
         self.sites = [p["name"] for p in project["participants"] if p["type"] == "client"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            people["server"] |= {"fed_learn_port": free.getsockname()[1]}
-            people["server"].pop("admin_port", None)
+        people["server"]["fed_learn_port"] = free_port()
+        people["server"].pop("admin_port", None)
         for builder in project["builders"]:
             if builder["path"].endswith("OmniFMBuilder"):
                 builder.setdefault("args", {})["heart_beat_timeout_s"] = HEART_BEATS_S
         (self.folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False))
-        nvflare = str(Path(sys.executable).parent / "nvflare")
         subprocess.run(
-            [nvflare, "provision", "-p", str(self.folder / "project.yml"), "-w", str(self.folder / "w")],
+            [str(BIN / "nvflare"), "provision", "-p", str(self.folder / "project.yml"), "-w", str(self.folder / "w")],
             cwd=ROOT, env=self.env, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.kits = self.folder / "w" / project["name"] / "prod_00"
@@ -76,22 +71,11 @@ class Deployment:
             folder = kit or self.kits / name
             for stale in ("shutdown.fl", "daemon_pid.fl"):
                 (folder / stale).unlink(missing_ok=True)
-            with (folder / "console.log").open("a") as log:
-                self.processes[name if kit is None else str(kit)] = subprocess.Popen(
-                    ["bash", "startup/sub_start.sh", "--once"], cwd=folder, env=self.env | environ,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+            self.processes[name if kit is None else str(kit)] = start_participant(folder, self.env | environ)
 
     def tree(self, name: str) -> dict[int, str]:
         """Command lines of a participant's processes by id, itself included."""
-        out = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True).stdout
-        rows = [line.split(None, 3) for line in out.splitlines()[1:]]
-        found, todo = {}, [self.processes[name].pid] if name in self.processes else []
-        while todo:
-            parent = todo.pop()
-            found |= {int(pid): args for pid, _, stat, args in rows if int(pid) == parent and "Z" not in stat}
-            todo += [int(pid) for pid, above, stat, _ in rows if int(above) == parent and "Z" not in stat]
-        return found
+        return tree(self.processes[name].pid) if name in self.processes else {}
 
     def some(self, name: str, part: str) -> list[int]:
         """Ids of a participant's processes with that part in their command line."""

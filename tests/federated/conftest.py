@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import BIN, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = "omnifm_flare.trainer_process"
@@ -25,7 +26,7 @@ class Simulator:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("OMNIFM_")}
         self.log = (workspace.parent / f"{workspace.name}.log").open("w+")
         self.process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "nvflare"), "simulator", "-w", str(workspace), str(job), *args],
+            [str(BIN / "nvflare"), "simulator", "-w", str(workspace), str(job), *args],
             env=clean | {k: str(v) for k, v in environ.items()}, stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -51,15 +52,7 @@ class Simulator:
 
     def descendants(self) -> dict[int, str]:
         """Command lines of the processes below this one, by id."""
-        out = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in out.splitlines()[1:]]
-        found, todo = {}, [self.process.pid]
-        while todo:
-            parent = todo.pop()
-            children = {int(pid): args for pid, ppid, args in rows if int(ppid) == parent}
-            found |= children
-            todo += list(children)
-        return found
+        return {pid: args for pid, args in tree(self.process.pid).items() if pid != self.process.pid}
 
     def trainers(self) -> list[int]:
         """Ids of its trainer processes."""

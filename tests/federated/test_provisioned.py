@@ -9,19 +9,18 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.processes import BIN, clean_env, free_port, start_participant, tree
 
-BIN = Path(sys.executable).parent
 SERVER, HOSPITALS = "server.omnifm.example", ("hospital-a", "hospital-b")
 LEAD = "lead@consortium.example"
 WAIT_S = 240
@@ -33,8 +32,7 @@ class Consortium:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMNIFM_", "NVFLARE_"))}
-        self.env = clean | {"HOME": str(folder), "PATH": f"{BIN}{os.pathsep}{clean['PATH']}"}
+        self.env = clean_env(folder)
         self.kits = folder / "w/omnifm/prod_00"
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -51,12 +49,8 @@ class Consortium:
         return json.loads(answer[-1])["data"]
 
     def start(self, name: str) -> None:
-        """The participant's own start script, in the foreground of a session of its own."""
-        start, folder = ["bash", "startup/sub_start.sh", "--once"], self.kits / name
-        with (folder / "console.log").open("wb") as log:
-            process = subprocess.Popen(start, cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
-                                       stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-        self.processes.append(process)
+        """One of the participants."""
+        self.processes.append(start_participant(self.kits / name, self.env))
 
     def wait_for(self, name: str, words: str) -> None:
         """Wait until a participant's console says so."""
@@ -68,24 +62,10 @@ class Consortium:
     def stop(self) -> None:
         """End every process below those that were started: jobs run in sessions of their own."""
         for process in self.processes:
-            for pid in (*_descendants(process.pid), process.pid):
-                try:
+            for pid in tree(process.pid):
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             process.wait()
-
-
-def _descendants(parent: int) -> list[int]:
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
-    pairs = list(zip(map(int, rows[::2]), map(int, rows[1::2]), strict=True))
-    found, todo = [], [parent]
-    while todo:
-        above = todo.pop()
-        below = [pid for pid, ppid in pairs if ppid == above]
-        found += below
-        todo += below
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +74,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
     made = Consortium(tmp_path_factory.mktemp("consortium"))
     project = yaml.safe_load((ROOT / "provisioning/project.yml").read_text())
     people = [person for person in project["participants"] if person["name"] != "hospital-c"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        people[0]["fed_learn_port"] = probe.getsockname()[1]
+    people[0]["fed_learn_port"] = free_port()
     (made.folder / "project.yml").write_text(yaml.safe_dump(project | {"participants": people}))
     for command in (
         ("nvflare", "provision", "-p", made.folder / "project.yml", "-w", made.folder / "w"),

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import gaussian_filter
 
+from omnifm.data.demos import site_number
+
 GRID = (48, 48, 40)
 # Brightness of each tissue, 1 = white matter of a T1 scan.
 TISSUES = ("air", "scalp", "skull", "csf", "grey", "white", "oedema", "core", "rim")
@@ -42,9 +44,8 @@ class Scanner:
 
     @classmethod
     def of_site(cls, site: str, generator: np.random.Generator) -> "Scanner":
-        # Sites named with consecutive numbers alternate, so that two demo sites always differ in contrast.
-        digits = "".join(c for c in site if c.isdigit())
-        number = int(digits[-6:]) if digits else int(generator.integers(4))
+        number = site_number(site)
+        number = int(generator.integers(4)) if number is None else number
         base = np.array(CONTRASTS[("FLAIR", "T1ce")[number % 2]])
         return cls(
             contrast=tuple((base * generator.uniform(0.95, 1.05, base.shape)).tolist()),

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from scipy.ndimage import gaussian_filter
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import generator
+from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
 
 CONTRAST = (0.15, 1.0)
@@ -49,9 +49,8 @@ LOOKS = (
 
 def make(folder: Path, site: str, seed: int) -> None:
     """Write one clinic: skin photographs, ultrasound or mammograms, as thumbnails in one npz."""
-    # Sites named with consecutive numbers take turns, so that two demo sites always differ in modality.
-    digits = "".join(c for c in site if c.isdigit())
-    number = int(digits[-6:]) if digits else int(generator("look", site, seed).integers(len(LOOKS)))
+    number = site_number(site)
+    number = int(generator("look", site, seed).integers(len(LOOKS))) if number is None else number
     look = LOOKS[number % len(LOOKS)]
     content: dict[str, Any] = {
         "name": DEMO_NAME,

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import COUNTS, generator
+from omnifm.data.demos import COUNTS, generator, site_number
 from omnifm.data.demos._heads import CONTRASTS, draw_head
 from omnifm.data.site_folder import write_datalist
 
@@ -58,8 +58,8 @@ SIDES = ((96, 96), (104, 97), (88, 101))
 
 def make(folder: Path, site: str, seed: int) -> None:
     """Write one institution: CT and MR, PET and MR, or SPECT and MR, in turn for sites with consecutive numbers."""
-    digits = "".join(c for c in site if c.isdigit())
-    number = (int(digits[-6:]) - 1 if digits else int(generator(site, seed).integers(3))) % len(OTHERS)
+    number = site_number(site)
+    number = (int(generator(site, seed).integers(3)) if number is None else number - 1) % len(OTHERS)
     other, mr = OTHERS[number], Look("MR", CONTRASTS[("T1ce", "FLAIR")[number % 2]], blur_mm=1.0, noise=0.03)
     content: dict[str, Any] = {
         "name": DEMO_NAME,

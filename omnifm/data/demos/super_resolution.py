@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import generator
+from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
 
 COUNTS = {"training": 24, "validation": 6, "test": 8}
@@ -21,9 +21,8 @@ FINE = 2
 
 def make(folder: Path, site: str, seed: int) -> None:
     """Write one laboratory: microscope photographs (RGB) or MR slices (grey)."""
-    # Sites named with consecutive numbers take turns, so that two demo sites always differ in modality.
-    digits = "".join(c for c in site if c.isdigit())
-    number = int(digits[-6:]) if digits else int(generator("look", site, seed).integers(2))
+    number = site_number(site)
+    number = int(generator("look", site, seed).integers(2)) if number is None else number
     modality, draw = (("MR", _brain), ("SM", _tissue))[number % 2]
     content: dict[str, Any] = {
         "name": DEMO_NAME,

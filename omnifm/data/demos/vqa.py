@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import generator
+from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
 
 COUNTS = {"training": 72, "validation": 8, "test": 12}
@@ -41,8 +41,8 @@ QUESTIONS = {  # question type -> two wordings
 
 def make(folder: Path, site: str, seed: int) -> None:
     """Write one hospital with two modalities of its own."""
-    digits = "".join(c for c in site if c.isdigit())
-    number = int(digits[-6:]) if digits else int(generator("modalities", site, seed).integers(4))
+    number = site_number(site)
+    number = int(generator("modalities", site, seed).integers(4)) if number is None else number
     content: dict[str, Any] = {
         "name": DEMO_NAME,
         "description": "made by omnifm.data.demos; organs and lesions are drawn, nobody was imaged",

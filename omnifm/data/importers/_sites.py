@@ -44,25 +44,41 @@ class Plan:
 
     Attributes:
         partition: one of `partition.PARTITIONS`.
-        sites: number of sites of "dirichlet" and "count".
-        gamma: skew of "dirichlet", > 0.
+        sites: number of sites of "dirichlet" and "count"; None is the usual one.
+        gamma: skew of "dirichlet", > 0; None is 0.5.
         seed: of the partition and of the splits.
         first: number of the first site, so that several data sets can share a destination.
+        usual: number of sites where none is named.
     """
 
     partition: str
-    sites: int
-    gamma: float
+    sites: int | None
+    gamma: float | None
     seed: int
     first: int
+    usual: int = 3
 
     def __post_init__(self) -> None:
         if self.partition not in PARTITIONS:
             raise ValueError(f"partition must be one of {list(PARTITIONS)}; got {self.partition!r}")
-        if not 1 <= self.sites <= MAX_SITES or not 1 <= self.first <= MAX_SITES:
-            raise ValueError(f"sites and first must be 1 to {MAX_SITES}; got {self.sites} and {self.first}")
-        if not self.gamma > 0 or self.seed < 0:
-            raise ValueError(f"gamma must be > 0 and seed >= 0; got {self.gamma} and {self.seed}")
+        if not 1 <= self.num_sites <= MAX_SITES or not 1 <= self.first <= MAX_SITES:
+            raise ValueError(f"sites and first must be 1 to {MAX_SITES}; got {self.num_sites} and {self.first}")
+        if not self.skew > 0 or self.seed < 0:
+            raise ValueError(f"gamma must be > 0 and seed >= 0; got {self.skew} and {self.seed}")
+        if self.sites is not None and self.partition not in ("dirichlet", "count"):
+            raise ValueError(f"sites must go with the partition dirichlet or count; got {self.partition!r}")
+        if self.gamma is not None and self.partition != "dirichlet":
+            raise ValueError(f"gamma must go with the partition dirichlet; got {self.partition!r}")
+
+    @property
+    def num_sites(self) -> int:
+        """Number of sites of "dirichlet" and "count"."""
+        return self.usual if self.sites is None else self.sites
+
+    @property
+    def skew(self) -> float:
+        """Gamma of "dirichlet"."""
+        return 0.5 if self.gamma is None else self.gamma
 
 
 def read_files(case: Case) -> None:
@@ -110,8 +126,8 @@ def write_sites(
         homes=[case.home for case in cases],
         modalities=[case.modality for case in cases],
         labels=[case.label for case in cases],
-        num_sites=plan.sites,
-        gamma=plan.gamma,
+        num_sites=plan.num_sites,
+        gamma=plan.skew,
         seed=plan.seed,
     )
     names = [f"site-{number}" for number, _ in enumerate(sites, plan.first)]

@@ -33,8 +33,8 @@ def prepare(
     seed: int = 0,
     magnification: int = 100,
     partition: str = "natural",
-    sites: int = 4,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites split 60/20/20 by patient.  "natural" is one site: BreakHis comes from one laboratory.
@@ -48,14 +48,14 @@ def prepare(
         seed: of the partition and the splits.
         magnification: 40, 100, 200 or 400; images of other magnifications are left alone.
         partition: natural (one site), dirichlet (skewed tumour types), modality (one site) or count (alike).
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 4 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:
         ValueError: an option is out of range, the source is not BreakHis, or a site is already there.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, usual=4)
     if magnification not in MAGNIFICATIONS:
         raise ValueError(f"magnification must be one of {list(MAGNIFICATIONS)}; got {magnification!r}")
     found = pictures(source, "SOB_*.png")

@@ -26,8 +26,8 @@ def prepare(
     seed: int = 0,
     patient: str = "",
     partition: str = "natural",
-    sites: int = 3,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites split 60/20/20 by patient.
@@ -44,8 +44,8 @@ def prepare(
         seed: of the partition and the splits.
         patient: regular expression whose first group, in a file's name, is the patient; by default each image is one.
         partition: natural and modality (one site), dirichlet (skewed classes) or count (alike).
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 3 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:

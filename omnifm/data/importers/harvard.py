@@ -21,8 +21,8 @@ def prepare(
     *,
     seed: int = 0,
     partition: str = "natural",
-    sites: int = 3,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write one site per kind of pair in alphabetical order, as arXiv 2603.21660, sec. 4.5; split by case.
@@ -35,8 +35,8 @@ def prepare(
         destination: folder for the sites; made if needed.
         seed: of the partition and the splits.
         partition: natural and modality (one site per kind of pair), dirichlet (skewed kinds) or count (alike).
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 3 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:

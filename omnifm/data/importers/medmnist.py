@@ -59,7 +59,7 @@ class Subset:
     """One npz: `images` (n, rows, columns[, 3]) or (n, slices, rows, columns), all splits in a row."""
 
     name: str
-    images: UInt8[np.ndarray, "n *axes"]
+    images: UInt8[np.ndarray, " n *axes"]
     labels: Int[np.ndarray, " n"]
     splits: tuple[str, ...]
 
@@ -72,8 +72,8 @@ def prepare(
     subsets: str = "",
     size: int = 28,
     partition: str = "natural",
-    sites: int = 10,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites with the official split; classes of several subsets are numbered one after the other.
@@ -88,15 +88,15 @@ def prepare(
         subsets: names with commas, in the order of their classes and sites; all that are there by default.
         size: side of the thumbnails in pixels: 28 (pathmnist.npz), 64, 128 or 224 (pathmnist_64.npz).
         partition: natural (a site per subset), dirichlet (skewed classes), modality (a site per modality) or count.
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 10 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:
         ValueError: an option is out of range, a file is not laid out like MedMNIST or needs more memory than is
             free, or a site is already there.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, usual=10)
     suffix = "" if size == 28 else f"_{size}"
     wanted = subsets.split(",") if subsets else [n for n in SUBSETS if (source / f"{n}{suffix}.npz").is_file()]
     unknown = [name for name in wanted if name not in SUBSETS]

@@ -23,8 +23,8 @@ def prepare(
     seed: int = 0,
     language: str = "en",
     partition: str = "natural",
-    sites: int = 3,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites whose images, with all their questions, are in one split only.
@@ -37,8 +37,8 @@ def prepare(
         seed: of the partition and the splits.
         language: of the questions: en, zh or all.
         partition: natural (one site), modality (CT, CR, MR), dirichlet (skewed modalities) or count (alike).
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 3 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:

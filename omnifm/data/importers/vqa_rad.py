@@ -28,8 +28,8 @@ def prepare(
     *,
     seed: int = 0,
     partition: str = "natural",
-    sites: int = 3,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites split 60/20/20 by image: the official split asks about the same images in training and test.
@@ -39,8 +39,8 @@ def prepare(
         destination: folder for the sites; made if needed.
         seed: of the partition and the splits.
         partition: natural (one site), modality (one each), dirichlet (skewed modalities) or count (alike).
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 3 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:

@@ -53,8 +53,8 @@ def prepare(
     seed: int = 0,
     year: int = 2019,
     partition: str = "natural",
-    sites: int = 3,
-    gamma: float = 0.5,
+    sites: int | None = None,
+    gamma: float | None = None,
     first: int = 1,
 ) -> None:
     """Write sites with the official split (it is made by image); of several reference answers the first counts.
@@ -65,8 +65,8 @@ def prepare(
         seed: of the partition, and of the splits where the official one cannot be kept.
         year: 2019, 2020 or 2021.
         partition: natural (one site), modality (as the questions' words say), dirichlet (skewed modalities) or count.
-        sites: number of sites of dirichlet and count.
-        gamma: skew of dirichlet, > 0; 0.1 strong, 100 none.
+        sites: number of sites of dirichlet and count, 3 by default.
+        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:

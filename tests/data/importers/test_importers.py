@@ -99,7 +99,8 @@ class TestEveryImporter:
     @pytest.mark.parametrize("partition", ["dirichlet", "count"])
     def test_sites_share_no_patient(self, prepared, tmp_path, partition):
         name, source, _ = prepared
-        sites = prepare(name, source, tmp_path / "out", partition=partition, sites=2, gamma=1.0, first=3)
+        how = {"count": {"sites": 2}, "dirichlet": {"sites": 2, "gamma": 1.0}}.get(partition, {})
+        sites = prepare(name, source, tmp_path / "out", partition=partition, first=3, **how)
         assert list(sites) == ["site-3", "site-4"]
         patients = [
             {item["patient"] for items in site.splits().values() for item in items if "patient" in item}
@@ -120,7 +121,9 @@ class TestEveryImporter:
             ({"partition": "hospital"}, rf"partition must be one of \['{PARTITIONS[0]}', .*; got 'hospital'"),
             ({"sites": 0}, "sites and first must be 1 to 1000; got 0 and 1"),
             ({"first": 0}, "sites and first must be 1 to 1000; got .* and 0"),
-            ({"gamma": 0.0}, "gamma must be > 0"),
+            ({"partition": "dirichlet", "gamma": 0.0}, "gamma must be > 0"),
+            ({"sites": 2}, "sites must go with the partition dirichlet or count; got 'natural'"),
+            ({"partition": "count", "gamma": 1.0}, "gamma must go with the partition dirichlet; got 'count'"),
             ({"seed": -1}, "seed >= 0"),
             ({"partition": "count", "sites": 100}, "sites must have 3 patients each; got .* for 100 sites"),
         ],

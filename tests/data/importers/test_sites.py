@@ -6,7 +6,8 @@ from omnifm.data.importers._sites import Case, Plan, write_sites
 
 
 def plan(partition="natural", **changes):
-    return Plan(**{"partition": partition, "sites": 2, "gamma": 1.0, "seed": 0, "first": 1, **changes})
+    how = {"sites": 2 if partition in ("dirichlet", "count") else None, "gamma": None}
+    return Plan(**{"partition": partition, **how, "seed": 0, "first": 1, **changes})
 
 
 def case(source, number, *, patient=None, modality="CT", home="", split=""):
