@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from monai.transforms import Compose
 from torch import Tensor, nn
 
 from omnifm.data.prediction import Prediction
@@ -101,8 +102,8 @@ class Task(ABC):
         """Deterministic preprocessing of one case; the result is cached.  `image` is (c, *space)."""
 
     @abstractmethod
-    def augment(self) -> Callable[[Batch], Batch]:
-        """A random transform (MONAI Randomizable) from a prepared case to a training sample."""
+    def augment(self) -> Compose:
+        """Random transforms (MONAI's) from a prepared case to a training sample; they need no metadata."""
 
     @abstractmethod
     def view(self, case: Batch) -> Tensor:
@@ -112,6 +113,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
         """Metrics of one prepared case; None where a metric is undefined."""
+
+    def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterable[Mapping[str, float | None]]:
+        """`score` of every case; a task whose cases are small and of one size may predict several at once."""
+        return (self.score(forward, case) for case in cases)
 
     def summarise(self, scores: Iterable[Mapping[str, float | None]]) -> dict[str, Score]:
         """Mean over the cases where a metric is defined, with the number of those and of the others."""

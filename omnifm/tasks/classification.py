@@ -7,14 +7,16 @@ them together, and a class may lack its name.  Letters: b batch, c channels, x y
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from monai.transforms import (
     ClipIntensityPercentiles,
     Compose,
@@ -47,6 +49,8 @@ MAX_SIDE = {2: 224, 3: 96}
 THUMBNAIL = 64
 """Largest side of images that the network must not halve at once."""
 SHOWN_SIDE = 224
+TOGETHER = 2**20
+"""Pixels or voxels predicted at once."""
 Width = Annotated[int, Field(ge=NUM_GROUPS, multiple_of=NUM_GROUPS)]
 logger = logging.getLogger("omnifm.tasks.classification")
 
@@ -176,7 +180,7 @@ class Classification(Task):
         image = NormalizeIntensity()(ClipIntensityPercentiles(0.5, 99.5)(image))
         return {"image": SpatialPad(self.spec["size"])(image).as_tensor(), "label": torch.tensor(case["class"])}
 
-    def augment(self) -> Callable[[Batch], Batch]:
+    def augment(self) -> Compose:
         """Moved by up to an eighth of the side, left for right, brightness and contrast."""
         wider = [side + side // 8 * 2 for side in self.spec["size"]]
         moved = [SpatialPadd("image", wider), RandSpatialCropd("image", self.spec["size"], random_size=False)]
@@ -195,8 +199,16 @@ class Classification(Task):
     # Evaluation.
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
         """The true class ("label") and the probability of every class (by its number): metrics need the whole split."""
-        row: dict[str, float | None] = {str(n): float(p) for n, p in enumerate(self.predict(forward, case))}
-        return row | {"label": float(case["label"])}
+        (row,) = self.scores(forward, [case])
+        return row
+
+    def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterator[dict[str, float | None]]:
+        """`score` of every case, several at a time: thumbnails one by one take four times as long."""
+        waiting, number = iter(cases), int(np.clip(TOGETHER // math.prod(self.spec["size"]), 1, 64))
+        while chunk := list(islice(waiting, number)):
+            for case, probabilities in zip(chunk, self.predict(forward, chunk), strict=True):
+                row: dict[str, float | None] = {str(n): float(p) for n, p in enumerate(probabilities)}
+                yield row | {"label": float(case["label"])}
 
     def summarise(self, scores: Iterable[Mapping[str, float | None]]) -> dict[str, Score]:
         """The metrics over all cases; a metric that is undefined is so for every case."""
@@ -221,13 +233,14 @@ class Classification(Task):
         scores = class_scores(sure, truth)
         return {f"{name}_majority": scores[name] for name in names}
 
-    def predict(self, forward: Forward, case: Batch) -> np.ndarray:
+    def predict(self, forward: Forward, cases: Sequence[Batch]) -> Float[np.ndarray, "cases classes"]:
         """Probability of every class, float64."""
-        return forward({"image": case["image"][None]})[0].double().softmax(dim=0).cpu().numpy()
+        images = torch.stack([case["image"] for case in cases])
+        return forward({"image": images}).double().softmax(dim=1).cpu().numpy()
 
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:
         """The image (of a volume its middle slice) above its true and its predicted class."""
-        probabilities, labels = self.predict(forward, case), self.spec["labels"]
+        probabilities, labels = self.predict(forward, [case])[0], self.spec["labels"]
         image = case["image"] if self.spec["dims"] == 2 else case["image"][..., case["image"].shape[-1] // 2].flip(2)
         shown = F.interpolate(image[None], size=(SHOWN_SIDE, SHOWN_SIDE), mode="nearest-exact")[0].cpu().numpy()
         low, high = np.percentile(shown, (1, 99))
@@ -246,7 +259,7 @@ class Classification(Task):
         if facts["dims"] != spec["dims"] or facts["channels"] not in (1, spec["channels"]):
             rule = f"image must be {spec['dims']}-D with {spec['channels']} channel(s) for this model"
             raise RefusedImage("bad_geometry", f"{rule}; got {facts['dims']}-D with {facts['channels']}")
-        probabilities = self.predict(forward, self.prepare(case)).tolist()
+        probabilities = self.predict(forward, [self.prepare(case)])[0].tolist()
         return Classes({spec["labels"][str(number)]: p for number, p in enumerate(probabilities)})
 
 

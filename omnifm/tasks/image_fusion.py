@@ -8,7 +8,7 @@ Letters: b batch, h w and x y the picture's axes (x columns, y rows, x first).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,7 +141,7 @@ class ImageFusion(Task):
         image = SpatialPad(self.spec["patch"], method="end")(torch.from_numpy(case["luminance"])).as_tensor()
         return {"image": image, "size": np.array(case["luminance"].shape[1:]), "chroma": case["chroma"]}
 
-    def augment(self) -> Callable[[Batch], Batch]:
+    def augment(self) -> Compose:
         """A patch anywhere, flipped at random; the sources swapped half of the time, as nothing says who is first."""
         crop = RandSpatialCropd("image", self.spec["patch"], random_size=False)
         flips = [RandFlipd("image", prob=0.5, spatial_axis=axis) for axis in range(2)]

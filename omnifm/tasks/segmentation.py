@@ -7,7 +7,7 @@ grid, in their own millimetres.  Letters: b batch, c channels, x y z axes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,7 +156,7 @@ class Segmentation(Task):
         near = np.abs(ratio - 1) < 0.02  # a header's rounding is no reason to interpolate
         return np.maximum(1, np.where(near, shape, np.round(shape * ratio))).astype(int).tolist()
 
-    def augment(self) -> Callable[[Batch], Batch]:
+    def augment(self) -> Compose:
         """A patch, half of the time around foreground; random flips and intensities."""
         both = ["image", "label"]
         crop = RandCropByPosNegLabeld(

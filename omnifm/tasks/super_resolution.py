@@ -5,7 +5,7 @@ Pictures only, grey or RGB.  Letters: b batch, c channels, h w low resolution, x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -122,7 +122,7 @@ class SuperResolution(Task):
         original = original[:, :x, :y].contiguous()
         return {"image": degraded(original[None], scale)[0], "original": original}
 
-    def augment(self) -> Callable[[Batch], Batch]:
+    def augment(self) -> Compose:
         """A patch, flipped at random; pictures shorter than it are mirrored at their ends."""
         small = self._small_patch()
         filled = [

@@ -7,7 +7,7 @@ A picture is shown as it was stored, upright, padded to a square and resized for
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -161,7 +161,7 @@ class VQA(Task):
         return {"image": picture, "prompt": torch.tensor(prompt), "text": torch.tensor(text),
                 "target": torch.tensor(target), "length": length, **words}  # fmt: skip
 
-    def augment(self) -> Callable[[Batch], Batch]:
+    def augment(self) -> Compose:
         """Random intensities only: a flip would make left right."""
         tones = [
             RandScaleIntensityd("image", factors=0.1, prob=0.5),
