@@ -21,7 +21,7 @@ from monai.transforms import (
     CenterSpatialCrop,
     Compose,
     RandFlipd,
-    RandLambdad,
+    RandomizableTransform,
     RandSpatialCropd,
     SelectItemsd,
     SpatialPad,
@@ -43,6 +43,14 @@ SOURCES = ("image_a", "image_b")
 NUM_SCALES = 5
 MAX_CORNER_SHIFT = 0.1
 """How far, in pixels, two registered slices' corners may lie apart: rounding in headers, never half a pixel."""
+
+
+class Swap(RandomizableTransform):
+    """The first source becomes the second; MONAI's RandLambdad cannot do without metadata."""
+
+    def __call__(self, data: Batch) -> Batch:
+        self.randomize(None)
+        return data | {"image": data["image"].flip(0)} if self._do_transform else data
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -145,8 +153,7 @@ class ImageFusion(Task):
         """A patch anywhere, flipped at random; the sources swapped half of the time, as nothing says who is first."""
         crop = RandSpatialCropd("image", self.spec["patch"], random_size=False)
         flips = [RandFlipd("image", prob=0.5, spatial_axis=axis) for axis in range(2)]
-        swap = RandLambdad("image", lambda image: image.flip(0), prob=0.5)
-        return Compose([SelectItemsd("image"), crop, *flips, swap])
+        return Compose([SelectItemsd("image"), crop, *flips, Swap(prob=0.5)])
 
     def view(self, case: Batch) -> Tensor:
         """The central patch."""
