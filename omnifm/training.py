@@ -53,7 +53,7 @@ class Prepare(Transform):
 class Untracked(Compose):
     """MONAI's Compose without the bookkeeping of metadata, which costs four times as much as moving a thumbnail."""
 
-    def __call__(self, input_: Batch, *args: Any, **kwargs: Any) -> Batch:
+    def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:
         was = get_track_meta()
         set_track_meta(False)
         try:

@@ -19,6 +19,7 @@ from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
 from omnifm.model import OmniModel, Parts
+from omnifm.routing import is_profile, mixtures, profile
 from omnifm.task import Batch, Task
 from omnifm.update import Update
 
@@ -82,6 +83,9 @@ class Settings:
     """Delta of eq. 8 in units of k / M; 0 prunes nothing."""
     ttl: Count = 10
     """Rounds after which an entry, made by an old tokenizer, expires."""
+    reach: Positive | None = None
+    """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
+    other's average of the backbone (`omnifm.routing`, ours); a huge one or null is the paper's one average for all."""
 
 
 class OmniFM(Method):
@@ -89,7 +93,7 @@ class OmniFM(Method):
 
     Settings = Settings
     seeds = True
-    sends = judges = frozenset({"centroids", "hits"})
+    sends = judges = frozenset({"centroids", "hits", "profile"})
     says = frozenset({"centroid_modalities"})
 
     def __init__(self, settings: Any) -> None:
@@ -101,6 +105,8 @@ class OmniFM(Method):
         )  # fmt: skip
         self.sent: dict[str, list[int]] = {}
         self.last: dict[str, Tensor] = {}
+        self.profiles: dict[str, Tensor] = {}
+        self.mixed: dict[str, Tensors] = {}
         self.mean_sum, self.mean_count = torch.zeros(s.dim), 0
 
     # Both ends.
@@ -110,7 +116,10 @@ class OmniFM(Method):
         names = ("dim", "num_bands", "keep", "low_pass", "keep_per_mm", "num_retrieved", "num_suffix", "local_key",
                  "fusion", "prompting")  # fmt: skip
         parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
-        return OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
+        model = OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
+        # Tokens are compared across sites, so the tokenizer and what attends to its tokens stay one for all.
+        self.backbone = {f"backbone.{name}" for name in model.backbone.state_dict()}
+        return model
 
     def partition(self, model: Model) -> Partition:
         """Head, suffix and reader stay home; with share="spectral" everything but the tokenizer does."""
@@ -123,9 +132,19 @@ class OmniFM(Method):
     def receive_seeds(self, updates: Sequence[Update]) -> None:
         """Seed the bank: K(0) = {s_k}."""
         self._insert(updates, 0)
+        for update in updates:
+            if "profile" not in update.extra:
+                continue
+            if is_profile(update.extra["profile"], self.settings.dim):
+                self.profiles[update.site] = update.extra["profile"]
+            else:
+                self.dropped[update.site] = (
+                    f"its profile must be {self.settings.dim + 1} sane float32 numbers; it is not"
+                )
 
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
         """The shared part with this site's own shortlist, which names no site."""
+        shared = shared | self.mixed.get(site, {})
         if self.settings.retrieval == "mean":
             return shared, {"prototypes": self._running_mean()}
         queries = self.last.get(site, torch.zeros(0, self.settings.dim))
@@ -142,6 +161,9 @@ class OmniFM(Method):
             if self.sent.get(update.site) and not self._refuse(update)
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
+        if self.settings.reach:
+            routed = [name for name in shared if name in self.backbone]
+            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach)
         return weighted_mean(shared, updates)
 
     def monitors(self) -> dict[str, Any]:
@@ -153,6 +175,8 @@ class OmniFM(Method):
         tensors, record = self.bank.state()
         parts = {f"bank/{name}": value for name, value in tensors.items()}
         parts |= {f"last/{site}": value for site, value in self.last.items()} | {"mean_sum": self.mean_sum}
+        parts |= {f"profile/{site}": value for site, value in self.profiles.items()}
+        parts |= {f"mixed/{site}/{name}": value for site, own in self.mixed.items() for name, value in own.items()}
         return parts, {"bank": record, "mean_count": self.mean_count}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
@@ -161,6 +185,12 @@ class OmniFM(Method):
         self.bank = KnowledgeBank.from_state(bank, record["bank"])
         self.last = {n.removeprefix("last/"): value for n, value in tensors.items() if n.startswith("last/")}
         self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
+        self.profiles = {n.removeprefix("profile/"): value for n, value in tensors.items() if n.startswith("profile/")}
+        self.mixed = {}
+        for key, value in tensors.items():
+            if key.startswith("mixed/"):
+                _, site, name = key.split("/", 2)
+                self.mixed.setdefault(site, {})[name] = value
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
@@ -213,12 +243,17 @@ class OmniFM(Method):
 
     # The site's half.
     def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """Round 0: centroids of the training tokens under the initial tokenizer."""
-        return self._centroids(local)
+        """Round 0: centroids of the training tokens under the initial tokenizer, and how far they spread."""
+        means = self._patients(local)
+        extra, facts = self._centroids(means)
+        patients = torch.cat(list(means.values()))
+        if self.settings.reach and len(patients) >= MIN_PATIENTS:
+            extra["profile"] = profile(patients)
+        return extra, facts
 
     def begin(self, local: LocalRound) -> None:
         """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
-        local.scratch["centroids"] = self._centroids(local)
+        local.scratch["centroids"] = self._centroids(self._patients(local))
         local.scratch["hits"] = torch.zeros(len(local.extra["prototypes"]), device=local.extra["prototypes"].device)
         local.scratch["queries"] = 0
 
@@ -237,8 +272,8 @@ class OmniFM(Method):
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
         return extra | {"hits": hits}, facts
 
-    def _centroids(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
+    def _patients(self, local: LocalRound) -> dict[str, Tensor]:
+        """Patients' mean tokens (n d) by modality."""
         assert isinstance(local.model, OmniModel)
         tokens: dict[str, dict[str, list[Tensor]]] = {}
         local.model.eval()
@@ -246,9 +281,15 @@ class OmniFM(Method):
             for view, patient, modality in local.views():
                 token = local.model.tokenizer(view, local.model.spacing_mm)[0].cpu()
                 tokens.setdefault(modality, {}).setdefault(patient, []).append(token)
+        return {
+            modality: torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])
+            for modality, patients in sorted(tokens.items())
+        }
+
+    def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
+        """m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
         rows, modalities = [], []
-        for modality, patients in sorted(tokens.items()):
-            means = torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])
+        for modality, means in patients.items():
             if num := min(self.settings.num_centroids, len(means) // MIN_PATIENTS):
                 centroids = spherical_kmeans(means, num, seed=0)
                 rows.append(centroids)

@@ -1,5 +1,7 @@
 """OmniFM's two halves: what a site uploads, what the server sends back, and every switch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from omnifm import simulation
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
 from omnifm.update import Update
-from tests.conftest import experiment
+from tests.conftest import experiment, write_site
 from tests.methods.test_roster import SPEC
 
 
@@ -166,3 +168,55 @@ def test_every_switch_runs_and_changes_the_result(federation, switch):
         assert runs[1]["history"][-1]["bank"]["size"] < runs[0]["history"][-1]["bank"]["size"]
     else:
         assert runs[1]["final_hash"] != runs[0]["final_hash"]
+
+
+class TestRoutedAverage:
+    """Settings.reach: ours, measured beside the paper's one average."""
+
+    def routed(self, **settings):
+        method = OmniFM(Settings(dim=8, **settings))
+        task = load_task(experiment())
+        task.configure(SPEC)
+        method.build(task)
+        return method
+
+    def test_a_site_receives_its_own_backbone_and_the_common_tokenizer(self):
+        method = self.routed(reach=1.0)
+        far = {"a": unit((0, 1.0)), "b": unit((1, 1.0))}
+        seeds = [update(site, vector) for site, vector in far.items()]
+        for seed in seeds:
+            seed.extra["profile"] = torch.cat([0.999 * far[seed.site], torch.tensor([1e-3])])
+        method.receive_seeds(seeds)
+        method.sizes = dict.fromkeys(far, 1)
+        weight, token = min(method.backbone), "tokenizer.w"
+        shared = {weight: torch.zeros(1), token: torch.zeros(1)}
+        replies = []
+        for site, value in (("a", 1.0), ("b", 3.0)):
+            method.payload(site, shared)
+            sent = {weight: torch.full((1,), value), token: torch.full((1,), value)}
+            replies.append(update(site, far[site], stage="train", number=1, hits=[0.0], **sent))
+        shared = method.aggregate(shared, replies, 1)
+        assert (shared[weight].item(), shared[token].item()) == (2, 2)
+        assert {site: method.payload(site, shared)[0][weight].item() for site in far} == {"a": 1, "b": 3}
+        assert method.payload("a", shared)[0][token].item() == 2
+        assert method.payload("new", shared)[0][weight].item() == 2
+        again = self.routed(reach=1.0)
+        again.restore(*method.server_state())
+        assert again.payload("b", shared)[0][weight].item() == 3
+        assert torch.equal(again.profiles["a"], method.profiles["a"])
+
+    def test_a_profile_that_cannot_be_one_is_dropped_and_said(self):
+        method = self.routed(reach=1.0)
+        seed = update("a", unit((0, 1.0)))
+        method.receive_seeds([replace(seed, extra=seed.extra | {"profile": torch.full((9,), 2.0)})])
+        assert method.profiles == {}
+        assert "sane float32 numbers" in method.dropped["a"]
+
+    @pytest.mark.parametrize(("reach", "same"), [(None, True), (1e12, True), (1e-9, False)])
+    def test_a_huge_reach_is_the_papers_average(self, tmp_path, reach, same):
+        """Sites of three patients each send a profile."""
+        for name in ("a", "b"):
+            write_site(tmp_path / name, seed=ord(name))
+        paper = simulation.run(experiment(), tmp_path, ["a", "b"])
+        routed = simulation.run(experiment(method={"reach": reach}), tmp_path, ["a", "b"])
+        assert (routed["sites"] == paper["sites"]) == same
