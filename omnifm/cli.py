@@ -186,6 +186,20 @@ def reading(
 
 
 @bench.command()
+def spectra(
+    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
+    out: Annotated[Path, typer.Option(help="Folder for spectra.json, spectra.md and spectra.html.")],
+    limit: Annotated[int, typer.Option(min=2, help="Most training images of a site.")] = 40,
+    keep: Annotated[float, typer.Option(help="Radius of the low band as a share of Nyquist.")] = 0.25,
+) -> None:
+    """Measure the paper's motivating inequality: are modalities nearer to each other in the low band (figure 4)?"""
+    from omnifm.bench.spectra import run
+
+    run(data, out, limit=limit, keep=keep)
+    print((out / "spectra.md").read_text(), end="")
+
+
+@bench.command()
 def tables(
     data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
     out: Annotated[Path, typer.Option(help="Folder for the table; finished cells in it are not run again.")],
