@@ -213,3 +213,20 @@ def tables(
     from omnifm.bench.tables import run
 
     run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations)
+
+
+@bench.command()
+def unseen(
+    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
+    out: Annotated[Path, typer.Option(help="Folder for unseen.json and unseen.md; finished cells are not run again.")],
+    job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is run.")] = Path("jobs/seg_fets"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
+    shots: Annotated[int, typer.Option(min=1, help="Cases of the few-shot head, per class where there are any.")] = 5,
+) -> None:
+    """Leave each site out in turn: what FedAvg, FedPer (matched) and OmniFM give a hospital that joins afterwards."""
+    from omnifm.bench.unseen import run
+
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, shots=shots)
+    print((out / "unseen.md").read_text(), end="")

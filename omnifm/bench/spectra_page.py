@@ -18,8 +18,8 @@ HEADERS = ("spectrum", "low / full", "if spread evenly", "apart, low", "apart, f
 READING = (
     "low / full: mean over pairs of different modalities of their distance in the low band by that in the full "
     "spectrum; if spread evenly: what that would be if the difference lay evenly over all frequencies, so that a "
-    "larger value means a difference concentrated in the low band; apart: distance across modalities by distance within "
-    "a site, 1 if modality did not matter; CI: bootstrap over each site's images."
+    "larger value means a difference concentrated in the low band; apart: distance across modalities by distance "
+    "within a site, 1 if modality did not matter; CI: bootstrap over each site's images."
 )
 
 
