@@ -12,6 +12,7 @@ import torch
 
 from omnifm.bench import unseen, unseen_table
 from omnifm.config import SiteConfig
+from omnifm.plugins import plugin
 from omnifm.training import Site
 from omnifm.update import digest
 from tests.conftest import experiment, write_site
@@ -162,7 +163,9 @@ class TestTable:
 
 class TestRun:
     def test_writes_and_resumes(self, federation, omnifm, tmp_path, monkeypatch):
-        scores = {moment: {"dice": 0.5, "hd95_mm": None, "dice_blank": 0.1} for moment in unseen_table.MOMENTS}
+        scores = {
+            moment: dict.fromkeys(plugin("tasks", "segmentation").metrics, 0.5) for moment in unseen_table.MOMENTS
+        }
         monkeypatch.setattr(unseen, "train_without", lambda *_args: omnifm)
         monkeypatch.setattr(unseen, "join", lambda *_args: scores)
         monkeypatch.setattr(unseen, "CONTENDERS", {"OmniFM": experiment().method})
