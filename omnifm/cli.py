@@ -167,8 +167,22 @@ def cost(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
     flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="A plain loop, pfl, Flower and NVFLARE on one work.")] = False,
+    sites: Annotated[int | None, typer.Option(min=2, help="Memory of our in-process driver up to so many.")] = None,
 ) -> None:
-    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round."""
+    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round.
+
+    --peers and --sites measure what they say instead.
+    """
+    if peers or sites:
+        from omnifm.bench import peers as others
+        from omnifm.bench import scale
+
+        if peers:
+            others.run(out, job=Path("jobs/seg_fets"), flare=flare)
+        if sites:
+            scale.run(sorted({min(10, sites), min(100, sites), sites}))
+        return
     from omnifm.bench.cost import run
 
     run(out, with_flare=flare, threads=threads)
