@@ -226,7 +226,7 @@ def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> 
     command = [_nvflare(), "simulator", "-w", str(workspace), str(job), "-n", str(len(SITES)), "-t", str(len(SITES))]
     environ = {name: value for name, value in os.environ.items() if name != "OMNIFM_STATE"}
     environ |= {"OMNIFM_DATA": str(data), "OMP_NUM_THREADS": "1"}
-    with _process(command, environ) as process, _sampled(process.pid) as samples:
+    with _process(command, environ) as process, sampled(process.pid) as samples:
         try:
             output, _ = process.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -258,7 +258,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _sampled(root: int) -> Iterator[list[tuple[float, float]]]:
+def sampled(root: int) -> Iterator[list[tuple[float, float]]]:
     """(clock time, CPU seconds so far of a process and its descendants), four times a second."""
     samples, done = list[tuple[float, float]](), threading.Event()
 

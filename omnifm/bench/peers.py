@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, "-c", start, peer, str(folder)], stdout=log,
                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-        with sampled(process.pid) as peak:
+        with sampled(process.pid) as peak, flare_round.sampled(process.pid) as samples:
             try:
                 code = process.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -105,9 +104,11 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
     if code:
         return {"reason": last[:200] if code == MISSING else f"exit code {code}: {last[:200]}"}
     stamps = json.loads((folder / f"{peer}.json").read_text())["stamps"]
+    spent = flare_round.spent(stamps, samples)
     weights, reference = (load_file(folder / f"{name}.safetensors") for name in (peer, "plain"))
     return {
-        "seconds": [later - earlier for earlier, later in pairwise(stamps)], "peak_bytes": peak[0],
+        "seconds": [wall for wall, _ in spent],
+        "cpu_seconds": [cpu for _, cpu in spent],
         "bytes_up": _bytes_up(peer, folder),
         "checksum": checksum(weights),
         "difference": max(float((weights[key].double() - value.double()).abs().max())
@@ -138,8 +139,8 @@ def _flare(job: Path, num_rounds: int) -> dict[str, Any]:
         (found,) = flare_round.measure(job, num_rounds, 1, runs=("stock",))
     except ValueError as error:
         return {"reason": str(error)[:200]}
-    return {"seconds": [wall for wall, _ in found["stock"]], "peak_bytes": None, "bytes_up": None, "checksum": None,
-            "difference": None}  # fmt: skip
+    return {"seconds": [wall for wall, _ in found["stock"]], "cpu_seconds": [cpu for _, cpu in found["stock"]],
+            "peak_bytes": None, "bytes_up": None, "checksum": None, "difference": None}  # fmt: skip
 
 
 @contextmanager
@@ -170,39 +171,42 @@ def memory(root: int) -> int:
     return total
 
 
-def ratio(rows: Mapping[str, Mapping[str, Any]], peer: str) -> float:
-    """Median round by the plain loop's median round; NaN where either is missing."""
-    if any("seconds" not in rows.get(name, {}) for name in ("plain", peer)):
+def ratio(rows: Mapping[str, Mapping[str, Any]], peer: str, what: str = "seconds") -> float:
+    """Median round by the plain loop's median round, of wall or `cpu_seconds`; NaN where either is missing."""
+    if any(what not in rows.get(name, {}) for name in ("plain", peer)):
         return float("nan")
-    return float(np.median(rows[peer]["seconds"]) / np.median(rows["plain"]["seconds"]))
+    return float(np.median(rows[peer][what]) / max(1e-9, np.median(rows["plain"][what])))
 
 
 def cells(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    """Seconds, ratio, memory, bytes and equality of one peer, as words."""
+    """Seconds, ratios of wall and CPU time, memory, bytes and equality of one peer, as words."""
     row = rows[peer]
     if "reason" in row:
-        return [f"left out: {row['reason']}", "", "", "", ""]
+        return [f"left out: {row['reason']}", "", "", "", "", ""]
     gap = row["difference"]
     equal = "not compared" if gap is None else "equal, every bit" if gap == 0 else f"largest difference {gap:.1e}"
     equal += "" if gap is None or gap <= TOLERANCE else ": NOT THE SAME WORK"
     peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MiB"
     sent = "" if row["bytes_up"] is None else f"{row['bytes_up']:,}"
-    return [f"{np.median(row['seconds']):.2f} s", f"{ratio(rows, peer):.2f}", peak, sent, equal]
+    ratios = [f"{ratio(rows, peer, what):.2f}" for what in ("seconds", "cpu_seconds")]
+    return [f"{np.median(row['seconds']):.2f} s", *ratios, peak, sent, equal]
 
 
 def line(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for people."""
-    return f"{WORDS[peer]}: {'; '.join(cell for cell in cells(peer, rows) if cell)}"
+    names = ("round", "vs plain", "CPU vs plain", "memory", "bytes up", "weights")
+    said = [f"{name} {cell}" for name, cell in zip(names, cells(peer, rows), strict=True) if cell]
+    return f"{WORDS[peer]}: {cells(peer, rows)[0] if 'reason' in rows[peer] else '; '.join(said)}"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The rows as a table for people."""
     lines = [
-        f"Federated averaging of two demo sites, {result['num_rounds']} rounds, the first not counted; medians; load "
-        f"{result['load'][0]:.1f}; one process after another",
+        f"Federated averaging of two demo sites, {result['num_rounds']} rounds, the first not counted; medians; "
+        f"load {result['load'][0]:.1f}; one process after another",
         "",
-        "| peer | round | vs plain | peak memory | bytes up per site | final weights |",
-        "|---|---|---|---|---|---|",
+        "| peer | round | vs plain | CPU vs plain | peak memory | bytes up per site | final weights |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {WORDS[peer]} | {' | '.join(cells(peer, result['rows']))} |" for peer in result["rows"]]
     return "\n".join(lines) + "\n"

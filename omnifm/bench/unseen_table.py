@@ -50,8 +50,8 @@ def markdown(result: Mapping[str, Any], metric: str) -> str:
         f"{metric} of a site left out of {result['data']} in turn: {len(result['sites'])} sites, "
         f"{result['num_rounds']} rounds of {result['local_epochs']} epochs without it, {result['seeds']} seeds; its "
         f"test split; ± is the spread over seeds.  Few-shot: {result['shots']} cases (per class), "
-        f"{result['num_steps']} steps, all but the head frozen.  The mean of the others' heads exists in the simulation "
-        "only: over FLARE a head never leaves its site.",
+        f"{result['num_steps']} steps, all but the head frozen.  The mean of the others' heads exists in the "
+        "simulation only: over FLARE a head never leaves its site.",
         "",
         f"| method | | mean | {' | '.join(result['sites'])} |", f"|---|---|---|{'---|' * len(result['sites'])}",
     ]  # fmt: skip
