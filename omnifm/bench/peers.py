@@ -109,6 +109,7 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
     return {
         "seconds": [wall for wall, _ in spent],
         "cpu_seconds": [cpu for _, cpu in spent],
+        "peak_bytes": peak[0],
         "bytes_up": _bytes_up(peer, folder),
         "checksum": checksum(weights),
         "difference": max(float((weights[key].double() - value.double()).abs().max())

@@ -24,7 +24,7 @@ from omnifm.data.demo import demo_site
 
 RECORD = {
     "job": "scale", "task": {"name": "classification", "image_size": 16}, "data": {"name": "demo"},
-    "model": {"channels": [4, 8, 8, 8]}, "method": {"name": "fedavg"}, "seed": 0,
+    "model": {"channels": [8, 8, 8, 8]}, "method": {"name": "fedavg"}, "seed": 0,
     "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 4, "lr": 0.001, "num_threads": 1},
 }  # fmt: skip
 CASES = {"training": 2, "validation": 1, "test": 1}
