@@ -152,7 +152,7 @@ def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
             return False, Metrics()
 
     network: Any = work.model()
-    network.loss, network.metrics = (lambda *_a, **_k: None), (lambda *_a, **_k: {})  # never asked: no evaluation
+    network.loss, network.metrics = (lambda *_a, **_k: None), (lambda *_a, **_k: {})  # asked in round 0 only
     wrapped = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
     counts = {name: len(site.datalist.training) for name, site in work.sites.items()}
 
@@ -161,7 +161,7 @@ def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
 
     backend = SimulatedBackend(FederatedDataset(of_user, get_user_sampler("minimize_reuse", work.names)), None,
                                postprocessors=[WeightByDatapoints()])  # fmt: skip
-    params = NNAlgorithmParams(central_num_iterations=work.num_rounds, evaluation_frequency=0,
+    params = NNAlgorithmParams(central_num_iterations=work.num_rounds, evaluation_frequency=work.num_rounds + 1,
                                train_cohort_size=len(work.names), val_cohort_size=None)  # fmt: skip
     local = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1.0, local_batch_size=None)
     Averaging().run(params, backend, wrapped, local, None, [Stamp()])
