@@ -1,7 +1,8 @@
 """Our in-process rounds beside a plain loop, pfl-research, Flower and stock NVFLARE, on the same work.
 
 Every peer runs in a child process (`peer_process`), one after another, so that memory is its own and a package that is
-missing costs its row alone.  Equal work is proved by the last weights: their largest difference from the plain loop's.
+missing costs its row alone.  Equal work is proved by the last weights: the norm of their difference from the plain
+loop's, as a share of the plain loop's norm.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from omnifm.state import write_atomic
 
 BAR = 1.2
 """The most that a round of our in-process driver may take, as a ratio to the plain loop's."""
-TOLERANCE = 1e-4
-"""Largest difference of final weights that counts as equal: others sum in another order, in float32."""
+TOLERANCE = 1e-3
+"""Largest such share that counts as equal: who sums in another order starts round 2 a last bit away (1e-8 was measured),
+which AdamW's first steps, that look at signs, make larger."""
 TIMEOUT_S = 900
 WORDS = {
     "plain": "plain torch loop", "ours": "omnifm, in process", "pfl": "pfl-research 0.6", "flower": "Flower simulation",
@@ -112,9 +114,17 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
         "peak_bytes": peak[0],
         "bytes_up": _bytes_up(peer, folder),
         "checksum": checksum(weights),
-        "difference": max(float((weights[key].double() - value.double()).abs().max())
-                          for key, value in reference.items() if value.is_floating_point()),
-    }  # fmt: skip
+        "difference": difference(weights, reference),
+    }
+
+
+def difference(weights: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Norm of the difference of all floating-point weights, as a share of the reference's norm."""
+    names = [name for name, value in reference.items() if value.is_floating_point()]
+    gap, norm = (sum(float(v.double().square().sum()) for v in values)
+                 for values in ([weights[n].double() - reference[n].double() for n in names],
+                                [reference[n] for n in names]))  # fmt: skip
+    return float(np.sqrt(gap / norm))
 
 
 def checksum(weights: Mapping[str, Any]) -> str:
@@ -185,7 +195,7 @@ def cells(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
     if "reason" in row:
         return [f"left out: {row['reason']}", "", "", "", "", ""]
     gap = row["difference"]
-    equal = "not compared" if gap is None else "equal, every bit" if gap == 0 else f"largest difference {gap:.1e}"
+    equal = "not compared" if gap is None else "equal, every bit" if gap == 0 else f"relative difference {gap:.1e}"
     equal += "" if gap is None or gap <= TOLERANCE else ": NOT THE SAME WORK"
     peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MiB"
     sent = "" if row["bytes_up"] is None else f"{row['bytes_up']:,}"

@@ -28,14 +28,20 @@ class TestRows:
     def test_equality_is_told(self):
         rows = {"plain": row(1), "ours": row(1), "pfl": row(1, difference=1e-6), "flower": row(1, difference=0.1)}
         assert peers.cells("ours", rows)[-1] == "equal, every bit"
-        assert peers.cells("pfl", rows)[-1] == "largest difference 1.0e-06"
-        assert peers.cells("flower", rows)[-1] == "largest difference 1.0e-01: NOT THE SAME WORK"
+        assert peers.cells("pfl", rows)[-1] == "relative difference 1.0e-06"
+        assert peers.cells("flower", rows)[-1] == "relative difference 1.0e-01: NOT THE SAME WORK"
 
     def test_a_peer_that_is_missing_costs_its_row_alone(self):
         rows = {"plain": row(1), "pfl": {"reason": "pfl: the package pfl must be installed; it is not"}}
         assert peers.line("pfl", rows).startswith("pfl-research 0.6: left out: pfl: the package pfl must")
         text = peers.markdown({"num_rounds": 2, "load": [0.0], "rows": rows})
         assert all(line.count("|") == 8 for line in text.splitlines() if line.startswith("|"))
+
+    def test_difference_golden(self):
+        """(3, 4) against (3, 3): a gap of 1 on a norm of sqrt(18); counters are left out."""
+        one, other = ({"w": torch.tensor(w), "n": torch.tensor(n)} for w, n in (([3.0, 4.0], 1), ([3.0, 3.0], 9)))
+        assert peers.difference(one, other) == pytest.approx(1 / 18**0.5)
+        assert peers.difference(other, other) == 0
 
     def test_checksum_sees_the_last_bit_and_no_counter(self):
         weights = {"w": torch.ones(3), "steps": torch.tensor(1)}
