@@ -250,7 +250,7 @@ def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subproc
         end(process)
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Kill what leads a session, with everything in it, if it is still there."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

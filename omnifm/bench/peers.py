@@ -31,7 +31,7 @@ from omnifm.state import write_atomic
 BAR = 1.2
 """The most that a round of our in-process driver may take, as a ratio to the plain loop's."""
 TOLERANCE = 1e-3
-"""Largest such share that counts as equal: who sums in another order starts round 2 a last bit away (1e-8 was measured),
+"""Largest such share that counts as equal: who sums in another order starts round 2 a last bit away (1e-8 here),
 which AdamW's first steps, that look at signs, make larger."""
 TIMEOUT_S = 900
 WORDS = {

@@ -109,7 +109,7 @@ def run(
         bar.set_description(f"{name} without {left_out}, seed {seed}")
         cell = replace(experiment, train=train, method=CONTENDERS[name], seed=seed)
         cells[name].append(_cell(cell, data, sites, left_out, shots, num_steps, out) | {"seed": seed})
-    result = header | tabulate(cells, sites, plugin("tasks", experiment.task["name"]).metrics)
+    result: dict[str, Any] = header | tabulate(cells, sites, plugin("tasks", experiment.task["name"]).metrics)
     write_atomic(out / "unseen.json", json.dumps(result, indent=1).encode())
     write_atomic(out / "unseen.md", markdown(result, next(iter(result["metrics"]))).encode())
     return result
