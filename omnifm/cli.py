@@ -167,8 +167,22 @@ def cost(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
     flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="A plain loop, pfl, Flower and NVFLARE on one work.")] = False,
+    sites: Annotated[int | None, typer.Option(min=2, help="Memory of our in-process driver up to so many.")] = None,
 ) -> None:
-    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round."""
+    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round.
+
+    --peers and --sites measure what they say instead.
+    """
+    if peers or sites:
+        from omnifm.bench import peers as others
+        from omnifm.bench import scale
+
+        if peers:
+            others.run(out, job=Path("jobs/seg_fets"), flare=flare)
+        if sites:
+            scale.run(sorted({min(10, sites), min(100, sites), sites}))
+        return
     from omnifm.bench.cost import run
 
     run(out, with_flare=flare, threads=threads)
@@ -186,6 +200,20 @@ def reading(
 
 
 @bench.command()
+def spectra(
+    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
+    out: Annotated[Path, typer.Option(help="Folder for spectra.json, spectra.md and spectra.html.")],
+    limit: Annotated[int, typer.Option(min=2, help="Most training images of a site.")] = 40,
+    keep: Annotated[float, typer.Option(help="Radius of the low band as a share of Nyquist.")] = 0.25,
+) -> None:
+    """Measure the paper's motivating inequality: are modalities nearer to each other in the low band (figure 4)?"""
+    from omnifm.bench.spectra import run
+
+    run(data, out, limit=limit, keep=keep)
+    print((out / "spectra.md").read_text(), end="")
+
+
+@bench.command()
 def tables(
     data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
     out: Annotated[Path, typer.Option(help="Folder for the table; finished cells in it are not run again.")],
@@ -199,3 +227,20 @@ def tables(
     from omnifm.bench.tables import run
 
     run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations)
+
+
+@bench.command()
+def unseen(
+    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
+    out: Annotated[Path, typer.Option(help="Folder for unseen.json and unseen.md; finished cells are not run again.")],
+    job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is run.")] = Path("jobs/seg_fets"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
+    shots: Annotated[int, typer.Option(min=1, help="Cases of the few-shot head, per class where there are any.")] = 5,
+) -> None:
+    """Leave each site out in turn: what FedAvg, FedPer (matched) and OmniFM give a hospital that joins afterwards."""
+    from omnifm.bench.unseen import run
+
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, shots=shots)
+    print((out / "unseen.md").read_text(), end="")

@@ -151,7 +151,9 @@ def _nvflare() -> str:
     return found
 
 
-def measure(job: Path, num_rounds: int, repeats: int) -> Iterator[dict[str, list[Spent]]]:
+def measure(
+    job: Path, num_rounds: int, repeats: int, runs: Sequence[str] = tuple(RUNS)
+) -> Iterator[dict[str, list[Spent]]]:
     """Run ours and stock in turn; per repeat what each round after the first took, by name of `RUNS`.
 
     Raises:
@@ -160,9 +162,9 @@ def measure(job: Path, num_rounds: int, repeats: int) -> Iterator[dict[str, list
     with tempfile.TemporaryDirectory(prefix="omnifm-cost-") as name:
         scratch = Path(name)
         data = _data(scratch / "data")
-        jobs = {run: _job(run, job, scratch, data, num_rounds) for run in RUNS}
+        jobs = {run: _job(run, job, scratch, data, num_rounds) for run in runs}
         for _ in range(repeats):
-            yield {run: _simulate(jobs[run], data, scratch / "ws", OURS if RUNS[run] else STOCK) for run in RUNS}
+            yield {run: _simulate(jobs[run], data, scratch / "ws", OURS if RUNS[run] else STOCK) for run in runs}
 
 
 def _data(root: Path) -> Path:
@@ -224,7 +226,7 @@ def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> 
     command = [_nvflare(), "simulator", "-w", str(workspace), str(job), "-n", str(len(SITES)), "-t", str(len(SITES))]
     environ = {name: value for name, value in os.environ.items() if name != "OMNIFM_STATE"}
     environ |= {"OMNIFM_DATA": str(data), "OMP_NUM_THREADS": "1"}
-    with _process(command, environ) as process, _sampled(process.pid) as samples:
+    with _process(command, environ) as process, sampled(process.pid) as samples:
         try:
             output, _ = process.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -245,13 +247,18 @@ def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subproc
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill what leads a session, with everything in it, if it is still there."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
-def _sampled(root: int) -> Iterator[list[tuple[float, float]]]:
+def sampled(root: int) -> Iterator[list[tuple[float, float]]]:
     """(clock time, CPU seconds so far of a process and its descendants), four times a second."""
     samples, done = list[tuple[float, float]](), threading.Event()
 
@@ -270,15 +277,29 @@ def _sampled(root: int) -> Iterator[list[tuple[float, float]]]:
 
 def cpu_seconds(root: int) -> float:
     """CPU seconds of a process and its living descendants, from /proc; 0 where there is none."""
-    parent, ticks = dict[int, int](), dict[int, int]()
-    for file in Path("/proc").glob("[0-9]*/stat"):
+    ticks = 0
+    for member in descendants(root):
         with suppress(OSError):  # it ended meanwhile
-            process, fields = int(file.parent.name), file.read_text().rpartition(")")[2].split()
-            parent[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
+            fields = _stat(member)
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(root: int) -> set[int]:
+    """A process and its living descendants, by number, from /proc."""
+    parent = dict[int, int]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent[int(file.parent.name)] = int(_stat(int(file.parent.name))[1])
     tree = {root}
     while found := {child for child, above in parent.items() if above in tree} - tree:
         tree |= found
-    return sum(ticks.get(member, 0) for member in tree) / os.sysconf("SC_CLK_TCK")
+    return tree
+
+
+def _stat(process: int) -> list[str]:
+    """Fields of /proc/<process>/stat after the command's name, which may hold spaces."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def boundaries(log: str, mark: re.Pattern[str]) -> list[float]:

@@ -1,0 +1,231 @@
+"""One peer's federated averaging of the same work, in a process of its own; started by `omnifm.bench.peers`.
+
+What a site does in a round is the same function in every peer: the same network, cases, batches, optimiser steps and
+validation scores before and after (`Work`).  What differs is what carries a round.  Every driver notes the time when a
+round ends and leaves its last weights in a file.
+
+Peers that are not installed end with exit code `MISSING` and a line that names the package.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from omnifm.config import Experiment, SiteConfig
+from omnifm.method import Tensors, weighted_mean
+from omnifm.rounds import Federation
+from omnifm.simulation import InProcess
+from omnifm.training import Site, _seed_all
+from omnifm.update import Payload, Update
+
+MISSING = 77
+"""Exit code of a peer that is not installed."""
+
+
+class Work:
+    """A plain FedAvg of one experiment, as local rounds on given weights.
+
+    Args:
+        folder: holds experiment.json and data/<site>/dataset.json; the sites' state is written beside them.
+        name: of the peer; keeps the states of peers apart.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.experiment = Experiment.from_json((folder / "experiment.json").read_text())
+        torch.set_num_threads(self.experiment.train.num_threads)
+        self.num_rounds, self.data, self.state = self.experiment.train.num_rounds, folder / "data", folder / name
+        self.names = sorted(file.parent.name for file in self.data.glob("*/dataset.json"))
+        self.configs = {n: SiteConfig(str(self.data / n), str(self.state / n), "cpu") for n in self.names}
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """All sites, with what they agreed on; opened once."""
+        return _opened(self)
+
+    def model(self) -> nn.Module:
+        """The initial network; the same for everybody."""
+        site = self.sites[self.names[0]]
+        assert site.spec is not None
+        return site._model(site.spec)[0]
+
+    def train(self, model: nn.Module, name: str, number: int) -> int:
+        """One local round of the model as it is, in place, as `Site.reply` does it; returns the number of cases."""
+        site, extra = self.sites[name], dict[str, Any]()
+        batches = site._batches(_seed_all(self.experiment.seed, name, "train", number))
+        site._scores(model, extra, "validation")  # type: ignore[arg-type]
+        model.train()
+        optimizer = site._optimizer(model.parameters())
+        for _ in range(self.experiment.train.local_epochs):
+            for batch in batches():
+                optimizer.zero_grad(set_to_none=True)
+                loss = site.task.loss(model(batch, extra).prediction, batch)
+                loss.backward()
+                optimizer.step()
+                loss.item()
+        site._scores(model, extra, "validation")  # type: ignore[arg-type]
+        return len(site.datalist.training)
+
+
+@lru_cache(maxsize=1)
+def _opened(work: Work) -> dict[str, Site]:
+    sites = {name: Site(work.experiment, name, config) for name, config in work.configs.items()}
+    told = {name: site.reply(Payload("describe", 0, "peers")).facts["data"] for name, site in sites.items()}
+    spec = sites[work.names[0]].task.agree(told)
+    for site in sites.values():
+        site._model(spec)
+    return sites
+
+
+def plain(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+    """A loop that anybody would write: load, train, average."""
+    model, stamps = work.model(), list[float]()
+    shared: Tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    for number in range(1, work.num_rounds + 1):
+        replies = []
+        for name in work.names:
+            model.load_state_dict(shared)
+            count = work.train(model, name, number)
+            kept = {key: value.clone() for key, value in model.state_dict().items()}
+            replies.append(Update(name, "train", number, "", shared=kept, num_samples=count))
+        shared = weighted_mean(shared, replies)
+        stamps.append(time.time())
+    return stamps, shared
+
+
+class _Timed(InProcess):
+    def __init__(self, work: Work) -> None:
+        super().__init__(work.experiment, work.configs)
+        self.stamps = list[float]()
+
+    def closed(self, round_number: int, shared: Tensors) -> None:
+        self.stamps.append(time.time())
+
+
+def ours(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+    """The in-process driver of `omnifm.simulation`: checkpoints, hashes, refusals and all."""
+    transport = _Timed(work)
+    federation = Federation(work.experiment, work.state / "server", work.state / "results", transport)
+    summary = federation.run()
+    if summary["status"] != "COMPLETE":
+        raise ValueError(f"the run must be complete; got {summary['reason']}")
+    return transport.stamps, federation.shared
+
+
+def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+    """pfl-research's simulated backend and FederatedAveraging, with our local round in place of its SGD."""
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.aggregate.weighting import WeightByDatapoints
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.callback.base import TrainingProcessCallback
+    from pfl.data.dataset import Dataset
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.data.sampling import get_user_sampler
+    from pfl.hyperparam.base import NNTrainHyperParams
+    from pfl.metrics import Metrics
+    from pfl.model.pytorch import PyTorchModel
+
+    stamps = list[float]()
+
+    class Averaging(FederatedAveraging):
+        def train_one_user(self, initial_model_state: Any, model: Any, user_dataset: Any, central_context: Any) -> Any:
+            number = central_context.current_central_iteration + 1
+            work.train(model.pytorch_model, user_dataset.user_id, number)
+            return model.get_model_difference(initial_model_state), Metrics()
+
+    class Stamp(TrainingProcessCallback):
+        def after_central_iteration(
+            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+        ) -> tuple[bool, Any]:
+            stamps.append(time.time())
+            return False, Metrics()
+
+    network: Any = work.model()
+    network.loss, network.metrics = (lambda *_a, **_k: None), (lambda *_a, **_k: {})  # asked in round 0 only
+    wrapped = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
+    counts = {name: len(site.datalist.training) for name, site in work.sites.items()}
+
+    def of_user(name: str) -> Any:
+        return Dataset(raw_data=[torch.zeros(counts[name], 1)], user_id=name)
+
+    backend = SimulatedBackend(FederatedDataset(of_user, get_user_sampler("minimize_reuse", work.names)), None,
+                               postprocessors=[WeightByDatapoints()])  # fmt: skip
+    params = NNAlgorithmParams(central_num_iterations=work.num_rounds, evaluation_frequency=work.num_rounds + 1,
+                               train_cohort_size=len(work.names), val_cohort_size=None)  # fmt: skip
+    local = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1.0, local_batch_size=None)
+    Averaging().run(params, backend, wrapped, local, None, [Stamp()])
+    return stamps, network.state_dict()
+
+
+@lru_cache(maxsize=1)
+def _flower_work(folder: str) -> tuple[Work, nn.Module]:
+    """Once per worker process of Ray."""
+    work = Work(Path(folder), "flower")
+    return work, work.model()
+
+
+def flower(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+    """Flower's simulation (Ray) with its FedAvg strategy; one worker, as everybody else has one process."""
+    from flwr.client import ClientApp, NumPyClient
+    from flwr.common import ndarrays_to_parameters
+    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+    from flwr.server.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    folder, names, stamps, last = str(work.data.parent), work.names, list[float](), dict[str, torch.Tensor]()
+    initial = work.model().state_dict()
+
+    class Client(NumPyClient):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            local, model = _flower_work(folder)
+            model.load_state_dict(dict(zip(initial, map(torch.from_numpy, parameters), strict=True)))
+            count = local.train(model, self.name, int(config["round"]))
+            return [value.numpy() for value in model.state_dict().values()], count, {}
+
+    def scored(number: int, parameters: Any, _config: Any) -> None:
+        stamps.append(time.time())
+        last.update(zip(initial, (torch.from_numpy(np.array(value)) for value in parameters), strict=True))
+
+    def server(_context: Any) -> Any:
+        strategy = FedAvg(
+            fraction_fit=1.0, fraction_evaluate=0.0, min_fit_clients=len(names), min_available_clients=len(names),
+            initial_parameters=ndarrays_to_parameters([value.numpy() for value in initial.values()]),
+            on_fit_config_fn=lambda number: {"round": number}, evaluate_fn=scored,
+        )  # fmt: skip
+        return ServerAppComponents(config=ServerConfig(num_rounds=work.num_rounds), strategy=strategy)
+
+    def client(context: Any) -> Any:
+        return Client(names[int(context.node_config["partition-id"])]).to_client()
+
+    one = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(ServerApp(server_fn=server), ClientApp(client_fn=client), len(names), backend_config=one)
+    return stamps[1:], last  # the first stamp is of the initial weights
+
+
+DRIVERS = {"plain": plain, "ours": ours, "pfl": pfl, "flower": flower}
+
+
+def main() -> None:
+    """Run `<driver> <folder>`; write <driver>.json and <driver>.safetensors into the folder."""
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    try:
+        stamps, weights = DRIVERS[name](Work(folder, name))
+    except ModuleNotFoundError as error:
+        print(f"{name}: the package {error.name} must be installed (pip install -e .[peers]); it is not")
+        sys.exit(MISSING)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps({"stamps": stamps}))

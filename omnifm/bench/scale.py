@@ -1,0 +1,89 @@
+"""Does our in-process driver hold a thousand sites?  Its memory and its time per site, as their number grows.
+
+Sites are links to a few tiny demo cases, so that memory which grows is the driver's own.  Every count is measured in a
+child process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omnifm import simulation
+from omnifm.config import Experiment
+from omnifm.data.demo import demo_site
+
+RECORD = {
+    "job": "scale", "task": {"name": "classification", "image_size": 16}, "data": {"name": "demo"},
+    "model": {"channels": [8, 8, 8, 8]}, "method": {"name": "fedavg"}, "seed": 0,
+    "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 4, "lr": 0.001, "num_threads": 1},
+}  # fmt: skip
+CASES = {"training": 2, "validation": 1, "test": 1}
+TIMEOUT_S = 3600
+
+
+def run(counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Measure each number of sites, at least 2, print a line each; return sites, seconds and peak bytes.
+
+    Raises:
+        ValueError: a count is below 2, or a run failed.
+    """
+    if min(counts) < 2:
+        raise ValueError(f"sites must be at least 2; got {min(counts)}")
+    rows: list[dict[str, Any]] = []
+    for count in counts:
+        command = [sys.executable, "-c", "from omnifm.bench.scale import main; main()", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ValueError(f"a run of {count} sites must finish; exit code {done.returncode}: {last[:200]}")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(line(rows), flush=True)
+    return rows
+
+
+def line(rows: Sequence[dict[str, Any]]) -> str:
+    """The last row for people, and what every site more than the first row's has cost in memory."""
+    first, last = rows[0], rows[-1]
+    text = (f"{last['sites']} sites: {last['seconds']:.1f} s, {last['seconds'] / last['sites']:.3f} s per site, peak "
+            f"{last['peak_bytes'] / 2**20:.0f} MiB")  # fmt: skip
+    more = last["sites"] - first["sites"]
+    return (
+        f"{text}, {(last['peak_bytes'] - first['peak_bytes']) / more / 2**10:.1f} KiB per site more" if more else text
+    )
+
+
+def main() -> None:
+    """Run one number of sites and print its measurements as JSON."""
+    count = int(sys.argv[1])
+    with tempfile.TemporaryDirectory(prefix="omnifm-scale-") as name:
+        names = sites(Path(name), count)
+        started = time.perf_counter()
+        summary = simulation.run(Experiment.from_json(json.dumps(RECORD)), name, names)
+        seconds = time.perf_counter() - started
+    if summary["status"] != "COMPLETE":
+        raise ValueError(f"the run must be complete; got {summary['reason']}")
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"sites": count, "seconds": seconds, "peak_bytes": peak}))
+
+
+def sites(root: Path, count: int) -> list[str]:
+    """Folders of `count` sites that hold the same few cases, as hard links."""
+    template = root / "template"
+    shutil.copytree(demo_site("classification", "site-1"), template)
+    content = json.loads((template / "dataset.json").read_text())
+    few = content | {split: content[split][:number] for split, number in CASES.items()}
+    (template / "dataset.json").write_text(json.dumps(few))
+    names = [f"site-{number}" for number in range(1, count + 1)]
+    for name in names:
+        shutil.copytree(template, root / name, copy_function=os.link)
+    return names

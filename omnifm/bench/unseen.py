@@ -1,0 +1,245 @@
+"""What a hospital gets that was not there while the others trained: leave one site out, train, let it join, score it.
+
+The left-out site joins as any late one does: it describes its data, answers the seed stage with its own centroids and
+receives the shared part and its shortlist of the bank.  A personal head cannot be received.  Two stand in for it:
+
+- the mean of the other sites' heads.  This is an evaluation-only device of the simulation, which holds all sites in one
+  process: heads never leave their site over FLARE, in no stage and under no setting;
+- a few-shot head, trained from there on k cases (per class, where cases have one) with everything else frozen, for a
+  fixed number of steps: a site with k cases has none to pick a checkpoint with.
+
+Beside them stands the same few-shot head on the untrained network, which says what the federation adds to k cases.
+FedAvg has no personal head: its model is scored as it is, and after the same few-shot steps on the same modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from omnifm import simulation
+from omnifm.bench.tables import MAIN
+from omnifm.bench.unseen_table import markdown, tabulate
+from omnifm.config import Experiment, SiteConfig
+from omnifm.data.items import Item
+from omnifm.method import LocalRound, Partition, Tensors
+from omnifm.plugins import load_method, plugin
+from omnifm.state import History, write_atomic
+from omnifm.training import Site
+from omnifm.update import Payload
+
+CONTENDERS = {name: MAIN[name] for name in ("FedAvg", "FedPer (matched)", "OmniFM")}
+STEPS = 50
+"""Optimisation steps of a few-shot head, with the job's own optimiser, rate and batch size."""
+MIN_SITES = 3
+Scores = dict[str, float | None]
+
+
+class Misfit(ValueError):
+    """The left-out site's data do not fit what the others agreed on: an answer, and no failure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a federation ends with that the left-out site was no part of.
+
+    Attributes:
+        spec, facts: what was agreed, and the data facts of each site that agreed on it.
+        shared: the shared part after the last round.
+        tensors, record: the method's memory at the server (the bank), as `Method.restore` takes it.
+        heads: what each site keeps at home, parameters and buffers.
+    """
+
+    run_id: str
+    spec: dict[str, Any]
+    facts: dict[str, Any]
+    shared: Tensors
+    tensors: Tensors
+    record: dict[str, Any]
+    heads: dict[str, Tensors]
+
+
+def run(
+    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None,
+    shots: int = 5, num_steps: int = STEPS,
+) -> dict[str, Any]:  # fmt: skip
+    """Run what is missing, then write unseen.json and unseen.md.
+
+    Args:
+        data: federation folder, one `<site>/dataset.json` per site, at least 3.
+        out: results; finished cells in it are reused.
+        job: job folder whose experiment.json is run, method by method.
+        num_seeds: seeds 0..num_seeds-1.
+        num_rounds, num_epochs: rounds and local epochs per round, in place of the job's.
+        shots: cases k of the few-shot head, per class where cases have one, at least 1.
+        num_steps: its optimisation steps, at least 0; 0 leaves the mean of the others' heads.
+
+    Returns:
+        The content of unseen.json.
+
+    Raises:
+        ValueError: a folder or configuration is not as it must be, or a run was not complete.
+    """
+    file = job / "app/config/experiment.json"
+    if not file.is_file():
+        raise ValueError("job must be a folder with app/config/experiment.json; it has none")
+    if shots < 1 or num_steps < 0:
+        raise ValueError(f"shots must be at least 1 and num_steps at least 0; got {shots} and {num_steps}")
+    sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
+    if len(sites) < MIN_SITES:
+        raise ValueError(f"data must hold at least {MIN_SITES} sites with a dataset.json; got {len(sites)}")
+    experiment = Experiment.from_json(file.read_text())
+    train = experiment.train
+    torch.set_num_threads(train.num_threads)  # as the sites of the rounds do
+    train = replace(train, num_rounds=num_rounds or train.num_rounds, local_epochs=num_epochs or train.local_epochs)
+    header = {"schema": 1, "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
+              "local_epochs": train.local_epochs, "shots": shots, "num_steps": num_steps}  # fmt: skip
+    cells: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    grid = [(seed, left_out, name) for seed in range(num_seeds) for left_out in sites for name in CONTENDERS]
+    for seed, left_out, name in (bar := tqdm(grid, unit="run", disable=None)):
+        bar.set_description(f"{name} without {left_out}, seed {seed}")
+        cell = replace(experiment, train=train, method=CONTENDERS[name], seed=seed)
+        cells[name].append(_cell(cell, data, sites, left_out, shots, num_steps, out) | {"seed": seed})
+    result: dict[str, Any] = header | tabulate(cells, sites, plugin("tasks", experiment.task["name"]).metrics)
+    write_atomic(out / "unseen.json", json.dumps(result, indent=1).encode())
+    write_atomic(out / "unseen.md", markdown(result, next(iter(result["metrics"]))).encode())
+    return result
+
+
+def _cell(
+    experiment: Experiment, data: Path, sites: Sequence[str], left_out: str, shots: int, num_steps: int, out: Path
+) -> dict[str, Any]:
+    asked = [experiment.hash(), experiment.seed, data.name, sites, left_out, shots, num_steps]
+    path = out / "cells" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        trained = train_without(experiment, data, [site for site in sites if site != left_out])
+        found: dict[str, Any] = {"left_out": left_out, "scores": None, "refused": None}
+        try:
+            found["scores"] = join(experiment, trained, data, left_out, shots, num_steps)
+        except Misfit as error:
+            found["refused"] = str(error)
+        write_atomic(path, json.dumps(found).encode())
+    return json.loads(path.read_text())
+
+
+def train_without(experiment: Experiment, data: Path, others: Sequence[str]) -> Trained:
+    """Train the others; the left-out site's folder is not opened."""
+    with tempfile.TemporaryDirectory(prefix="omnifm-unseen-") as name:
+        state = Path(name)
+        summary = simulation.run(experiment, data, others, state_dir=state, results_dir=state / "results")
+        if summary["status"] != "COMPLETE":
+            raise ValueError(
+                f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
+            )
+        tensors, record = _kept(state / "server" / experiment.job, "server")
+        heads = {site: _part(_kept(state / site / experiment.job, "personal")[0], "personal") for site in others}
+    facts = {site: told["data"] for site, told in record["facts"].items()}
+    return Trained(record["run_id"], record["spec"], facts, _part(tensors, "shared"), _part(tensors, "method"),
+                   record["method"], heads)  # fmt: skip
+
+
+def _kept(folder: Path, name: str) -> tuple[Tensors, dict[str, Any]]:
+    found = History(folder, name).load()
+    assert found is not None  # the run was complete
+    return found[1], found[2]
+
+
+def _part(tensors: Tensors, part: str) -> Tensors:
+    return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
+
+
+def mean_head(heads: Sequence[Tensors]) -> Tensors:
+    """Mean over sites, every site alike; of integers (batch norm's counter of steps), which mean nothing, the first."""
+    return {
+        name: torch.stack([head[name].double() for head in heads]).mean(dim=0).to(first.dtype)
+        if first.is_floating_point() else first
+        for name, first in heads[0].items()
+    }  # fmt: skip
+
+
+def join(
+    experiment: Experiment, trained: Trained, data: Path, left_out: str, shots: int, num_steps: int
+) -> dict[str, Scores]:
+    """Let the left-out site join and score its test split, by name of `unseen_table.MOMENTS`.
+
+    Raises:
+        Misfit: its data differ from the others' in kind, or hold a class that none of them has.
+    """
+    with tempfile.TemporaryDirectory(prefix="omnifm-unseen-") as state:
+        site = Site(experiment, left_out, SiteConfig(str(data / left_out), state, "cpu"))
+        payload = welcome(experiment, trained, site)
+        few = shot_cases(site.datalist.training, shots, experiment.seed)
+        site.datalist = replace(site.datalist, training=few)  # the rest is not looked at again
+        head, found = mean_head(list(trained.heads.values())), {}
+        untrained, partition = site._model(trained.spec)
+        blank = replace(payload, shared=partition.pick(untrained, "shared"), extra={})
+        for moment, steps, start, home in (
+            ("untrained", num_steps, blank, {}), ("mean_head", 0, payload, head), ("few_shot", num_steps, payload, head)
+        ):  # fmt: skip
+            local, _ = site._open(start)
+            local.model.load_state_dict(home, strict=False)
+            train_head(site, local, steps)
+            scores = site._scores(local.model, local.extra, "test")
+            found[moment] = {metric: score.mean for metric, score in scores.items()}
+    return found
+
+
+def welcome(experiment: Experiment, trained: Trained, site: Site) -> Payload:
+    """What the server sends to a site that joins after the last round: the shared part and its share of the bank.
+
+    Raises:
+        Misfit: as `join`.
+    """
+    told = site.reply(Payload("describe", 0, trained.run_id, {}, {}, {}))
+    try:
+        site.task.agree(trained.facts | {site.name: told.facts["data"]})
+        site.task.configure(trained.spec)
+        for item in (item for items in site.datalist.splits().values() for item in items):
+            site.task.read(item, site.datalist.labels)
+    except ValueError as error:  # of a case, a RefusedImage
+        raise Misfit(str(error)) from None
+    method = load_method(experiment)
+    method.restore(trained.tensors, trained.record)
+    if method.seeds:
+        method.receive_seeds([site.reply(Payload("seed", 0, trained.run_id, trained.spec, trained.shared, {}))])
+    shared, extra = method.payload(site.name, trained.shared)
+    return Payload("evaluate", experiment.train.num_rounds, trained.run_id, trained.spec, shared, extra)
+
+
+def shot_cases(training: Sequence[Item], shots: int, seed: int) -> tuple[Item, ...]:
+    """k cases drawn with `seed`: of every class, where a case's label is a class, else of all."""
+    order = list(training)
+    random.Random(seed).shuffle(order)
+    groups: dict[str, list[Item]] = {}
+    for item in order:
+        label = item.get("label")
+        groups.setdefault(str(label) if isinstance(label, int | str) else "", []).append(item)
+    return tuple(item for _, items in sorted(groups.items()) for item in items[:shots])
+
+
+def train_head(site: Site, local: LocalRound, num_steps: int) -> None:
+    """Train the model's personal modules on the site's training cases; all else, statistics included, is frozen."""
+    names = set(Partition.of(local.model, personal=local.model.personal()).personal)
+    for name, parameter in local.model.named_parameters():
+        parameter.requires_grad_(name in names)
+    optimizer, batches = site._optimizer(p for p in local.model.parameters() if p.requires_grad), local.batches
+    done = 0
+    while done < num_steps:
+        for module in local.model.modules():
+            module.training = any(p.requires_grad for p in module.parameters(recurse=False))
+        for batch in batches():
+            if done == num_steps:
+                break
+            optimizer.zero_grad(set_to_none=True)
+            local.task.loss(local.model(batch, local.extra).prediction, batch).backward()
+            optimizer.step()
+            done += 1

@@ -1,0 +1,70 @@
+"""The tables of `omnifm bench unseen`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+MOMENTS = {
+    "untrained": "untrained network, few-shot head",
+    "mean_head": "mean of the others' heads",
+    "few_shot": "few-shot head",
+}
+"""What is scored of each contender, in the order of the tables."""
+
+
+def tabulate(
+    cells: Mapping[str, Sequence[Mapping[str, Any]]], sites: Sequence[str], metrics: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Per contender, moment and metric: mean over left-out sites and seeds, spread over seeds, mean of each site.
+
+    Sites that could not join are named in `refused`, and are in no mean.
+    """
+    refused = {cell["left_out"]: cell["refused"] for rows in cells.values() for cell in rows if cell["refused"]}
+    joined = [site for site in sites if site not in refused]
+    table: dict[str, Any] = {}
+    for name, rows in cells.items():
+        seeds = sorted({row["seed"] for row in rows})
+        scores = {(row["seed"], row["left_out"]): row["scores"] for row in rows}
+        for moment in MOMENTS:
+            for metric in metrics:
+                values = [[scores[seed, site][moment][metric] for site in joined] for seed in seeds]
+                table.setdefault(name, {}).setdefault(moment, {})[metric] = _row(np.array(values, float), joined)
+    return {"metrics": dict(metrics), "refused": refused, "rows": table}
+
+
+def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
+    """Of `values` (seeds x sites); NaN is an undefined score."""
+    if not values.size or np.isnan(values).all():
+        return {"mean": None, "std_over_seeds": None, "per_site": dict.fromkeys(joined)}
+    per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
+    return {"mean": float(np.nanmean(values)), "std_over_seeds": float(np.nanstd(np.nanmean(values, axis=1))),
+            "per_site": per_site}  # fmt: skip
+
+
+def markdown(result: Mapping[str, Any], metric: str) -> str:
+    """The first metric as a table for people."""
+    lines = [
+        f"{metric} of a site left out of {result['data']} in turn: {len(result['sites'])} sites, "
+        f"{result['num_rounds']} rounds of {result['local_epochs']} epochs without it, {result['seeds']} seeds; its "
+        f"test split; ± is the spread over seeds.  Few-shot: {result['shots']} cases (per class), "
+        f"{result['num_steps']} steps, all but the head frozen.  The mean of the others' heads exists in the "
+        "simulation only: over FLARE a head never leaves its site.",
+        "",
+        f"| method | | mean | {' | '.join(result['sites'])} |", f"|---|---|---|{'---|' * len(result['sites'])}",
+    ]  # fmt: skip
+    for name, moments in result["rows"].items():
+        for moment, words in MOMENTS.items():
+            row = moments[moment][metric]
+            words = "global model as it is" if (name, moment) == ("FedAvg", "mean_head") else words
+            spread = "–" if row["mean"] is None else f"{row['mean']:.3f} ± {row['std_over_seeds']:.3f}"
+            cells = [_shown(row["per_site"].get(site)) for site in result["sites"]]
+            lines.append(f"| {name} | {words} | {spread} | {' | '.join(cells)} |")
+    lines += [f"\n{site} could not join: {reason}" for site, reason in result["refused"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
