@@ -16,6 +16,10 @@ from omnifm.rounds import Accept, Federation, Transport
 from omnifm.training import Site
 from omnifm.update import Payload
 
+MAX_OPEN = 64
+"""Sites whose cases stay in memory; of more, the oldest is closed and read again when it is asked, so that memory does
+not grow with the number of sites."""
+
 
 class InProcess(Transport):
     """Sites that are objects in this process, asked one after another."""
@@ -42,6 +46,8 @@ class InProcess(Transport):
 
     def _site(self, name: str) -> Site:
         if name not in self.open:
+            if len(self.open) >= MAX_OPEN:
+                del self.open[next(iter(self.open))]
             self.open[name] = Site(self.experiment, name, self.configs[name])
         return self.open[name]
 
