@@ -158,7 +158,7 @@ def plot(
 
 
 def drawing(title: str, figure: Any, alt: str) -> Html:
-    """A matplotlib figure as vectors under its title; `alt` says it in words and must differ from drawing to drawing."""
+    """A matplotlib figure as vectors under its title; `alt` says it in words, each drawing of a page its own."""
     import matplotlib
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a contender's runs started from, cost and went through: beside its scores, and as much a part of a comparison."""
+"""What a contender's runs started from, cost and went through: without it scores cannot be compared."""
 
 from __future__ import annotations
 

@@ -74,12 +74,17 @@ class _Bench:
         """Those of the scale."""
         return [column for column in table.columns if self.name != "smoke" or column.name in table.smoke]
 
+    def rows(self, table: Table, column: Column) -> list[Row]:
+        """Those of the scale that can be run in this column."""
+        rows = [row for row in table.rows if not row.only or column.name in row.only]
+        return [row for row in rows if self.name != "smoke" or row.name in (table.smoke_rows or (row.name,))]
+
     def num_runs(self, table: Table) -> int:
         """Cells, those that several tables share counted every time."""
         num = 0
         for column in self.columns(table):
             experiment = self._experiment(column, demo=self._folder(column) is None)
-            for row in _rows(table, column):
+            for row in self.rows(table, column):
                 num += self.scale.num_seeds
                 if column is self._tuned_in(table, column):
                     num += sum(len(v) for v in grid(row, self.scale, experiment).values() if len(v) > 1)
@@ -130,7 +135,7 @@ class _Bench:
             except ValueError:  # it diverged: never chosen
                 return None
 
-        for row in _rows(table, column):
+        for row in self.rows(table, column):
             start = _contender(experiment, row)
             if chosen is None or row.name not in chosen:
                 found[row.name], tried[row.name] = tune(start, grid(row, self.scale, start), score, metrics[main])
@@ -206,17 +211,15 @@ class _Bench:
             )  # fmt: skip
         else:
             lines.append("Nothing is tuned at this scale: learning rate and constants are the job's.")
+        if self.name == "smoke" and table.smoke_rows:
+            left += [row.name for row in table.rows if row.name not in table.smoke_rows]
         if left:
-            lines.append(f"Columns left out at this scale: {', '.join(left)}.")
+            lines.append(f"Left out at this scale: {'; '.join(left)}.")
         if demo:
             lines.append(
                 f"Demo data, whose sites differ in their own way, stand in for {', '.join(sorted(set(demo)))}."
             )
         return [line for line in lines if line]
-
-
-def _rows(table: Table, column: Column) -> list[Row]:
-    return [row for row in table.rows if not row.only or column.name in row.only]
 
 
 def _contender(experiment: Experiment, row: Row) -> Experiment:

@@ -66,8 +66,9 @@ def _mean(column: Column, name: str) -> str:
 
 def _column(name: str, column: Column) -> Html:
     metrics = list(column.get("shown") or list(column["metrics"])[:2])
-    where = [column["data"], f"{len(column['sites'])} sites", f"{column['num_rounds']} rounds of "
-             f"{column['local_epochs']} epochs", f"{column['seeds']} seeds", SOURCES.get(column.get("source", ""), "")]  # fmt: skip
+    budget = f"{column['num_rounds']} rounds of {column['local_epochs']} epochs"
+    where = [column["data"], f"{len(column['sites'])} sites", budget, f"{column['seeds']} seeds",
+             SOURCES.get(column.get("source", ""), "")]  # fmt: skip
     parts: list[object] = [tag("p", " · ".join(filter(None, where)), class_="soft")]
     parts += [tag("p", f"{row} failed: {reason}", class_="note") for row, reason in column.get("failed", {}).items()]
     if column["rows"]:
@@ -154,9 +155,9 @@ def _scores(column: Column, metric: str) -> Html:
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
-        sites = " · ".join(map(number, after["per_site"]))
+        lost, sites = after.get("sites_below_local", NONE), " · ".join(map(number, after["per_site"]))
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
-                     number(after["std_over_sites"]), after.get("sites_below_local", NONE), versus(after), sites])  # fmt: skip
+                     number(after["std_over_sites"]), lost, versus(after), sites])  # fmt: skip
     return table(heads, rows)
 
 
