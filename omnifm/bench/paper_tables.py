@@ -15,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from omnifm.bench import course, lint, tables_page, tables_text
-from omnifm.bench.papers import SCALES, TABLES, Column, Row, Scale, Table
+from omnifm.bench.comparison import Column, Row, Scale, Table
+from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tables import Cells, cell, tabulate
 from omnifm.bench.tuning import changed, grid, tune
 from omnifm.config import Experiment

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from omnifm.bench.papers import Changes, Row, Scale
+from omnifm.bench.comparison import Changes, Row, Scale
 from omnifm.config import Experiment
 
 

@@ -57,7 +57,7 @@ SCORE = ("OmniFM", "dice", "after")
         (_set((*SCORE, "std_over_seeds"), 0.0), "OmniFM: dice after: std_over_seeds must be"),
         (_set((*SCORE, "std_over_sites"), 0.3), "OmniFM: dice after: std_over_sites must be"),
         (_set((*SCORE, "per_site", 1), 0.7), "OmniFM: dice after: per_site must be the mean over seeds"),
-        (_set((*SCORE, "sites_below_local"), 0), "OmniFM: dice after: sites_below_local must be 1; got 0"),
+        (_set((*SCORE, "sites_below_local"), 1), "OmniFM: dice after: sites_below_local must be 0; got 1"),
         (_set((*SCORE, "against_rival", "difference"), 0.2), "OmniFM: dice after: difference to the rival must be"),
         (_set((*SCORE, "against_rival", "low"), 0.11), "OmniFM: dice after: the interval must hold the difference"),
         (_set((*SCORE, "against_rival", "high"), 9.0), "OmniFM: dice after: the interval must reach"),

@@ -7,7 +7,8 @@ import pytest
 
 from omnifm import plugins
 from omnifm.bench import course, lint, paper_tables, papers
-from omnifm.bench.papers import SCALES, TABLES, Row, Scale
+from omnifm.bench.comparison import Row, Scale
+from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tuning import changed, grid, tune
 from omnifm.config import Experiment
 from tests.conftest import ROOT, experiment
