@@ -207,6 +207,7 @@ TABLES: Mapping[str, Table] = {
             _fedsca("L2-based"),
         ),
         ("iou", "dice"), "L2-based", ("Fed-Polyp",), by_site=True, note=NO_SAM,
+        smoke_rows=("Cosine", "L2-based"),
     ),
 }  # fmt: skip
 

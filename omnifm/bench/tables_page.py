@@ -155,7 +155,7 @@ def _scores(column: Column, metric: str) -> Html:
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
-        lost, sites = after.get("sites_below_local", NONE), " · ".join(map(number, after["per_site"]))
+        lost, sites = after.get("sites_below_local", NONE), tag("div", " · ".join(map(number, after["per_site"])))
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
                      number(after["std_over_sites"]), lost, versus(after), sites])  # fmt: skip
     return table(heads, rows)
