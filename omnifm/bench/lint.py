@@ -48,6 +48,8 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
         yield "must hold scores per seed and site; an older version wrote it without: make it again"
         return
     rows, rival = column["rows"], column["rival"]
+    for name, reason in column.get("failed", {}).items():
+        yield f"{name}: has no scores, since its run failed: {reason}"
     for name, row in (rows | column.get("trivial", {})).items():
         for metric, higher in column["metrics"].items():
             if metric not in row:

@@ -150,6 +150,7 @@ TABLES: Mapping[str, Table] = {
     "omnifm_8": Table(
         "OmniFM table 8: ablation", (CLS, SR, SEG, VQA1, VQA2, VQA3),
         (
+            replace(LOCAL, tuned=False),
             _omnifm("OmniFM"),
             _omnifm("w/o GSKR", retrieval="mean"),
             _omnifm("w/o ECA", fusion="film"),
@@ -162,13 +163,14 @@ TABLES: Mapping[str, Table] = {
     "omnifm_figure_5": Table(
         "OmniFM figure 5: sensitivity to lambda and k", (CLS, SR, SEG, VQA1, FUSION),
         (
+            replace(LOCAL, tuned=False),
             _omnifm("OmniFM (lambda 0.1, k 2)"),
             *(_omnifm(f"lambda {value:g}", align_weight=value) for value in (0.0, 0.01, 1.0, 10.0)),
             *(_omnifm(f"k {value}", num_retrieved=value) for value in (1, 4, 8)),
         ),
         ("accuracy", "psnr", "dice", "vif"), "OmniFM (lambda 0.1, k 2)", ("CLS",),
         note=f"The figure prints no values of lambda and k: these are ours around the defaults.  {TINY}",
-        smoke_rows=("OmniFM (lambda 0.1, k 2)", "lambda 1", "k 4",),
+        smoke_rows=("Local", "OmniFM (lambda 0.1, k 2)", "lambda 1", "k 4",),
     ),
     "fedsca_1": Table(
         "FedSCA table 1: Fed-Prostate", (PROSTATE,),
@@ -183,14 +185,15 @@ TABLES: Mapping[str, Table] = {
         smoke_rows=("Local", "FedAvg", "FedSCA",),
     ),
     "fedsca_3": Table(
-        "FedSCA table 3: computation and communication", (POLYP,), (FEDAVG, FEDPROX, FEDALA, FEDPER, FEDSCA),
+        "FedSCA table 3: computation and communication", (POLYP,), (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDPER, FEDSCA),
         ("iou", "dice"), "FedAvg", ("Fed-Polyp",),
         note=f"{NO_SAM}  Hence no rows with full tuning beside tuned adapters: all rows are full tuning.",
-        smoke_rows=("FedAvg", "FedSCA",),
+        smoke_rows=("Local", "FedAvg", "FedSCA"),
     ),
     "fedsca_4": Table(
         "FedSCA table 4: ablation", (POLYP,),
         (
+            replace(LOCAL, tuned=False),
             replace(FEDAVG, tuned=False),
             _fedsca("SGCA", num_layers=None),
             _fedsca("LAT", aggregation="mean"),
@@ -201,13 +204,14 @@ TABLES: Mapping[str, Table] = {
     "fedsca_5": Table(
         "FedSCA table 5: similarity in SGCA", (POLYP,),
         (
+            replace(LOCAL, tuned=False),
             _fedsca("Inner", metric="inner"),
             _fedsca("Cosine", metric="cosine"),
             _fedsca("L1-based", metric="l1"),
             _fedsca("L2-based"),
         ),
         ("iou", "dice"), "L2-based", ("Fed-Polyp",), by_site=True, note=NO_SAM,
-        smoke_rows=("Cosine", "L2-based"),
+        smoke_rows=("Local", "Cosine", "L2-based"),
     ),
 }  # fmt: skip
 

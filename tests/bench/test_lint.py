@@ -79,6 +79,11 @@ def test_another_architecture_may_start_elsewhere(table):
     assert lint.lint(table) == []
 
 
+def test_a_row_without_scores_is_said(table):
+    table["columns"]["polyp"]["failed"] = {"SCAFFOLD": "train_loss must be finite"}
+    assert lint.lint(table) == ["polyp: SCAFFOLD: has no scores, since its run failed: train_loss must be finite"]
+
+
 def test_undefined_scores_are_left_out_alike(table):
     cells = {"FedAvg": [run(0.5, 0.5), run(0.6, 0.7)], "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)]}
     for one in cells["OmniFM"]:
