@@ -215,15 +215,33 @@ def spectra(
 
 @bench.command()
 def tables(
-    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
-    out: Annotated[Path, typer.Option(help="Folder for the table; finished cells in it are not run again.")],
-    job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is compared.")] = Path("jobs/seg_fets"),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the tables; finished cells in it are not run again.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Federation folder: one <site>/dataset.json per site.  With --scale a folder of them."),
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="The papers' tables: smoke, cpu or paper.")] = None,
+    table: Annotated[list[str] | None, typer.Option(help="With --scale: one table, repeatable; else all.")] = None,
+    job: Annotated[Path, typer.Option(help="Job compared; with --scale the others lie beside it.")] = Path(
+        "jobs/seg_fets"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; a scale has its own.")] = 3,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
     ablations: Annotated[bool, typer.Option(help="OmniFM without each of its parts, too.")] = True,
 ) -> None:
-    """Compare Local, FedAvg, FedPer (both capacities), OmniFM and its ablations on one federation."""
+    """Compare methods: Local, FedAvg, FedPer, OmniFM and its ablations on one federation, or the papers' tables.
+
+    With --scale: tables 1-8 and figure 5 of OmniFM, 1-5 of FedSCA; smoke in
+    minutes, cpu in hours, paper on GPUs.  Demo data stand in for federations
+    that --data lacks.  Exit code 1 if the tables' own arithmetic is wrong.
+    """
+    if scale is not None:
+        from omnifm.bench import paper_tables
+
+        _say(paper_tables.run(out, scale, data=data, names=tuple(table or ()), jobs=job.parent))
+    if table or data is None:
+        raise ValueError(f"{'table needs' if table else 'data must be given without'} --scale; there is none")
     from omnifm.bench.tables import run
 
     run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations)
@@ -244,3 +262,18 @@ def unseen(
 
     run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, shots=shots)
     print((out / "unseen.md").read_text(), end="")
+
+
+@bench.command()
+def lint(folder: Annotated[Path, typer.Argument(help="Folder that `bench tables` wrote.")]) -> None:
+    """Work out the tables' own arithmetic again: exit code 1 if something in them cannot be true."""
+    from omnifm.bench.lint import lint_folder
+
+    _say(lint_folder(folder))
+
+
+def _say(findings: list[str]) -> None:
+    for line in findings:
+        print(line)
+    print(f"lint: {len(findings)} findings")
+    raise typer.Exit(1 if findings else 0)

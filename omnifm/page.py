@@ -126,7 +126,6 @@ def plot(
     limits: tuple[Any, Any] | None = None,
 ) -> Html:  # fmt: skip
     """Curves over rounds; a value that is not `defined` leaves a gap.  The drawing holds no name, the alt text does."""
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from PIL import Image
@@ -150,12 +149,19 @@ def plot(
     axes.spines[["top", "right"]].set_visible(False)
     ends = [f"{name} {number(next(filter(defined, reversed(values)), None))}" for name, values in series.items()]
     alt = f"{title} over {len(rounds)} rounds; last values: {', '.join(ends)}"
-    buffer = io.BytesIO()
     if len(rounds) * len(series) > MAX_POINTS:
+        buffer, few_colours = io.BytesIO(), io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
-        few_colours = io.BytesIO()
         Image.open(buffer).convert("RGB").quantize(32).save(few_colours, format="PNG", optimize=True)
         return tag("figure", tag("h3", title), image(few_colours.getvalue(), alt))
+    return drawing(title, figure, alt)
+
+
+def drawing(title: str, figure: Any, alt: str) -> Html:
+    """A matplotlib figure as vectors under its title; `alt` says it in words, each drawing of a page its own."""
+    import matplotlib
+
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "omnifm"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return tag("figure", tag("h3", title), _vectors(buffer.getvalue().decode(), alt))

@@ -83,7 +83,7 @@ class Federation:
         self.spec: dict[str, Any] = {}
         self.shared: Tensors = {}
         self.partition: Partition | None = None
-        self.init_hash = ""
+        self.init_hash, self.backbone_hash = "", ""
         self.facts: dict[str, dict[str, Any]] = {}
         self.absent: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []
@@ -198,6 +198,9 @@ class Federation:
         self.partition = self.method.partition(model)
         self.shared = self.partition.pick(model, "shared")
         self.init_hash = digest(self.shared)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        # The same for methods that share different parts of it, which init_hash cannot show.
+        self.backbone_hash = digest({name: w for name, w in trained.items() if name.startswith("backbone.")})
         self.method.start(self.shared)
         sizes = {part: self.partition.count(part) for part in Partition.parts()}
         logger.info("partition %s: %s values; sites %s", self.partition.hash()[:12], sizes, sorted(self.facts))
@@ -404,7 +407,7 @@ class Federation:
             "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.history)},
             "partition": {"hash": part.hash() if part else "",
                           **{name: part.count(name) if part else 0 for name in Partition.parts()}},
-            "init_hash": self.init_hash, "final_hash": digest(self.shared),
+            "init_hash": self.init_hash, "backbone_hash": self.backbone_hash, "final_hash": digest(self.shared),
             "data_source": "demo" if demo else "site",
             "sites": {site: site_row(self.facts[site], update) for site, update in sorted(self.results.items())},
             "aggregate": aggregate(self.task.metrics, self.results),

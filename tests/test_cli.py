@@ -23,6 +23,7 @@ def omnifm(*args):
         ("report",),
         ("bench", "tables"),
         ("bench", "cost"),
+        ("bench", "lint"),
     ],
 )
 def test_every_command_explains_itself(command):
@@ -43,7 +44,10 @@ def test_every_command_explains_itself(command):
         (("bench", "tables", "--data", "/nowhere", "--out", "/tmp/none"), "omnifm: data must hold at least 2 sites"),
         (("prepare", "breakhis", "/nowhere", "/nowhere/in"), "omnifm: destination must lie outside the source"),
         (("prepare", "nothing"), "No such command 'nothing'"),
-        (("bench", "tables"), "Missing option '--data'"),
+        (("bench", "tables"), "Missing option '--out'"),
+        (("bench", "tables", "--out", "/tmp/none"), "omnifm: data must be given without --scale; there is none"),
+        (("bench", "tables", "--out", "/tmp/none", "--scale", "huge"), "omnifm: scale must be one of smoke, cpu"),
+        (("bench", "lint", "/nowhere"), "omnifm: folder must hold a table's JSON; it holds none"),
     ],
 )
 def test_wrong_use_costs_one_line_and_exit_code_2(command, message):

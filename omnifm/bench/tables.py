@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +21,10 @@ from scipy import stats
 from tqdm import tqdm
 
 from omnifm import simulation
+from omnifm.bench import course, lint, tables_page
 from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
+from omnifm.page import number
 from omnifm.plugins import plugin
 from omnifm.state import write_atomic
 
@@ -53,7 +58,7 @@ def run(
     num_epochs: int | None = None,
     ablations: bool = True,
 ) -> None:
-    """Run what is missing, then write table.json and table.md.
+    """Run what is missing, then write table.json, table.md and table.html.
 
     Args:
         data: federation folder, one `<site>/dataset.json` per site.
@@ -82,25 +87,39 @@ def run(
     ]
     for seed, name in (bar := tqdm(grid, unit="run")):
         bar.set_description(f"{name}, seed {seed}")
-        cells[name].append(_cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
+        cells[name].append(cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
         metrics = plugin("tasks", experiment.task["name"]).metrics
         table = tabulate({k: v for k, v in cells.items() if v}, metrics)
+        for row, runs in zip(table["rows"].values(), filter(None, cells.values()), strict=True):
+            row["facts"] = course.facts(runs, train.batch_size, train.local_epochs)
+        course.add_curves(table["rows"], cells, metrics)
         header = {
             "data": data.name,
             "sites": sites,
             "seeds": num_seeds,
             "num_rounds": train.num_rounds,
             "local_epochs": train.local_epochs,
+            "rival": RIVAL,
+            "metrics": metrics,
         }
         write_atomic(out / "table.json", json.dumps(header | table, indent=1).encode())
         write_atomic(out / "table.md", markdown(header, table, next(iter(metrics))).encode())
+    title = f"{experiment.job} on {data.name}"
+    write_atomic(out / "table.html", tables_page.page(title, [], {data.name: header | table}))
+    for line in lint.lint(header | table):
+        print(f"lint: {line}", file=sys.stderr)
 
 
-def _cell(experiment: Experiment, data: Path, sites: list[str], out: Path) -> dict[str, Any]:
+def cell(experiment: Experiment, data: Path, sites: list[str], out: Path, device: str = "cpu") -> dict[str, Any]:
+    """The summary of one run, from `<out>/cells` if it was run before.
+
+    Raises:
+        ValueError: the run was not complete; it is not kept.
+    """
     key = hashlib.sha256(f"{experiment.hash()} {experiment.seed} {data.name} {sites}".encode()).hexdigest()[:16]
     path = out / "cells" / f"{key}.json"
     if not path.exists():
-        summary = simulation.run(experiment, data, sites)
+        summary = simulation.run(experiment, data, sites, device=device)
         if summary["status"] != "COMPLETE":
             raise ValueError(
                 f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
@@ -109,52 +128,73 @@ def _cell(experiment: Experiment, data: Path, sites: list[str], out: Path) -> di
     return json.loads(path.read_text())
 
 
-def tabulate(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
+def tabulate(cells: Cells, metrics: Mapping[str, bool], rival: str = RIVAL) -> dict[str, Any]:
     """Per contender, metric and moment: mean over sites and seeds, spread over seeds, worst site, sites below Local.
 
-    Paired differences against the matched rival are taken per site and seed, after averaging over sites they give one
+    Paired differences against the rival are taken per site and seed, after averaging over sites they give one
     number per seed; the interval is Student's t, 95 %, over seeds.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a metric that is defined nowhere has no mean: None
+        return plain(_tabulate(cells, metrics, rival))
+
+
+def _tabulate(cells: Cells, metrics: Mapping[str, bool], rival: str) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, runs in cells.items():
         rows[name] = {
-            metric: {when: _row(name, _matrix(runs, metric, when), cells, metric, when, higher) for when in MOMENTS}
+            metric: {
+                when: _row(name, _matrix(runs, metric, when), cells, metric, when, higher, rival) for when in MOMENTS
+            }
             for metric, higher in metrics.items()
         }
         rows[name]["bytes_up"] = sum(row["bytes_up"] for h in runs[0]["history"] for row in h["sites"].values())
         banks = [run["history"][-1]["bank"] for run in runs]
         rows[name]["effective_rank"] = float(np.mean([b["effective_rank"] for b in banks])) if banks[0] else None
-    return {"rows": rows, "trivial": _trivial(cells, metrics)}
+    return {"rows": rows, "trivial": _trivial(cells, metrics, rival)}
 
 
-def _trivial(cells: Cells, metrics: Mapping[str, bool]) -> dict[str, Any]:
+def plain(value: Any) -> Any:
+    """For JSON, which knows no NaN: None instead."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _trivial(cells: Cells, metrics: Mapping[str, bool], rival: str) -> dict[str, Any]:
     """Rows of the rivals that a task scores beside the model; those of OmniFM's runs, where a rival hangs on it."""
     runs = cells.get("OmniFM") or next(iter(cells.values()))
     rows: dict[str, Any] = {}
     for metric, others in rivals(metrics).items():
         for name, scored in others.items():
             rows.setdefault(name, {})[metric] = {
-                when: _row(name, _matrix(runs, scored, when), cells, metric, when, metrics[metric]) for when in MOMENTS
+                when: _row(name, _matrix(runs, scored, when), cells, metric, when, metrics[metric], rival)
+                for when in MOMENTS
             }
     return rows
 
 
-def _row(name: str, values: np.ndarray, cells: Cells, metric: str, when: str, higher: bool) -> dict[str, Any]:
+def _row(
+    name: str, values: np.ndarray, cells: Cells, metric: str, when: str, higher: bool, rival: str
+) -> dict[str, Any]:
     """Of `values` (seeds x sites)."""
     per_site = np.nanmean(values, axis=0)
     worst = (np.nanmin if higher else np.nanmax)(per_site)
     row: dict[str, Any] = {
         "mean": float(np.nanmean(values)),
-        "std_over_seeds": float(np.std(np.nanmean(values, axis=1))),
+        "std_over_seeds": float(np.nanstd(np.nanmean(values, axis=1))),
         "worst_site": float(worst),
         "std_over_sites": float(np.nanstd(per_site)),
         "per_site": per_site.tolist(),
+        "values": values.tolist(),
     }
     if "Local" in cells:
         alone = np.nanmean(_matrix(cells["Local"], metric, "after"), axis=0)
         row["sites_below_local"] = int(np.sum(per_site < alone) if higher else np.sum(per_site > alone))
-    if RIVAL in cells and name != RIVAL:
-        row["against_matched"] = _paired(values, _matrix(cells[RIVAL], metric, when))
+    if rival in cells and name != rival:
+        row["against_rival"] = _paired(values, _matrix(cells[rival], metric, when))
     return row
 
 
@@ -166,9 +206,10 @@ def _matrix(runs: list[dict[str, Any]], metric: str, when: str) -> np.ndarray:
 def _paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
     num = min(len(mine), len(other))
     differences = np.nanmean(mine[:num] - other[:num], axis=1)
-    if num < 2:
-        return {"difference": float(differences.mean()), "low": None, "high": None}
-    half = stats.t.ppf(0.975, num - 1) * differences.std(ddof=1) / np.sqrt(num)
+    differences = differences[np.isfinite(differences)]  # a seed where nothing is defined says nothing
+    if len(differences) < 2:
+        return {"difference": float(differences[0]) if len(differences) else None, "low": None, "high": None}
+    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
     return {
         "difference": float(differences.mean()),
         "low": float(differences.mean() - half),
@@ -189,13 +230,11 @@ def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -
     trivial = {f"*{name}*": row | {"effective_rank": None} for name, row in table["trivial"].items() if metric in row}
     for name, row in (table["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
-        versus = after.get("against_matched")
-        cells = [f"{m['mean']:.3f} ± {m['std_over_seeds']:.3f}" for m in (before, after)]
-        interval = "" if versus is None or versus["low"] is None else f" [{versus['low']:+.3f}, {versus['high']:+.3f}]"
+        cells = [tables_page.spread(m) for m in (before, after)]
         cells += [
-            f"{after['worst_site']:.3f}",
+            number(after["worst_site"]),
             str(after.get("sites_below_local", "")),
-            "" if versus is None else f"{versus['difference']:+.3f}{interval}",
+            tables_page.versus(after),
             "" if row["effective_rank"] is None else f"{row['effective_rank']:.2f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -35,9 +35,9 @@ def test_golden():
     assert row["std_over_seeds"] == pytest.approx(0.1)
     assert row["per_site"] == pytest.approx([0.7, 0.7])
     assert row["sites_below_local"] == 0
-    assert row["against_matched"]["difference"] == pytest.approx(0.15)
+    assert row["against_rival"]["difference"] == pytest.approx(0.15)
     half = stats.t.ppf(0.975, 1) * np.std([0.1, 0.2], ddof=1) / np.sqrt(2)
-    assert row["against_matched"]["high"] == pytest.approx(0.15 + half)
+    assert row["against_rival"]["high"] == pytest.approx(0.15 + half)
     matched = tables.tabulate(cells, METRICS)["rows"]["FedPer (matched)"]["dice"]["after"]
     assert matched["sites_below_local"] == 1
 
@@ -52,7 +52,7 @@ def test_a_rival_that_the_task_scores_has_its_own_row():
     table = tables.tabulate(cells, metrics)
     row = table["trivial"]["blank"]["dice"]["after"]
     assert (row["mean"], row["sites_below_local"]) == (pytest.approx(0.1), 2)
-    assert row["against_matched"]["difference"] == pytest.approx(-0.4)
+    assert row["against_rival"]["difference"] == pytest.approx(-0.4)
     header = {"data": "d", "sites": ["a", "b"], "num_rounds": 1, "local_epochs": 1, "seeds": 2}
     assert "| *blank* | 0.100" in tables.markdown(header, table, "dice")
 

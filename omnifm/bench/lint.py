@@ -1,0 +1,156 @@
+"""Whether a table's own numbers can be true together: everything is worked out again from the scores per seed and site.
+
+It shares no code with what made the table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev, stdev
+from typing import Any
+
+from scipy import stats
+
+TOLERANCE = 1e-6
+MOMENTS = ("before", "after")
+Values = Sequence[Sequence[float | None]]
+
+
+def lint_folder(folder: Path) -> list[str]:
+    """What is wrong in every table of a folder, one line each; cells are not tables.
+
+    Raises:
+        ValueError: the folder holds no table.
+    """
+    files = [file for file in sorted(folder.glob("*.json")) if "columns" in (found := _read(file)) or "rows" in found]
+    if not files:
+        raise ValueError("folder must hold a table's JSON; it holds none")
+    return [f"{file.stem}: {line}" for file in files for line in lint(_read(file))]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text())
+    return content if isinstance(content, dict) else {}
+
+
+def lint(document: Mapping[str, Any]) -> list[str]:
+    """What cannot be true in one table, a line per finding with column, row and metric; empty if all can."""
+    columns = document.get("columns") or {"table": document}
+    return [f"{name}: {line}" for name, column in columns.items() for line in _column(column)]
+
+
+def _column(column: Mapping[str, Any]) -> Iterator[str]:
+    if "rival" not in column:
+        yield "must hold scores per seed and site; an older version wrote it without: make it again"
+        return
+    rows, rival = column["rows"], column["rival"]
+    for name, reason in column.get("failed", {}).items():
+        yield f"{name}: has no scores, since its run failed: {reason}"
+    for name, row in (rows | column.get("trivial", {})).items():
+        for metric, higher in column["metrics"].items():
+            if metric not in row:
+                continue  # a trivial rival has the scores of its own metrics
+            for when in MOMENTS:
+                where = f"{name}: {metric} {when}"
+                others = {key: rows[key][metric] for key in ("Local", rival) if key in rows}
+                yield from (f"{where}: {line}" for line in _scores(row[metric][when], higher))
+                yield from (f"{where}: {line}" for line in _below(row[metric][when], others.get("Local"), higher))
+                if name != rival:
+                    yield from (f"{where}: {line}" for line in _against(row[metric][when], others.get(rival), when))
+        yield from (f"{name}: {line}" for line in _overlap(row))
+    yield from _budget(rows)
+
+
+def _scores(row: Mapping[str, Any], higher: bool) -> Iterator[str]:
+    per_site = [_mean(scores) for scores in zip(*row["values"], strict=True)]
+    per_seed = [_mean(scores) for scores in row["values"]]
+    defined = [score for score in per_site if score is not None]
+    seeds = [score for score in per_seed if score is not None]
+    expected = {
+        "mean": _mean([score for scores in row["values"] for score in scores]),
+        "worst_site": (min if higher else max)(defined) if defined else None,
+        "std_over_seeds": pstdev(seeds) if seeds else None,
+        "std_over_sites": pstdev(defined) if defined else None,
+    }
+    for i, (told, right) in enumerate(zip(row["per_site"], per_site, strict=True), 1):
+        if not _same(told, right):
+            yield f"per_site must be the mean over seeds, {right}, at site {i}; got {told}"
+    for key, right in expected.items():
+        if not _same(row[key], right):
+            yield f"{key} must be {right}; got {row[key]}"
+
+
+def _below(row: Mapping[str, Any], alone: Mapping[str, Any] | None, higher: bool) -> Iterator[str]:
+    if alone is None:
+        return
+    pairs = zip(row["per_site"], alone["after"]["per_site"], strict=True)
+    lost = sum((a < b if higher else a > b) for a, b in pairs if a is not None and b is not None)
+    if row["sites_below_local"] != lost:
+        yield f"sites_below_local must be {lost}; got {row['sites_below_local']}"
+
+
+def _against(row: Mapping[str, Any], other: Mapping[str, Any] | None, when: str) -> Iterator[str]:
+    if other is None:
+        return
+    told = row["against_rival"]
+    differences = [_mean([None if a is None or b is None else a - b for a, b in zip(mine, theirs, strict=True)])
+                   for mine, theirs in zip(row["values"], other[when]["values"], strict=True)]  # fmt: skip
+    defined = [value for value in differences if value is not None]
+    right = _mean(differences)
+    if not _same(told["difference"], right):
+        yield f"difference to the rival must be {right}; got {told['difference']}"
+    if told["low"] is None or told["high"] is None:
+        if len(defined) > 1:
+            yield "a difference over several seeds must have an interval; it has none"
+        return
+    if not told["low"] - TOLERANCE <= told["difference"] <= told["high"] + TOLERANCE:
+        yield f"the interval must hold the difference {told['difference']}; got [{told['low']}, {told['high']}]"
+    half = stats.t.ppf(0.975, len(defined) - 1) * stdev(defined) / math.sqrt(len(defined))
+    if not _same((told["high"] - told["low"]) / 2, float(half)):
+        yield f"the interval must reach {half} to either side; it reaches {(told['high'] - told['low']) / 2}"
+
+
+def _overlap(row: Mapping[str, Any]) -> Iterator[str]:
+    """Per case Dice is 2J / (1 + J), which bends down: of means it can only be less, and never less than J."""
+    if "dice" not in row or "iou" not in row:
+        return
+    for when in MOMENTS:
+        pairs = zip(row["dice"][when]["values"], row["iou"][when]["values"], strict=True)
+        for dice, iou in (pair for d, j in pairs for pair in zip(d, j, strict=True)):
+            if dice is None or iou is None:
+                continue
+            if not iou - TOLERANCE <= dice <= 2 * iou / (1 + iou) + TOLERANCE:
+                yield f"{when}: mean Dice must lie in [J, 2J / (1 + J)] for mean IoU J = {iou}; got {dice}"
+
+
+def _budget(rows: Mapping[str, Any]) -> Iterator[str]:
+    """All contenders: the same steps, the same first backbone; where the whole division is the same, all of it."""
+    with_facts = {name: row["facts"] for name, row in rows.items() if "facts" in row}
+    for key, what in (("steps", "local steps"), ("backbone_hash", "initial backbone")):
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, facts in with_facts.items():
+            if facts[key][0] is not None:
+                found[str(facts[key])].append(name)
+        if len(found) > 1:
+            rare = min(found.values(), key=len)
+            yield f"{', '.join(rare)}: must have the same {what} as the others; got {with_facts[rare[0]][key]}"
+    starts: dict[str, tuple[str, list[str]]] = {}
+    for name, facts in with_facts.items():
+        first, hashes = starts.setdefault(facts["partition_hash"], (name, facts["init_hash"]))
+        if hashes != facts["init_hash"]:
+            yield f"{name}: must start from the same shared values as {first}, which has the same partition"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
+
+
+def _same(told: float | None, right: float | None) -> bool:
+    if told is None or right is None:
+        return told is right
+    return math.isclose(told, right, rel_tol=TOLERANCE, abs_tol=TOLERANCE)

@@ -1,0 +1,238 @@
+"""Run the papers' tables of `papers` at a scale: tune, run every seed, write JSON, Markdown and HTML, lint.
+
+Cells are those of `tables`: what was run for one table is there for the next, and a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from omnifm.bench import course, lint, tables_page, tables_text
+from omnifm.bench.comparison import Column, Row, Scale, Table
+from omnifm.bench.papers import SCALES, TABLES
+from omnifm.bench.tables import Cells, cell, tabulate
+from omnifm.bench.tuning import changed, grid, tune
+from omnifm.config import Experiment
+from omnifm.data.datalist import SPLITS
+from omnifm.data.demo import demo_site
+from omnifm.data.site_folder import new_folder
+from omnifm.metrics.rivals import rivals
+from omnifm.plugins import plugin
+from omnifm.state import write_atomic
+
+
+def run(out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ...] = (), jobs: Path) -> list[str]:
+    """Write `<out>/<table>.json`, `.md` and `.html` of every table.
+
+    Args:
+        out: results, finished cells and demo data; what is there is not done again.
+        scale: of `papers.SCALES`.
+        data: folder of federation folders; demo data stand in for those that it lacks.
+        names: of `papers.TABLES`; empty is all.
+        jobs: folder of the job folders.
+
+    Returns:
+        What the lint says, a line per finding.
+
+    Raises:
+        ValueError: there is no such scale, table, job or folder.
+    """
+    for kind, known, asked in (("scale", SCALES, (scale,)), ("table", TABLES, names)):
+        if unknown := sorted(set(asked) - set(known)):
+            raise ValueError(f"{kind} must be one of {', '.join(known)}; got {unknown[0]!r:.80}")
+    if data is not None and not data.is_dir():
+        raise ValueError("data must be a folder of federation folders; it is not there")
+    chosen = {name: TABLES[name] for name in names or TABLES}
+    bench = _Bench(out, scale, SCALES[scale], data, jobs)
+    bench.bar.total = sum(bench.num_runs(table) for table in chosen.values())
+    findings: list[str] = []
+    for name, table in chosen.items():
+        document = bench.table(name, table)
+        findings += [f"{name}: {line}" for line in lint.lint(document)]
+    bench.bar.close()
+    return findings
+
+
+class _Bench:
+    """What the tables of one command share.
+
+    Args:
+        out, data, jobs: as for `run`.
+    """
+
+    def __init__(self, out: Path, name: str, scale: Scale, data: Path | None, jobs: Path) -> None:
+        self.out, self.name, self.scale, self.data, self.jobs = out, name, scale, data, jobs
+        self.bar = tqdm(unit="run")
+
+    def columns(self, table: Table) -> list[Column]:
+        """Those of the scale."""
+        return [column for column in table.columns if self.name != "smoke" or column.name in table.smoke]
+
+    def rows(self, table: Table, column: Column) -> list[Row]:
+        """Those of the scale that can be run in this column."""
+        rows = [row for row in table.rows if not row.only or column.name in row.only]
+        return [row for row in rows if self.name != "smoke" or row.name in (table.smoke_rows or (row.name,))]
+
+    def num_runs(self, table: Table) -> int:
+        """Cells, those that several tables share counted every time."""
+        num = 0
+        for column in self.columns(table):
+            experiment = self._experiment(column, demo=self._folder(column) is None)
+            for row in self.rows(table, column):
+                num += self.scale.num_seeds
+                if column is self._tuned_in(table, column):
+                    num += sum(len(v) for v in grid(row, self.scale, experiment).values() if len(v) > 1)
+        return num
+
+    def table(self, name: str, table: Table) -> dict[str, Any]:
+        """Run a table, writing it after each column; returns its JSON."""
+        document: dict[str, Any] = {
+            "table": name, "title": table.title, "scale": self.name, "caption": self._caption(table), "columns": {},
+        }  # fmt: skip
+        for column in self.columns(table):
+            first = self._tuned_in(table, column)
+            tuned = document["columns"].get(first.name, {}).get("chosen")
+            document["columns"][column.name] = self._column(name, table, column, tuned)
+            write_atomic(self.out / f"{name}.json", json.dumps(document, indent=1).encode())
+            write_atomic(self.out / f"{name}.md", tables_text.markdown(document).encode())
+            page = tables_page.page(table.title, document["caption"], document["columns"])
+            write_atomic(self.out / f"{name}.html", page)
+        return document
+
+    def _tuned_in(self, table: Table, column: Column) -> Column:
+        """The first column with the same job and network: tuning is done there."""
+
+        def network(one: Column) -> tuple[Any, ...]:
+            return one.job, one.changes.get("task"), one.changes.get("model")
+
+        return next(one for one in self.columns(table) if network(one) == network(column))
+
+    def _column(self, name: str, table: Table, column: Column, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+        folder = self._folder(column)
+        demo = folder is None
+        experiment = self._experiment(column, demo=demo)
+        where = self._demo(column, experiment.task["name"]) if folder is None else folder
+        sites = _sites(where)
+        metrics: Mapping[str, bool] = plugin("tasks", experiment.task["name"]).metrics
+        main = next(iter(metrics))
+        cells: Cells = {}
+        facts, found, tried, failed = {}, dict[str, Any](), dict[str, Any](), dict[str, str]()
+
+        def ran(experiment: Experiment, label: str) -> dict[str, Any]:
+            self.bar.set_description(f"{name}, {column.name}, {label}")
+            self.bar.update()
+            return cell(experiment, where, sites, self.out, self.scale.device)
+
+        def score(experiment: Experiment) -> float | None:
+            try:
+                return course.validation(ran(experiment, "tuning"), main, metrics[main])
+            except ValueError:  # it diverged: never chosen
+                return None
+
+        for row in self.rows(table, column):
+            start = _contender(experiment, row)
+            if chosen is None or row.name not in chosen:
+                found[row.name], tried[row.name] = tune(start, grid(row, self.scale, start), score, metrics[main])
+            else:
+                found[row.name] = chosen[row.name]
+            best = changed(start, found[row.name])
+            try:
+                runs = [ran(replace(best, seed=seed), row.name) for seed in range(self.scale.num_seeds)]
+            except ValueError as error:
+                failed[row.name] = str(error)
+                continue
+            cells[row.name] = runs
+            facts[row.name] = course.facts(runs, best.train.batch_size, best.train.local_epochs + row.extra_epochs)
+        result = tabulate(cells, metrics, table.rival) if cells else {"rows": {}, "trivial": {}}
+        for row_name, told in facts.items():
+            result["rows"][row_name]["facts"] = told
+        course.add_curves(result["rows"], cells, metrics)
+        return {
+            "data": column.data if folder else f"demo for {column.data}", "source": "demo" if demo else "site",
+            "sites": sites, "seeds": self.scale.num_seeds, "num_rounds": experiment.train.num_rounds,
+            "local_epochs": experiment.train.local_epochs, "rival": table.rival, "metrics": dict(metrics),
+            "shown": [metric for metric in table.metrics if metric in rivals(metrics)], "by_site": table.by_site,
+            "chosen": found, "tried": tried, "failed": failed, **result,
+        }  # fmt: skip
+
+    def _experiment(self, column: Column, *, demo: bool) -> Experiment:
+        """The column's job at this scale; on demo data under one name per task, so that tables share cells."""
+        file = self.jobs / column.job / "app/config/experiment.json"
+        if not file.is_file():
+            raise ValueError(f"jobs must hold {column.job}/app/config/experiment.json; it does not")
+        record = json.loads(file.read_text()) | {"preset": column.preset if self.scale.presets else None}
+        experiment = Experiment.from_json(json.dumps(record))
+        task = experiment.task["name"]
+        experiment = changed(changed(experiment, self.scale.shrunk.get(task, {})), column.changes)
+        if demo:
+            experiment = replace(experiment, job=f"demo_{task}", data=replace(experiment.data, name="synthetic demo"))
+        return experiment
+
+    def _folder(self, column: Column) -> Path | None:
+        """The real federation, None where demo data stand in."""
+        folder = None if self.data is None else self.data / column.data
+        return folder if folder is not None and len(_sites(folder)) > 1 else None
+
+    def _demo(self, column: Column, task: str) -> Path:
+        """A demo federation of the column's number of sites, with as many cases as the scale keeps."""
+        num, cases = min(column.num_sites, self.scale.num_sites), self.scale.cases.get(task)
+        root = self.out / "demo" / "_".join(map(str, (task, num, *(cases or ()))))
+        for site in (f"site-{number}" for number in range(1, num + 1)):
+            if not (root / site).is_dir():
+                with new_folder(root / site) as work:
+                    shutil.copytree(demo_site(task, site), work, dirs_exist_ok=True)
+                    if cases:
+                        _cut(work / "dataset.json", cases)
+        return root
+
+    def _caption(self, table: Table) -> list[str]:
+        scale, shown = self.scale, self.columns(table)
+        demo = [column.data for column in shown if self._folder(column) is None]
+        rates = ", ".join(f"{factor:.2g}" for factor in scale.lr_factors)
+        left = [column.name for column in table.columns if column not in shown]
+        grids = "; ".join(f"{row.name} {key} {', '.join(map(str, values))}" for row in table.rows if row.tuned
+                          for key, values in row.grid.items())  # fmt: skip
+        lines = [
+            table.note,
+            f"Scale {self.name}: {scale.num_seeds} seed{'s' * (scale.num_seeds > 1)}; the same splits, initial "
+            "backbone and local steps for every row; ± is the spread over seeds, [ ] Student's 95 % interval of the "
+            f"paired difference to {table.rival}." + (" One seed gives no interval." if scale.num_seeds == 1 else ""),
+        ]
+        if len(scale.lr_factors) > 1:
+            lines.append(
+                f"Chosen on validation, seed 0, in the first column of a network: the job's learning rate times {rates}"
+                + (f"; then {grids}" if grids else "") + ".  Rows of an ablation keep the job's."
+            )  # fmt: skip
+        else:
+            lines.append("Nothing is tuned at this scale: learning rate and constants are the job's.")
+        if self.name == "smoke" and table.smoke_rows:
+            left += [row.name for row in table.rows if row.name not in table.smoke_rows]
+        if left:
+            lines.append(f"Left out at this scale: {'; '.join(left)}.")
+        if demo:
+            lines.append(
+                f"Demo data, whose sites differ in their own way, stand in for {', '.join(sorted(set(demo)))}."
+            )
+        return [line for line in lines if line]
+
+
+def _contender(experiment: Experiment, row: Row) -> Experiment:
+    epochs = max(1, experiment.train.local_epochs - row.extra_epochs)
+    return replace(experiment, method=dict(row.method), train=replace(experiment.train, local_epochs=epochs))
+
+
+def _sites(folder: Path) -> list[str]:
+    return sorted(file.parent.name for file in folder.glob("*/dataset.json"))
+
+
+def _cut(file: Path, cases: tuple[int, ...]) -> None:
+    content = json.loads(file.read_text())
+    content |= {split: content[split][:num] for split, num in zip(SPLITS, cases, strict=True)}
+    file.write_text(json.dumps(content))

@@ -1,0 +1,245 @@
+"""The papers' tables as plain data: rows, columns, metrics, grids, and what stands in for what cannot be had.
+
+OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `paper_tables` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from omnifm.bench.comparison import Changes, Column, Row, Scale, Table
+
+LOCAL = Row("Local", {"name": "local"})
+FEDAVG = Row("FedAvg", {"name": "fedavg"})
+FEDPROX = Row("FedProx", {"name": "fedprox"}, {"mu": (0.001, 0.01, 0.1)})
+DITTO = Row("Ditto", {"name": "ditto"}, {"lam": (0.1, 1.0)})
+SCAFFOLD = Row("SCAFFOLD", {"name": "scaffold"})
+MOON = Row("MOON", {"name": "moon"}, {"mu": (0.1, 1.0, 5.0)})
+GPFL = Row("GPFL", {"name": "gpfl"}, {"lam": (0.001, 0.01, 0.1)})
+FEDDYN = Row("FedDyn", {"name": "feddyn"}, {"alpha": (0.01, 0.1, 1.0)})
+FEDREP = Row("FedRep", {"name": "fedrep"}, extra_epochs=1)
+FEDBN = Row("FedBN", {"name": "fedbn"})
+FEDADAM = Row("FedAdam", {"name": "fedadam"}, {"lr": (0.001, 0.01, 0.1)})
+FEDYOGI = Row("FedYogi", {"name": "fedyogi"}, {"lr": (0.001, 0.01, 0.1)})
+FEDAVGM = Row("FedAvgM", {"name": "fedavgm"}, {"momentum": (0.5, 0.9)})
+FEDALA = Row("FedALA", {"name": "fedala"}, {"eta": (0.1, 1.0)})
+PFA = Row("PFA (PRR-FL)", {"name": "pfa"}, {"start": (0.5, 0.7, 0.9)})
+FEDSA_LORA = Row("FedSA-LoRA", {"name": "fedsa_lora"}, only=("LoRA",))
+DEER = Row("DEeR", {"name": "deer"}, only=("LoRA",))
+FEDPER = Row("FedPer (paper)", {"name": "fedper", "capacity": "paper"})
+MATCHED = Row("FedPer (matched)", {"name": "fedper", "capacity": "matched"})
+OMNIFM = Row("OmniFM", {"name": "omnifm"}, {"align_weight": (0.01, 0.1, 1.0)})
+FEDSCA = Row("FedSCA", {"name": "fedsca"}, {"alpha": (0.1, 0.5, 2.0)})
+
+
+def _omnifm(name: str, **settings: Any) -> Row:
+    return Row(name, {"name": "omnifm", **settings}, tuned=False)
+
+
+def _fedsca(name: str, **settings: Any) -> Row:
+    return Row(name, {"name": "fedsca", **settings}, tuned=False)
+
+
+# OmniFM's columns.
+def _classification() -> tuple[Column, ...]:
+    scenarios = {"1 hard": "cls_medmnist_hard", "2 medium": "cls_medmnist_medium", "3 extra": "cls_medmnist_extra"}
+    return tuple(
+        Column(f"{name}, {share}%", data, "cls_medmnist", {"train": {"participation": share / 100}}, num_sites=10)
+        for name, data in scenarios.items() for share in (100, 50, 20)
+    )  # fmt: skip
+
+
+def _super_resolution() -> tuple[Column, ...]:
+    presets = {2: "paper", 4: "paper_x4", 8: "paper_x8"}
+    return tuple(
+        Column(f"x{scale}, scenario {number}", f"sr_breakhis_{number}", "sr_breakhis", {"task": {"scale": scale}},
+               presets[scale])
+        for scale in presets for number in (1, 2)
+    )  # fmt: skip
+
+
+def _tunings() -> tuple[Column, ...]:
+    tunings = {"F-C": "connector", "F-L": "lm", "F-CL": "joint", "F-2stage": "two_stage"}
+    return tuple(
+        Column(f"{name} {kind}", f"vqa_slake_{kind.lower().replace('-', '')}", "vqa_slake",
+               {"model": {"tuning": tuning, "peft": "lora"}})
+        for name, tuning in tunings.items() for kind in ("IID", "non-IID")
+    )  # fmt: skip
+
+
+def _pefts() -> tuple[Column, ...]:
+    names = {"Full": "full", "Adapter": "adapter", "LayerNorm": "layernorm", "LoRA": "lora", "Bias": "bias"}
+    return tuple(
+        Column(name, "vqa_datasets", "vqa_datasets", {"model": {"tuning": "joint", "peft": peft}}, num_sites=5)
+        for name, peft in names.items()
+    )
+
+
+LORA: Changes = {"model": {"tuning": "joint", "peft": "lora"}}
+CLS = Column("CLS", "cls_medmnist_hard", "cls_medmnist", num_sites=10)
+SR = Column("SR", "sr_breakhis_1", "sr_breakhis")
+SEG = Column("SEG", "seg_fets_group1", "seg_fets", num_sites=9)
+FUSION = Column("Fusion", "fusion_harvard", "fusion_harvard")
+VQA1 = Column("VQA-T1", "vqa_slake_noniid", "vqa_slake", LORA)
+VQA2 = Column("VQA-T2", "vqa_modalities", "vqa_modalities", LORA, num_sites=8)
+VQA3 = Column("VQA-T3", "vqa_datasets", "vqa_datasets", {"model": {"tuning": "joint", "peft": "adapter"}}, num_sites=5)
+GROUPS = tuple(
+    Column(f"Group {number}", f"seg_fets_group{number}", "seg_fets", num_sites=sites)
+    for number, sites in ((1, 9), (2, 6), (3, 5), (4, 3))
+)
+PROSTATE = Column("Fed-Prostate", "seg_prostate", "seg_fets", num_sites=6)
+POLYP = Column("Fed-Polyp", "seg_polyp", "seg_fets", num_sites=4)
+FUNDUS = Column("Fed-Fundus", "seg_fundus", "seg_fets", num_sites=4)
+
+TINY = (
+    "Below scale `paper` a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
+    "compare methods and say nothing of the paper's level."
+)
+NO_SAM = (
+    "MONAI's UNet, all weights trained, stands in for Medical-SAM with adapters; its lowest layers are those that LAT "
+    "sends.  FedHEAL, FedDBE and FedRA are not here; FedFMS is FedAvg; FedSA needs LoRA (OmniFM table 5)."
+)
+MORE = "Local and FedPer (matched), with OmniFM's own head and suffix, are added to the paper's rows."
+
+TABLES: Mapping[str, Table] = {
+    "omnifm_1": Table(
+        "OmniFM table 1: cross-modality classification",
+        _classification(),
+        (LOCAL, FEDAVG, FEDPROX, DITTO, SCAFFOLD, MOON, GPFL, FEDDYN, FEDREP, FEDBN, FEDPER, MATCHED, OMNIFM),
+        ("accuracy", "macro_f1", "balanced_accuracy"), MATCHED.name, ("1 hard, 100%",),
+        note=f"{MORE}  FedBN too.",
+    ),
+    "omnifm_2": Table(
+        "OmniFM table 2: super-resolution", _super_resolution(),
+        (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM), ("psnr", "ssim"), MATCHED.name, ("x2, scenario 1",),
+        by_site=True, note="FedPer (matched) is added to the paper's rows.  EDSR on luma; two divisions of BreaKHis.",
+        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_3": Table(
+        "OmniFM table 3: VQA task 1, what is tuned", _tunings(),
+        (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDAVGM, FEDYOGI, FEDDYN, FEDPER, MATCHED, OMNIFM),
+        ("accuracy", "open_recall"), MATCHED.name, ("F-CL IID",), note=f"{MORE}  {TINY}",
+        smoke_rows=("Local", "FedAdam", "FedAvgM", "FedYogi", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_4": Table(
+        "OmniFM table 4: VQA task 2, one modality per site", (VQA2,),
+        (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDDYN, FEDPER, MATCHED, OMNIFM), ("accuracy", "open_recall"), MATCHED.name,
+        ("VQA-T2",), by_site=True, note=f"{MORE}  {TINY}",
+        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_5": Table(
+        "OmniFM table 5: VQA task 3, one data set per site, by fine-tuning", _pefts(),
+        (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDDYN, FEDSA_LORA, DEER, FEDPER, MATCHED, OMNIFM),
+        ("accuracy", "open_recall"), MATCHED.name, ("LoRA",), by_site=True,
+        note=f"{MORE}  {TINY}  FedDAT, PromptFL and F3OCUS are not here; FedSA-LoRA and DEeR are added under LoRA.",
+        smoke_rows=("Local", "FedSA-LoRA", "DEeR", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_6": Table(
+        "OmniFM table 6: segmentation", GROUPS, (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM),
+        ("dice", "iou"), MATCHED.name, ("Group 1",), note="FedPer (matched) is added to the paper's rows.",
+        smoke_rows=("Local", "FedAvg", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_7": Table(
+        "OmniFM table 7: multi-modal fusion", (FUSION,),
+        (LOCAL, FEDAVG, FEDPROX, DITTO, FEDDYN, MOON, MATCHED, OMNIFM), ("vif", "ssim", "l1"), MATCHED.name,
+        ("Fusion",), by_site=True, note=MORE,
+        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+    ),
+    "omnifm_8": Table(
+        "OmniFM table 8: ablation", (CLS, SR, SEG, VQA1, VQA2, VQA3),
+        (
+            replace(LOCAL, tuned=False),
+            _omnifm("OmniFM"),
+            _omnifm("w/o GSKR", retrieval="mean"),
+            _omnifm("w/o ECA", fusion="film"),
+            _omnifm("w/o PSP", prompting="linear"),
+            _omnifm("w/o SPAlign", align_weight=0.0),
+            _omnifm("w/o local key", local_key=False),
+        ),
+        ("accuracy", "psnr", "dice"), "OmniFM", ("CLS",), note=f"The local key is ours, not the paper's.  {TINY}",
+    ),
+    "omnifm_figure_5": Table(
+        "OmniFM figure 5: sensitivity to lambda and k", (CLS, SR, SEG, VQA1, FUSION),
+        (
+            replace(LOCAL, tuned=False),
+            _omnifm("OmniFM (lambda 0.1, k 2)"),
+            *(_omnifm(f"lambda {value:g}", align_weight=value) for value in (0.0, 0.01, 1.0, 10.0)),
+            *(_omnifm(f"k {value}", num_retrieved=value) for value in (1, 4, 8)),
+        ),
+        ("accuracy", "psnr", "dice", "vif"), "OmniFM (lambda 0.1, k 2)", ("CLS",),
+        note=f"The figure prints no values of lambda and k: these are ours around the defaults.  {TINY}",
+        smoke_rows=("Local", "OmniFM (lambda 0.1, k 2)", "lambda 1", "k 4",),
+    ),
+    "fedsca_1": Table(
+        "FedSCA table 1: Fed-Prostate", (PROSTATE,),
+        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA), ("dice", "iou"), "FedAvg", ("Fed-Prostate",),
+        by_site=True, note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
+        smoke_rows=("Local", "FedAvg", "FedALA", "PFA (PRR-FL)", "FedSCA",),
+    ),
+    "fedsca_2": Table(
+        "FedSCA table 2: Fed-Polyp and Fed-Fundus", (POLYP, FUNDUS),
+        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA), ("dice", "iou"), "FedAvg", ("Fed-Polyp",),
+        by_site=True, note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
+        smoke_rows=("Local", "FedAvg", "FedSCA",),
+    ),
+    "fedsca_3": Table(
+        "FedSCA table 3: computation and communication", (POLYP,), (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDPER, FEDSCA),
+        ("iou", "dice"), "FedAvg", ("Fed-Polyp",),
+        note=f"{NO_SAM}  Hence no rows with full tuning beside tuned adapters: all rows are full tuning.",
+        smoke_rows=("Local", "FedAvg", "FedSCA"),
+    ),
+    "fedsca_4": Table(
+        "FedSCA table 4: ablation", (POLYP,),
+        (
+            replace(LOCAL, tuned=False),
+            replace(FEDAVG, tuned=False),
+            _fedsca("SGCA", num_layers=None),
+            _fedsca("LAT", aggregation="mean"),
+            _fedsca("FedSCA (both)"),
+        ),
+        ("iou", "dice"), "FedAvg", ("Fed-Polyp",), by_site=True, note=NO_SAM,
+    ),
+    "fedsca_5": Table(
+        "FedSCA table 5: similarity in SGCA", (POLYP,),
+        (
+            replace(LOCAL, tuned=False),
+            _fedsca("Inner", metric="inner"),
+            _fedsca("Cosine", metric="cosine"),
+            _fedsca("L1-based", metric="l1"),
+            _fedsca("L2-based"),
+        ),
+        ("iou", "dice"), "L2-based", ("Fed-Polyp",), by_site=True, note=NO_SAM,
+        smoke_rows=("Local", "Cosine", "L2-based"),
+    ),
+}  # fmt: skip
+
+_FAST = {"num_rounds": 1, "local_epochs": 1}
+SCALES: Mapping[str, Scale] = {
+    "smoke": Scale(
+        num_seeds=1,
+        num_sites=2,
+        shrunk={
+            "classification": {
+                "task": {"image_size": 16},
+                "model": {"channels": [8, 8, 8, 8]},
+                # Two passes, of which FedRep spends one on its head.
+                "train": {"num_rounds": 1, "local_epochs": 2, "batch_size": 4, "lr": 0.01},
+            },
+            # Four levels: a flat network has too many tokens for attention.
+            "segmentation": {"task": {"patch_size": 48}, "model": {"channels": [4, 4, 8, 8]}, "train": _FAST},
+            "super_resolution": {
+                "task": {"patch_size": 24}, "model": {"channels": 8, "num_blocks": 1}, "train": _FAST
+            },
+            "image_fusion": {"task": {"patch_size": 32}, "model": {"growth": 4, "decoder": [4]}, "train": _FAST},
+            "vqa": {"train": _FAST},
+        },
+        cases={
+            "classification": (8, 3, 4), "segmentation": (3, 1, 1), "super_resolution": (4, 1, 2),
+            "image_fusion": (4, 1, 2), "vqa": (6, 2, 3),
+        },
+    ),
+    "cpu": Scale(num_seeds=3, lr_factors=(1 / 3, 1.0, 3.0), constants=True),
+    "paper": Scale(num_seeds=3, lr_factors=(1 / 3, 1.0, 3.0), constants=True, presets=True, device="auto"),
+}  # fmt: skip

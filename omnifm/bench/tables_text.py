@@ -1,0 +1,74 @@
+"""A paper's table as Markdown: first as the paper prints it, then what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omnifm.bench.tables_page import settings, spread, versus
+from omnifm.page import NONE, number, size
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The whole table.
+
+    Args:
+        document: what `paper_tables` writes as JSON.
+    """
+    lines = [f"# {document['title']}", "", *(f"{line}\n" for line in document["caption"])]
+    columns = document["columns"]
+    if len(columns) > 1:
+        lines += ["## After local training, mean over sites and seeds", "", *_overview(columns), ""]
+    for name, column in columns.items():
+        lines += [f"## {name}", "", *_column(column)]
+    return "\n".join(lines)
+
+
+def _overview(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    heads = [(name, metric) for name, column in columns.items() for metric in column["shown"]]
+    names = dict.fromkeys(row for column in columns.values() for row in column["rows"])
+    rows = []
+    for row in names:
+        found = [(columns[name]["rows"].get(row), metric) for name, metric in heads]
+        rows.append([row, *(NONE if told is None else number(told[metric]["after"]["mean"]) for told, metric in found)])
+    return _table(["", *(f"{name}, {metric}" for name, metric in heads)], rows)
+
+
+def _column(column: Mapping[str, Any]) -> Iterator[str]:
+    yield (f"{column['data']}: {len(column['sites'])} sites, {column['num_rounds']} rounds of {column['local_epochs']} "
+           f"epochs, {column['seeds']} seeds.\n")  # fmt: skip
+    for row, reason in column["failed"].items():
+        yield f"{row} failed: {reason}\n"
+    for metric in column["shown"]:
+        sites = column["sites"] if column["by_site"] else []
+        heads = [metric, "after aggregation", "after local training", "worst site", "spread over sites",
+                 "lost against Local", f"against {column['rival']}", *sites]  # fmt: skip
+        trivial = {f"*{name}*": row for name, row in column["trivial"].items() if metric in row}
+        rows = []
+        for name, row in (column["rows"] | trivial).items():
+            before, after = row[metric]["before"], row[metric]["after"]
+            rows.append([name, spread(before), spread(after), number(after["worst_site"]),
+                         number(after["std_over_sites"]), str(after.get("sites_below_local", NONE)), versus(after),
+                         *(number(value) for value in after["per_site"] if sites)])  # fmt: skip
+        yield from [*_table(heads, rows), ""]
+    if column["rows"]:
+        yield from [*_cost(column), ""]
+
+
+def _cost(column: Mapping[str, Any]) -> list[str]:
+    main = column["shown"][0]
+    heads = ["cost", "values shared", "values at home", "values moved", "from sites", "to sites", "local steps",
+             f"rounds to 90 % of best {main}", "chosen on validation"]  # fmt: skip
+    rows = []
+    for name, row in column["rows"].items():
+        told = row["facts"]
+        values = (told["num_values"]["shared"], told["num_values"]["personal"], told["values_moved"])
+        rows.append([name, *(f"{value:,}" for value in values), size(told["bytes_up"]), size(told["bytes_down"]),
+                     f"{told['steps'][0]:,}", str(row["rounds_to_90"][main] or "never"),
+                     settings(column["chosen"].get(name, {}))])  # fmt: skip
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]

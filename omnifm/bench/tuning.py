@@ -1,0 +1,61 @@
+"""Learning rate and a method's own constants, chosen on validation with seed 0: the same search for every contender."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omnifm.bench.comparison import Changes, Row, Scale
+from omnifm.config import Experiment
+
+
+def changed(experiment: Experiment, changes: Changes) -> Experiment:
+    """The experiment with these sections laid over its own.
+
+    Raises:
+        ValueError: a key is unknown or out of range.
+    """
+    record = asdict(experiment) | {"preset": "it", "presets": {"it": changes}}
+    return Experiment.from_json(json.dumps(record))
+
+
+def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]:
+    """`section.key` -> values tried, the learning rate first; one value where nothing is tried."""
+    factors = scale.lr_factors if row.tuned else (1.0,)
+    own = row.grid if scale.constants and row.tuned else {}
+    rates = [float(f"{experiment.train.lr * factor:.2g}") if factor != 1 else experiment.train.lr for factor in factors]
+    return {"train.lr": rates} | {f"method.{key}": list(values) for key, values in own.items()}
+
+
+def tune(
+    experiment: Experiment, values: Mapping[str, Sequence[Any]], score: Callable[[Experiment], float | None],
+    higher: bool,
+) -> tuple[Changes, list[dict[str, Any]]]:  # fmt: skip
+    """Choose one constant after the other, each at the best values of those before it.
+
+    Args:
+        values: of `grid`; a constant with one value costs no run.
+        score: runs an experiment and tells its validation score, None where the run failed.
+
+    Returns:
+        What was chosen, and every point tried with its score.
+    """
+    tried: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, Any]] = {}
+    for key, candidates in values.items():
+        section, name = key.split(".")
+        if len(candidates) == 1:
+            chosen.setdefault(section, {})[name] = candidates[0]
+            continue
+        points = []
+        for value in candidates:
+            result = score(changed(experiment, {section: {name: value}}))
+            points.append({"key": key, "value": value, "validation": result})
+        tried += points
+        if scored := [point for point in points if point["validation"] is not None]:
+            best = (max if higher else min)(scored, key=lambda point: point["validation"])
+            chosen.setdefault(section, {})[name] = best["value"]
+            experiment = changed(experiment, {section: {name: best["value"]}})
+    return chosen, tried

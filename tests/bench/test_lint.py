@@ -1,0 +1,105 @@
+"""Each law broken in a copy of a good table is said, with the row's name; the good table passes."""
+
+import json
+
+import pytest
+
+from omnifm.bench import lint, tables
+
+METRICS = {"dice": True, "iou": True}
+
+
+def run(*dice):
+    sites = {
+        f"site-{i}": {
+            "metrics": {"dice": {"before": d, "after": d}, "iou": dict.fromkeys(("before", "after"), d / (2 - d))}
+        }
+        for i, d in enumerate(dice, 1)
+    }
+    return {"sites": sites, "history": [{"sites": {"site-1": {"bytes_up": 10}}, "bank": {}}]}
+
+
+@pytest.fixture
+def table():
+    cells = {
+        "Local": [run(0.4, 0.6), run(0.5, 0.7)],
+        "FedAvg": [run(0.5, 0.5), run(0.6, 0.7)],
+        "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)],
+    }
+    column = tables.tabulate(cells, METRICS, "FedAvg") | {"rival": "FedAvg", "metrics": METRICS}
+    for row in column["rows"].values():
+        row["facts"] = {"steps": [8, 8], "backbone_hash": ["a", "b"], "init_hash": ["c", "d"], "partition_hash": "p"}
+    return {"columns": {"polyp": json.loads(json.dumps(column))}}
+
+
+def test_a_good_table_passes(table):
+    assert lint.lint(table) == []
+
+
+def _set(path, value):
+    def change(rows):
+        *way, last = path
+        for key in way:
+            rows = rows[key]
+        rows[last] = value
+
+    return change
+
+
+SCORE = ("OmniFM", "dice", "after")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set((*SCORE, "mean"), 0.7), "OmniFM: dice after: mean must be 0.675"),
+        (_set((*SCORE, "worst_site"), 0.7), "OmniFM: dice after: worst_site must be 0.65"),
+        (_set((*SCORE, "std_over_seeds"), 0.0), "OmniFM: dice after: std_over_seeds must be"),
+        (_set((*SCORE, "std_over_sites"), 0.3), "OmniFM: dice after: std_over_sites must be"),
+        (_set((*SCORE, "per_site", 1), 0.7), "OmniFM: dice after: per_site must be the mean over seeds"),
+        (_set((*SCORE, "sites_below_local"), 1), "OmniFM: dice after: sites_below_local must be 0; got 1"),
+        (_set((*SCORE, "against_rival", "difference"), 0.2), "OmniFM: dice after: difference to the rival must be"),
+        (_set((*SCORE, "against_rival", "low"), 0.11), "OmniFM: dice after: the interval must hold the difference"),
+        (_set((*SCORE, "against_rival", "high"), 9.0), "OmniFM: dice after: the interval must reach"),
+        (_set((*SCORE, "against_rival", "low"), None), "OmniFM: dice after: a difference over several seeds must have"),
+        (_set(("OmniFM", "iou", "after", "values", 0, 0), 0.2), "OmniFM: after: mean Dice must lie in [J, 2J / (1 + J"),
+        (_set(("OmniFM", "iou", "after", "values", 0, 0), 0.9), "OmniFM: after: mean Dice must lie in [J, 2J / (1 + J"),
+        (_set(("OmniFM", "facts", "steps"), [9, 8]), "OmniFM: must have the same local steps as the others"),
+        (_set(("Local", "facts", "backbone_hash"), ["a", "a"]), "Local: must have the same initial backbone"),
+        (_set(("OmniFM", "facts", "init_hash"), ["c", "c"]), "OmniFM: must start from the same shared values as Local"),
+    ],
+)
+def test_each_broken_law_is_said(table, change, said):
+    change(table["columns"]["polyp"]["rows"])
+    assert any(line.startswith(f"polyp: {said}") for line in lint.lint(table)), lint.lint(table)
+
+
+def test_another_architecture_may_start_elsewhere(table):
+    table["columns"]["polyp"]["rows"]["OmniFM"]["facts"] |= {"init_hash": ["e", "f"], "partition_hash": "q"}
+    assert lint.lint(table) == []
+
+
+def test_a_row_without_scores_is_said(table):
+    table["columns"]["polyp"]["failed"] = {"SCAFFOLD": "train_loss must be finite"}
+    assert lint.lint(table) == ["polyp: SCAFFOLD: has no scores, since its run failed: train_loss must be finite"]
+
+
+def test_undefined_scores_are_left_out_alike(table):
+    cells = {"FedAvg": [run(0.5, 0.5), run(0.6, 0.7)], "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)]}
+    for one in cells["OmniFM"]:
+        one["sites"]["site-2"]["metrics"]["dice"]["after"] = None
+    column = tables.tabulate(cells, {"dice": True}, "FedAvg") | {"rival": "FedAvg", "metrics": {"dice": True}}
+    assert column["rows"]["OmniFM"]["dice"]["after"]["per_site"] == [pytest.approx(0.7), None]
+    assert lint.lint({"columns": {"polyp": column}}) == []
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="folder must hold a table's JSON; it holds none"):
+        lint.lint_folder(tmp_path)
+
+
+def test_a_table_of_an_older_version_is_said(tmp_path):
+    (tmp_path / "table.json").write_text(json.dumps({"rows": {}, "trivial": {}}))
+    assert lint.lint_folder(tmp_path) == [
+        "table: table: must hold scores per seed and site; an older version wrote it without: make it again"
+    ]

@@ -1,0 +1,154 @@
+"""The papers' tables: the registry is whole, tuning sees validation alone, and one small table runs end to end."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from omnifm import plugins
+from omnifm.bench import course, lint, paper_tables, papers
+from omnifm.bench.comparison import Row, Scale
+from omnifm.bench.papers import SCALES, TABLES
+from omnifm.bench.tuning import changed, grid, tune
+from omnifm.config import Experiment
+from tests.conftest import ROOT, experiment
+
+CELLS = [(name, column) for name, table in TABLES.items() for column in table.columns]
+
+
+def job(column, scale="paper"):
+    bench = paper_tables._Bench(ROOT, scale, SCALES[scale], None, ROOT / "jobs")
+    return bench._experiment(column, demo=False)
+
+
+class TestRegistry:
+    def test_every_table_of_the_issue_is_there(self):
+        omnifm = [f"omnifm_{number}" for number in range(1, 9)]
+        assert set(TABLES) == {*omnifm, "omnifm_figure_5", *(f"fedsca_{number}" for number in range(1, 6))}
+
+    def test_every_method_is_in_some_table(self):
+        used = {row.method["name"] for table in TABLES.values() for row in table.rows}
+        assert used == set(plugins.names("methods"))
+
+    @pytest.mark.parametrize("name", TABLES)
+    def test_names_agree(self, name):
+        table = TABLES[name]
+        columns, rows = [c.name for c in table.columns], [r.name for r in table.rows]
+        assert len(set(columns)) == len(columns) and len(set(rows)) == len(rows)
+        assert table.rival in rows
+        assert table.smoke and set(table.smoke) <= set(columns)
+        assert set(table.smoke_rows) <= set(rows)
+        assert not table.smoke_rows or table.rival in table.smoke_rows
+        assert all(set(row.only) <= set(columns) for row in table.rows)
+
+    @pytest.mark.parametrize("scale", SCALES)
+    @pytest.mark.parametrize(("name", "column"), CELLS, ids=lambda value: getattr(value, "name", value))
+    def test_every_cell_parses(self, name, column, scale):
+        """Job, preset and changes, every row's section, every value of its grid; a metric to show."""
+        base = job(column, scale)
+        assert any(metric in plugins.load_task(base).metrics for metric in TABLES[name].metrics)
+        for row in TABLES[name].rows:
+            one = replace(base, method=dict(row.method))
+            for key, values in grid(row, SCALES["cpu"], one).items():
+                section, setting = key.split(".")
+                for value in values:
+                    plugins.load_method(changed(one, {section: {setting: value}}))
+
+    def test_the_papers_numbers(self):
+        """Rounds, epochs and participation of table 1; LoRA in table 3; scale 8 in table 2."""
+        column = next(c for c in TABLES["omnifm_1"].columns if c.name == "3 extra, 20%")
+        train = job(column).train
+        assert (train.num_rounds, train.local_epochs, train.participation) == (100, 5, 0.2)
+        assert job(TABLES["omnifm_3"].columns[0]).model["tuning"] == "connector"
+        assert job(TABLES["omnifm_2"].columns[-1]).task == {"name": "super_resolution", "scale": 8, "patch_size": 384}
+
+
+class TestTuning:
+    def test_one_constant_after_the_other(self):
+        """The score is best at lr 0.03 and, there, at mu 0.1."""
+        row = Row("FedProx", {"name": "fedprox"}, {"mu": (0.01, 0.1)})
+        base = replace(experiment(train={"lr": 0.01}), method=dict(row.method))
+        seen = []
+
+        def score(one: Experiment) -> float:
+            seen.append((one.train.lr, one.method.get("mu")))
+            return -abs(one.train.lr - 0.03) - abs(one.method.get("mu", 1.0) - 0.1)
+
+        chosen, tried = tune(base, grid(row, SCALES["cpu"], base), score, True)
+        assert chosen == {"train": {"lr": 0.03}, "method": {"mu": 0.1}}
+        assert seen == [(0.0033, None), (0.01, None), (0.03, None), (0.03, 0.01), (0.03, 0.1)]
+        assert [point["value"] for point in tried] == [0.0033, 0.01, 0.03, 0.01, 0.1]
+
+    def test_what_failed_is_never_chosen(self):
+        chosen, _ = tune(experiment(), {"train.lr": [0.1, 0.01]}, lambda e: None if e.train.lr > 0.05 else 0.0, True)
+        assert chosen == {"train": {"lr": 0.01}}
+
+    def test_scores_are_of_validation(self):
+        """Sites' best rounds are 0.4 and 0.6; test scores are not looked at."""
+        history = [{"sites": {"a": {"metrics": {"dice": 0.4}}, "b": {"metrics": {"dice": 0.6}}}},
+                   {"sites": {"a": {"metrics": {"dice": 0.2}}}}]  # fmt: skip
+        assert course.validation({"history": history}, "dice", True) == pytest.approx(0.5)
+
+
+def test_rounds_to_90_percent_of_the_best_of_all():
+    assert course.rounds_to_best({"a": [0.5, 0.95, 1.0], "b": [0.3, None, 0.8]}, True) == {"a": 2, "b": None}
+    assert course.rounds_to_best({"a": [3.0, 1.0], "b": [1.1, 2.0]}, False) == {"a": 2, "b": 1}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Two rows of super-resolution on demo data: the whole way from registry to page."""
+    out = tmp_path_factory.mktemp("tables")
+    table = replace(TABLES["omnifm_2"], rows=(papers.LOCAL, papers.MATCHED), smoke_rows=())
+    scale = SCALES["smoke"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_tables, "TABLES", {"small": table})
+        patch.setattr(paper_tables, "SCALES", {"smoke": Scale(**(vars(scale) | {"num_seeds": 2}))})
+        findings = paper_tables.run(out, "smoke", names=("small",), jobs=ROOT / "jobs")
+        before = (out / "small.json").read_bytes()
+        patch.setattr("omnifm.simulation.run", lambda *_a, **_k: pytest.fail("ran again"))
+        paper_tables.run(out, "smoke", jobs=ROOT / "jobs")
+    return out, findings, before
+
+
+class TestSmallTable:
+    def test_its_arithmetic_is_right(self, smoke):
+        out, findings, _ = smoke
+        assert findings == []
+        assert lint.lint_folder(out) == []
+
+    def test_it_resumes_to_the_same_table(self, smoke):
+        out, _, before = smoke
+        assert (out / "small.json").read_bytes() == before
+
+    def test_it_holds_what_a_comparison_needs(self, smoke):
+        column = json.loads((smoke[0] / "small.json").read_text())["columns"]["x2, scenario 1"]
+        row = column["rows"]["Local"]
+        assert row["psnr"]["after"]["against_rival"].keys() == {"difference", "low", "high"}
+        assert row["facts"]["steps"] == column["rows"]["FedPer (matched)"]["facts"]["steps"] == [2, 2]
+        assert len(set(row["facts"]["backbone_hash"])) == 2  # one per seed
+        assert row["facts"]["backbone_hash"] == column["rows"]["FedPer (matched)"]["facts"]["backbone_hash"]
+        assert row["rounds_to_90"]["psnr"] == 1
+        assert column["source"] == "demo"
+
+    def test_pages_name_every_row_and_say_that_data_are_synthetic(self, smoke):
+        text = (smoke[0] / "small.md").read_text()
+        page = (smoke[0] / "small.html").read_text()
+        for name in ("Local", "FedPer (matched)", "bicubic", "sr_breakhis_1", "2 seeds"):
+            assert name in text and name in page
+        assert "SYNTHETIC DEMO DATA" in page
+        assert page.count("<svg") == 2  # one round makes no curve
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": "huge"}, r"scale must be one of smoke, cpu, paper; got 'huge'"),
+        ({"scale": "smoke", "names": ("omnifm_9",)}, r"table must be one of omnifm_1, .*; got 'omnifm_9'"),
+        ({"scale": "smoke", "data": ROOT / "nowhere"}, r"data must be a folder of federation folders"),
+        ({"scale": "smoke", "jobs": ROOT / "nowhere"}, r"jobs must hold cls_medmnist/app/config/experiment.json"),
+    ],
+)
+def test_refusals(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        paper_tables.run(tmp_path, **({"jobs": ROOT / "jobs"} | arguments))
