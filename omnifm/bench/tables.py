@@ -34,6 +34,7 @@ MAIN: Mapping[str, dict[str, Any]] = {
     "FedPer (paper)": {"name": "fedper", "capacity": "paper"},
     "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
     "OmniFM": {"name": "omnifm"},
+    "OmniFM (routed)": {"name": "omnifm", "reach": 1.0},
 }
 ABLATIONS: Mapping[str, dict[str, Any]] = {
     "OmniFM w/o GSKR": {"name": "omnifm", "retrieval": "mean"},
