@@ -1,6 +1,7 @@
 """The papers' tables: the registry is whole, tuning sees validation alone, and one small table runs end to end."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tuning import changed, grid, tune
 from omnifm.config import Experiment
 from tests.conftest import ROOT, experiment
+from tests.processes import BIN
 
 CELLS = [(name, column) for name, table in TABLES.items() for column in table.columns]
 
@@ -152,3 +154,12 @@ class TestSmallTable:
 def test_refusals(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         paper_tables.run(tmp_path, **({"jobs": ROOT / "jobs"} | arguments))
+
+
+def test_every_paper_table_can_be_made(tmp_path):
+    """The command itself, all tables: nothing of them is only ever parsed."""
+    command = [BIN / "omnifm", "bench", "tables", "--scale", "smoke", "--out", tmp_path]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.endswith("lint: 0 findings\n")
+    assert {page.stem for page in tmp_path.glob("*.html")} == set(TABLES)
