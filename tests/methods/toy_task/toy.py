@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
@@ -97,7 +98,7 @@ class Toy(Task):
         return {"image": torch.from_numpy(case["array"])[None], "label": torch.tensor(case["class"])}
 
     def augment(self):
-        return lambda case: case
+        return Compose([])
 
     def view(self, case):
         return case["image"]
