@@ -239,7 +239,7 @@ def tables(
     if scale is not None:
         from omnifm.bench import paper_tables
 
-        _say(paper_tables.run(out, scale, data=data, names=tuple(table or ()), jobs=job.parent))
+        raise _exit(paper_tables.run(out, scale, data=data, names=tuple(table or ()), jobs=job.parent))
     if table or data is None:
         raise ValueError(f"{'table needs' if table else 'data must be given without'} --scale; there is none")
     from omnifm.bench.tables import run
@@ -269,11 +269,12 @@ def lint(folder: Annotated[Path, typer.Argument(help="Folder that `bench tables`
     """Work out the tables' own arithmetic again: exit code 1 if something in them cannot be true."""
     from omnifm.bench.lint import lint_folder
 
-    _say(lint_folder(folder))
+    raise _exit(lint_folder(folder))
 
 
-def _say(findings: list[str]) -> None:
+def _exit(findings: list[str]) -> typer.Exit:
+    """Print what the lint found; the exit that says whether it found anything."""
     for line in findings:
         print(line)
     print(f"lint: {len(findings)} findings")
-    raise typer.Exit(1 if findings else 0)
+    return typer.Exit(1 if findings else 0)

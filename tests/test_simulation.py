@@ -1,14 +1,7 @@
 """The in-process driver: sites that are closed and opened again change nothing."""
 
-import pytest
-
 from omnifm import simulation
 from tests.conftest import experiment, write_site
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch):
-    monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
 
 
 def test_sites_beyond_the_limit_are_read_again_to_the_same_result(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
@@ -260,16 +260,24 @@ def end(process: subprocess.Popen[Any]) -> None:
 @contextmanager
 def sampled(root: int) -> Iterator[list[tuple[float, float]]]:
     """(clock time, CPU seconds so far of a process and its descendants), four times a second."""
-    samples, done = list[tuple[float, float]](), threading.Event()
+    samples: list[tuple[float, float]] = []
+    with repeated(0.25, lambda: samples.append((time.time(), cpu_seconds(root)))):
+        yield samples
 
-    def sample() -> None:
-        while not done.wait(0.25):
-            samples.append((time.time(), cpu_seconds(root)))
 
-    thread = threading.Thread(target=sample, daemon=True)
+@contextmanager
+def repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` every so many seconds, beside what the block does."""
+    done = threading.Event()
+
+    def until_done() -> None:
+        while not done.wait(seconds):
+            look()
+
+    thread = threading.Thread(target=until_done, daemon=True)
     thread.start()
     try:
-        yield samples
+        yield
     finally:
         done.set()
         thread.join()

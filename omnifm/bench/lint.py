@@ -26,10 +26,11 @@ def lint_folder(folder: Path) -> list[str]:
     Raises:
         ValueError: the folder holds no table.
     """
-    files = [file for file in sorted(folder.glob("*.json")) if "columns" in (found := _read(file)) or "rows" in found]
-    if not files:
+    read = {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
+    documents = {name: found for name, found in read.items() if found.keys() & {"columns", "rows"}}
+    if not documents:
         raise ValueError("folder must hold a table's JSON; it holds none")
-    return [f"{file.stem}: {line}" for file in files for line in lint(_read(file))]
+    return [f"{name}: {line}" for name, document in documents.items() for line in lint(document)]
 
 
 def _read(file: Path) -> dict[str, Any]:

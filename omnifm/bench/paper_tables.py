@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from omnifm.bench import course, lint, tables_page, tables_text
 from omnifm.bench.comparison import Column, Row, Scale, Table
+from omnifm.bench.inputs import keep_few, site_names
 from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tables import Cells, cell, tabulate
 from omnifm.bench.tuning import changed, grid, tune
@@ -119,7 +120,7 @@ class _Bench:
         demo = folder is None
         experiment = self._experiment(column, demo=demo)
         where = self._demo(column, experiment.task["name"]) if folder is None else folder
-        sites = _sites(where)
+        sites = site_names(where)
         metrics: Mapping[str, bool] = plugin("tasks", experiment.task["name"]).metrics
         main = next(iter(metrics))
         cells: Cells = {}
@@ -178,7 +179,7 @@ class _Bench:
     def _folder(self, column: Column) -> Path | None:
         """The real federation, None where demo data stand in."""
         folder = None if self.data is None else self.data / column.data
-        return folder if folder is not None and len(_sites(folder)) > 1 else None
+        return folder if folder is not None and len(site_names(folder)) > 1 else None
 
     def _demo(self, column: Column, task: str) -> Path:
         """A demo federation of the column's number of sites, with as many cases as the scale keeps."""
@@ -189,7 +190,7 @@ class _Bench:
                 with new_folder(root / site) as work:
                     shutil.copytree(demo_site(task, site), work, dirs_exist_ok=True)
                     if cases:
-                        _cut(work / "dataset.json", cases)
+                        keep_few(work / "dataset.json", dict(zip(SPLITS, cases, strict=True)))
         return root
 
     def _caption(self, table: Table) -> list[str]:
@@ -226,13 +227,3 @@ class _Bench:
 def _contender(experiment: Experiment, row: Row) -> Experiment:
     epochs = max(1, experiment.train.local_epochs - row.extra_epochs)
     return replace(experiment, method=dict(row.method), train=replace(experiment.train, local_epochs=epochs))
-
-
-def _sites(folder: Path) -> list[str]:
-    return sorted(file.parent.name for file in folder.glob("*/dataset.json"))
-
-
-def _cut(file: Path, cases: tuple[int, ...]) -> None:
-    content = json.loads(file.read_text())
-    content |= {split: content[split][:num] for split, num in zip(SPLITS, cases, strict=True)}
-    file.write_text(json.dumps(content))

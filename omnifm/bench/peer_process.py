@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from omnifm.bench.inputs import site_names
 from omnifm.config import Experiment, SiteConfig
 from omnifm.method import Tensors, weighted_mean
 from omnifm.rounds import Federation
@@ -45,7 +46,7 @@ class Work:
         self.experiment = Experiment.from_json((folder / "experiment.json").read_text())
         torch.set_num_threads(self.experiment.train.num_threads)
         self.num_rounds, self.data, self.state = self.experiment.train.num_rounds, folder / "data", folder / name
-        self.names = sorted(file.parent.name for file in self.data.glob("*/dataset.json"))
+        self.names = site_names(self.data)
         self.configs = {n: SiteConfig(str(self.data / n), str(self.state / n), "cpu") for n in self.names}
 
     @property

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -157,19 +156,13 @@ def _flare(job: Path, num_rounds: int) -> dict[str, Any]:
 @contextmanager
 def sampled(root: int) -> Iterator[list[int]]:
     """The largest memory of a process and its descendants so far, looked at five times a second."""
-    peak, done = [0], threading.Event()
+    peak = [0]
 
-    def sample() -> None:
-        while not done.wait(0.2):
-            peak[0] = max(peak[0], memory(root))
+    def look() -> None:
+        peak[0] = max(peak[0], memory(root))
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with flare_round.repeated(0.2, look):
         yield peak
-    finally:
-        done.set()
-        thread.join()
 
 
 def memory(root: int) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omnifm import simulation
+from omnifm.bench.inputs import keep_few
 from omnifm.config import Experiment
 from omnifm.data.demo import demo_site
 
@@ -80,9 +81,7 @@ def sites(root: Path, count: int) -> list[str]:
     """Folders of `count` sites that hold the same few cases, as hard links."""
     template = root / "template"
     shutil.copytree(demo_site("classification", "site-1"), template)
-    content = json.loads((template / "dataset.json").read_text())
-    few = content | {split: content[split][:number] for split, number in CASES.items()}
-    (template / "dataset.json").write_text(json.dumps(few))
+    keep_few(template / "dataset.json", CASES)
     names = [f"site-{number}" for number in range(1, count + 1)]
     for name in names:
         shutil.copytree(template, root / name, copy_function=os.link)

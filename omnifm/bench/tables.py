@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from omnifm import simulation
 from omnifm.bench import course, lint, tables_page
+from omnifm.bench.inputs import job_experiment, site_names
 from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
 from omnifm.page import number
@@ -72,16 +73,8 @@ def run(
     Raises:
         ValueError: a folder or configuration is not as it must be.
     """
-    file = job / "app/config/experiment.json"
-    if not file.is_file():
-        raise ValueError("job must be a folder with app/config/experiment.json; it has none")
-    experiment = Experiment.from_json(file.read_text())
-    train = experiment.train
-    train = replace(train, num_rounds=num_rounds or train.num_rounds, local_epochs=num_epochs or train.local_epochs)
-    experiment = replace(experiment, train=train)
-    sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
-    if len(sites) < 2:
-        raise ValueError(f"data must hold at least 2 sites with a dataset.json; got {len(sites)}")
+    experiment = job_experiment(job, num_rounds, num_epochs)
+    train, sites = experiment.train, site_names(data, 2)
     cells: Cells = {name: [] for name in CONTENDERS}
     grid = [
         (seed, name) for group in (MAIN, ABLATIONS if ablations else {}) for seed in range(num_seeds) for name in group

@@ -24,6 +24,7 @@ from omnifm.page import (
 )
 
 SOURCES = {"demo": "synthetic demo data", "site": "real data"}
+COSTS = ("values shared", "values at home", "values moved", "from sites", "to sites", "local steps")
 Column = Mapping[str, Any]
 
 
@@ -162,15 +163,20 @@ def _scores(column: Column, metric: str) -> Html:
 
 
 def _cost(column: Column, metric: str) -> Html:
-    heads = ["", "Values shared", "Values at home", "Values moved", "From sites", "To sites", "Local steps",
-             f"Rounds to 90 % of best {metric}", "Chosen on validation"]  # fmt: skip
+    heads = ["", *(head.capitalize() for head in COSTS), f"Rounds to 90 % of best {metric}", "Chosen on validation"]
+    return table(heads, cost_rows(column, metric), text=(0, 8))
+
+
+def cost_rows(column: Column, metric: str) -> list[list[str]]:
+    """A line per contender: its name, `COSTS`, rounds to 90 % of the best, and what tuning chose."""
     rows = []
     for name, row in column["rows"].items():
-        told, chosen = row["facts"], column.get("chosen", {}).get(name, {})
-        values = [f"{told['num_values'][part]:,}" for part in ("shared", "personal")]
-        rows.append([name, *values, f"{told['values_moved']:,}", size(told["bytes_up"]), size(told["bytes_down"]),
-                     f"{told['steps'][0]:,}", row["rounds_to_90"][metric] or "never", settings(chosen)])  # fmt: skip
-    return table(heads, rows, text=(0, 8))
+        told = row["facts"]
+        values = (told["num_values"]["shared"], told["num_values"]["personal"], told["values_moved"])
+        rows.append([name, *(f"{value:,}" for value in values), size(told["bytes_up"]), size(told["bytes_down"]),
+                     f"{told['steps'][0]:,}", str(row["rounds_to_90"][metric] or "never"),
+                     settings(column.get("chosen", {}).get(name, {}))])  # fmt: skip
+    return rows
 
 
 def spread(row: Mapping[str, Any]) -> str:

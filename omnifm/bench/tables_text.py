@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omnifm.bench.tables_page import settings, spread, versus
-from omnifm.page import NONE, number, size
+from omnifm.bench.tables_page import COSTS, cost_rows, spread, versus
+from omnifm.page import NONE, number
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -57,16 +57,7 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
 
 def _cost(column: Mapping[str, Any]) -> list[str]:
     main = column["shown"][0]
-    heads = ["cost", "values shared", "values at home", "values moved", "from sites", "to sites", "local steps",
-             f"rounds to 90 % of best {main}", "chosen on validation"]  # fmt: skip
-    rows = []
-    for name, row in column["rows"].items():
-        told = row["facts"]
-        values = (told["num_values"]["shared"], told["num_values"]["personal"], told["values_moved"])
-        rows.append([name, *(f"{value:,}" for value in values), size(told["bytes_up"]), size(told["bytes_down"]),
-                     f"{told['steps'][0]:,}", str(row["rounds_to_90"][main] or "never"),
-                     settings(column["chosen"].get(name, {}))])  # fmt: skip
-    return _table(heads, rows)
+    return _table(["cost", *COSTS, f"rounds to 90 % of best {main}", "chosen on validation"], cost_rows(column, main))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

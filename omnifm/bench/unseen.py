@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from omnifm import simulation
+from omnifm.bench.inputs import job_experiment, site_names
 from omnifm.bench.tables import MAIN
 from omnifm.bench.unseen_table import markdown, tabulate
 from omnifm.config import Experiment, SiteConfig
@@ -89,25 +90,18 @@ def run(
     Raises:
         ValueError: a folder or configuration is not as it must be, or a run was not complete.
     """
-    file = job / "app/config/experiment.json"
-    if not file.is_file():
-        raise ValueError("job must be a folder with app/config/experiment.json; it has none")
+    experiment = job_experiment(job, num_rounds, num_epochs)
     if shots < 1 or num_steps < 0:
         raise ValueError(f"shots must be at least 1 and num_steps at least 0; got {shots} and {num_steps}")
-    sites = sorted(folder.parent.name for folder in data.glob("*/dataset.json"))
-    if len(sites) < MIN_SITES:
-        raise ValueError(f"data must hold at least {MIN_SITES} sites with a dataset.json; got {len(sites)}")
-    experiment = Experiment.from_json(file.read_text())
-    train = experiment.train
+    sites, train = site_names(data, MIN_SITES), experiment.train
     torch.set_num_threads(train.num_threads)  # as the sites of the rounds do
-    train = replace(train, num_rounds=num_rounds or train.num_rounds, local_epochs=num_epochs or train.local_epochs)
     header = {"schema": 1, "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
               "local_epochs": train.local_epochs, "shots": shots, "num_steps": num_steps}  # fmt: skip
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     grid = [(seed, left_out, name) for seed in range(num_seeds) for left_out in sites for name in CONTENDERS]
     for seed, left_out, name in (bar := tqdm(grid, unit="run", disable=None)):
         bar.set_description(f"{name} without {left_out}, seed {seed}")
-        cell = replace(experiment, train=train, method=CONTENDERS[name], seed=seed)
+        cell = replace(experiment, method=CONTENDERS[name], seed=seed)
         cells[name].append(_cell(cell, data, sites, left_out, shots, num_steps, out) | {"seed": seed})
     result: dict[str, Any] = header | tabulate(cells, sites, plugin("tasks", experiment.task["name"]).metrics)
     write_atomic(out / "unseen.json", json.dumps(result, indent=1).encode())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import layers
-from omnifm.method import LocalRound, Model, Output, Partition, Tensors, weighted_mean
+from omnifm.method import LocalRound, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.task import Batch
 from omnifm.update import Update
@@ -89,14 +89,11 @@ class FedSCA(FedAvg):
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's mixture."""
-        return {f"{site}/{name}": v for site, mixture in self.mixtures.items() for name, v in mixture.items()}, {}
+        return by_site(self.mixtures), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        self.mixtures = {}
-        for key, value in tensors.items():
-            site, _, name = key.partition("/")
-            self.mixtures.setdefault(site, {})[name] = value
+        self.mixtures = to_sites(tensors)
 
     # The site's half.
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:

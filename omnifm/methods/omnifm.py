@@ -17,7 +17,7 @@ from torch import Tensor
 from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, weighted_mean
+from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.routing import is_profile, mixtures, profile
 from omnifm.task import Batch, Task
@@ -176,7 +176,7 @@ class OmniFM(Method):
         parts = {f"bank/{name}": value for name, value in tensors.items()}
         parts |= {f"last/{site}": value for site, value in self.last.items()} | {"mean_sum": self.mean_sum}
         parts |= {f"profile/{site}": value for site, value in self.profiles.items()}
-        parts |= {f"mixed/{site}/{name}": value for site, own in self.mixed.items() for name, value in own.items()}
+        parts |= {f"mixed/{name}": value for name, value in by_site(self.mixed).items()}
         return parts, {"bank": record, "mean_count": self.mean_count}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
@@ -186,11 +186,8 @@ class OmniFM(Method):
         self.last = {n.removeprefix("last/"): value for n, value in tensors.items() if n.startswith("last/")}
         self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
         self.profiles = {n.removeprefix("profile/"): value for n, value in tensors.items() if n.startswith("profile/")}
-        self.mixed = {}
-        for key, value in tensors.items():
-            if key.startswith("mixed/"):
-                _, site, name = key.split("/", 2)
-                self.mixed.setdefault(site, {})[name] = value
+        mixed = {n.removeprefix("mixed/"): value for n, value in tensors.items() if n.startswith("mixed/")}
+        self.mixed = to_sites(mixed)
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import batch_norms
-from omnifm.method import Model, Partition, Tensors, weighted_mean
+from omnifm.method import Model, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.update import Update
 
@@ -72,14 +72,11 @@ class PFA(FedAvg):
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's model."""
-        return {f"{site}/{name}": v for site, model in self.models.items() for name, v in model.items()}, {}
+        return by_site(self.models), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        self.models = {}
-        for key, value in tensors.items():
-            site, _, name = key.partition("/")
-            self.models.setdefault(site, {})[name] = value
+        self.models = to_sites(tensors)
 
 
 def mix_amplitudes(kernels: Sequence[Tensor], sizes: Sequence[int], rate: float) -> list[Tensor]:

@@ -13,11 +13,6 @@ from tests.conftest import experiment, write_site
 from tests.methods.test_roster import SPEC
 
 
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch):
-    monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
-
-
 def unit(*values):
     vector = torch.zeros(8)
     for position, value in values:
