@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
+from omnifm.config import STRICT
 from omnifm.cross_attention import CrossAttention, FiLM
 from omnifm.knowledge import retrieve
 from omnifm.method import Model, Output, Tensors
@@ -49,6 +52,20 @@ class MatchedModel(Model):
     def personal(self) -> Sequence[nn.Module | nn.Parameter]:
         """Head, suffix and the attention that reads it."""
         return [*self.backbone.head(), self.prompts, self.reader]
+
+
+@settings(frozen=True, config=STRICT)
+class Capacity:
+    """A baseline's section of a job, as far as all have it: algorithm.md 7 wants each in two capacities."""
+
+    capacity: Literal["paper", "matched"] = "paper"
+    """`paper` is the plain head; `matched` has OmniFM's own head and suffix, without its spectral parts."""
+    num_suffix: Annotated[int, Field(ge=1, le=64)] = 4
+    """Suffix tokens p of the matched head."""
+
+    def around(self, backbone: Backbone) -> Model:
+        """The model that a baseline trains."""
+        return MatchedModel(backbone, self.num_suffix) if self.capacity == "matched" else PlainModel(backbone)
 
 
 @dataclass(frozen=True)

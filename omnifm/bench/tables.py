@@ -33,9 +33,11 @@ MAIN: Mapping[str, dict[str, Any]] = {
     "Local": {"name": "local"},
     "FedAvg": {"name": "fedavg"},
     "FedPer (paper)": {"name": "fedper", "capacity": "paper"},
+    "Local (matched)": {"name": "local", "capacity": "matched"},
+    "FedAvg (matched)": {"name": "fedavg", "capacity": "matched"},
     "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
     "OmniFM": {"name": "omnifm"},
-    "OmniFM (routed)": {"name": "omnifm", "reach": 1.0},
+    "OmniFM (routed)": {"name": "omnifm", "reach": 1.0, "share": "all"},
 }
 ABLATIONS: Mapping[str, dict[str, Any]] = {
     "OmniFM w/o GSKR": {"name": "omnifm", "retrieval": "mean"},

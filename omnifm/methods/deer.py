@@ -9,11 +9,12 @@ from pydantic.dataclasses import dataclass
 from omnifm.config import STRICT
 from omnifm.method import LocalRound, Model, Partition, Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """DEeR has nothing to set; rank and alpha are the model's."""
 
 

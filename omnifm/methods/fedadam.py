@@ -13,11 +13,12 @@ from torch import Tensor
 from omnifm.config import STRICT, Positive
 from omnifm.method import Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """The section of a job for FedAdam and FedYogi."""
 
     lr: Positive = 0.01

@@ -15,6 +15,7 @@ from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.layers import layers
 from omnifm.method import LocalRound, Model, Tensors
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.task import Batch, Task
 
 WINDOW, STEADY = 10, 0.1
@@ -22,7 +23,7 @@ WINDOW, STEADY = 10, 0.1
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedALA's section of a job."""
 
     num_layers: Count = 1

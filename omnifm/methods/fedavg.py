@@ -9,12 +9,12 @@ from pydantic.dataclasses import dataclass
 from omnifm.config import STRICT
 from omnifm.layers import weights
 from omnifm.method import Method, Model, Partition
-from omnifm.model import PlainModel
+from omnifm.model import Capacity
 from omnifm.task import Task
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedAvg's section of a job."""
 
     share_buffers: bool = True
@@ -27,8 +27,9 @@ class FedAvg(Method):
     Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
 
     def build(self, task: Task) -> Model:
-        """The plain backbone; notes the names of its trained weights, which others treat apart from statistics."""
-        model = PlainModel(task.backbone())
+        """The plain or the matched model; notes the names of its trained weights, which others treat apart from
+        statistics."""
+        model = self.settings.around(task.backbone())
         self.weights = weights(model)
         return model
 

@@ -12,11 +12,12 @@ from pydantic.dataclasses import dataclass
 from omnifm.config import STRICT, Positive
 from omnifm.method import Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedAvgM's section of a job."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -10,12 +10,13 @@ from omnifm.config import STRICT
 from omnifm.layers import batch_norms
 from omnifm.method import Model, Partition, Tensors
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 
 logger = logging.getLogger("omnifm.methods.fedbn")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedBN has nothing to set."""
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from omnifm.config import STRICT, Positive
 from omnifm.method import LocalRound, Output, Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.task import Batch
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedDyn's section of a job."""
 
     alpha: Positive = 0.1

@@ -12,11 +12,12 @@ from torch import Tensor
 from omnifm.config import STRICT
 from omnifm.method import LocalRound, Output
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.task import Batch
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedProx's section of a job."""
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01

@@ -10,10 +10,11 @@ from torch import nn
 from omnifm.config import STRICT, Count
 from omnifm.method import LocalRound, Model, Partition
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedRep's section of a job."""
 
     head_epochs: Count = 1

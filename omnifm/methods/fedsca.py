@@ -16,6 +16,7 @@ from omnifm.config import STRICT, Count
 from omnifm.layers import layers
 from omnifm.method import LocalRound, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.task import Batch
 from omnifm.update import Update
 
@@ -24,7 +25,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """FedSCA's section of a job."""
 
     num_layers: Count | None = 1

@@ -7,10 +7,11 @@ from pydantic.dataclasses import dataclass
 from omnifm.config import STRICT
 from omnifm.method import Model, Partition
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """Local has nothing to set."""
 
 

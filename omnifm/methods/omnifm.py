@@ -31,8 +31,9 @@ MIN_PATIENTS = 3
 class Settings:
     """OmniFM's section of a job."""
 
-    share: Literal["backbone", "spectral"] = "backbone"
-    """What is averaged: backbone, tokenizer and cross-attention (eq. 2), or the tokenizer alone (section 3.3)."""
+    share: Literal["backbone", "spectral", "all"] = "backbone"
+    """What is averaged: backbone, tokenizer and cross-attention (eq. 2), the tokenizer alone (section 3.3), or the head
+    too (ours, for `reach`: alike sites have one head, others their own)."""
     share_buffers: bool = False
     """Whether normalisation statistics are averaged; false keeps each site's own."""
     share_tokenizer: bool = True
@@ -85,7 +86,8 @@ class Settings:
     """Rounds after which an entry, made by an old tokenizer, expires."""
     reach: Positive | None = None
     """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
-    other's average of the backbone (`omnifm.routing`, ours); a huge one or null is the paper's one average for all."""
+    other's average of backbone and shared head (`omnifm.routing`, ours); a huge one or null is the paper's one average
+    for all."""
 
 
 class OmniFM(Method):
@@ -118,13 +120,16 @@ class OmniFM(Method):
         parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
         model = OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
         # Tokens are compared across sites, so the tokenizer and what attends to its tokens stay one for all.
-        self.backbone = {f"backbone.{name}" for name in model.backbone.state_dict()}
+        self.one_for_all = {f"tokenizer.{n}" for n in model.tokenizer.state_dict()}
+        self.one_for_all |= {f"fusion.{n}" for n in model.fusion.state_dict()}
         return model
 
     def partition(self, model: Model) -> Partition:
-        """Head, suffix and reader stay home; with share="spectral" everything but the tokenizer does."""
+        """Head, suffix and reader stay home; with share="all" only the suffix does, with "spectral" everything but the
+        tokenizer."""
         assert isinstance(model, OmniModel)
-        personal = [*model.personal()] if self.settings.share_tokenizer else [*model.personal(), model.tokenizer]
+        personal = [model.prompts] if self.settings.share == "all" else [*model.personal()]
+        personal += [] if self.settings.share_tokenizer else [model.tokenizer]
         only = [model.tokenizer] if self.settings.share == "spectral" else None
         return Partition.of(model, personal=personal, only=only, share_buffers=self.settings.share_buffers)
 
@@ -162,7 +167,7 @@ class OmniFM(Method):
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
         if self.settings.reach:
-            routed = [name for name in shared if name in self.backbone]
+            routed = [name for name in shared if name not in self.one_for_all]
             self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach)
         return weighted_mean(shared, updates)
 

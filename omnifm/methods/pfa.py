@@ -16,13 +16,14 @@ from omnifm.config import STRICT, Count
 from omnifm.layers import batch_norms
 from omnifm.method import Model, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.update import Update
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """PFA's section of a job."""
 
     start: Rate = 0.7

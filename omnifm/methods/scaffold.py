@@ -11,12 +11,13 @@ from pydantic.dataclasses import dataclass
 from omnifm.config import STRICT
 from omnifm.method import LocalRound, Model, Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
+from omnifm.model import Capacity
 from omnifm.task import Task
 from omnifm.update import Update
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings:
+class Settings(Capacity):
     """SCAFFOLD's section of a job."""
 
     share_buffers: bool = True

@@ -6,6 +6,7 @@ grid, in their own millimetres.  Letters: b batch, c channels, x y z axes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,10 @@ from omnifm.config import STRICT, Count, Positive
 from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics.overlap import overlap
+from omnifm.pictures import common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
+
+logger = logging.getLogger("omnifm.tasks.segmentation")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -90,25 +94,31 @@ class Segmentation(Task):
                 "spacing_mm": case["spacing_mm"].tolist()}  # fmt: skip
 
     def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
-        """Dimensions and channels, which must be one per site; labels; median spacing, largest extent in mm."""
-        found: dict[str, Any] = {"labels": {str(value): labels[value] for value in sorted(labels)}}
-        for key in ("dims", "channels"):
-            values = sorted({case[key] for case in cases})
-            if len(values) != 1:
-                raise ValueError(f"a site's cases must have one number of {key}; got {values}")
-            found[key] = values[0]
+        """Dimensions, one per site; channels; labels; median spacing, largest extent in mm."""
+        dims = sorted({case["dims"] for case in cases})
+        if len(dims) != 1:
+            raise ValueError(f"a site's cases must have one number of dims; got {dims}")
+        found: dict[str, Any] = {
+            "dims": dims[0],
+            "channels": common_channels((case["channels"] for case in cases), "a site's cases"),
+            "labels": {str(value): labels[value] for value in sorted(labels)},
+        }
         spacing = np.median([case["spacing_mm"] for case in cases], axis=0)
         extent = np.max([np.multiply(case["shape"], case["spacing_mm"]) for case in cases], axis=0)
         return found | {"spacing_mm": np.round(spacing, 3).tolist(), "extent_mm": np.ceil(extent).tolist()}
 
     def agree(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Equal dimensions, channels and labels; the median spacing; a patch no longer than the longest volume."""
-        for key in ("dims", "channels", "labels"):
-            said = {site: fact[key] for site, fact in facts.items()}
-            if len({str(value) for value in said.values()}) > 1:
-                raise ValueError(f"sites must agree on {key}; got {said}")
+        """Equal dimensions and label values; the median spacing; a patch no longer than the longest volume.
+
+        Colour if any site has colour.  A value may mean a lesion at one site and a vessel at another, each with its own
+        modality, and is then named after both; one name under two values is a mistake.
+        """
+        said = {site: fact["dims"] for site, fact in facts.items()}
+        if len(set(said.values())) > 1:
+            raise ValueError(f"sites must agree on dims; got {said}")
         first = next(iter(facts.values()))
-        spec = {"dims": first["dims"], "channels": first["channels"], "labels": first["labels"], "spacing_mm": None}
+        channels = common_channels((fact["channels"] for fact in facts.values()), "sites")
+        spec = {"dims": first["dims"], "channels": channels, "labels": _joined(facts), "spacing_mm": None}
         if spec["dims"] == 2:
             return spec | {"patch": [self.settings.image_size] * 2}
         spacing = np.median([fact["spacing_mm"] for fact in facts.values()], axis=0)
@@ -134,7 +144,7 @@ class Segmentation(Task):
     def prepare(self, case: Batch) -> Batch:
         """Common grid, clipped and standardised intensities, padded at the end to at least one patch."""
         flat = self.spec["dims"] == 2
-        image = torch.from_numpy(np.moveaxis(case["array"], -1, 0).astype(np.float32))
+        image = torch.from_numpy(in_channels(case["array"], self.spec["channels"]).astype(np.float32))
         label = torch.from_numpy(case["native_label"])[None].float()
         image, label = (image[..., 0], label[..., 0]) if flat else (image, label)
         size = self._size(case)
@@ -215,7 +225,7 @@ class Segmentation(Task):
         # Background stands in for the mask that nobody has drawn.
         case = _case(turned, np.zeros(turned.array.shape[:3], np.uint8))
         facts, spec = self.case_facts(case), self.spec
-        if (facts["dims"], facts["channels"]) != (spec["dims"], spec["channels"]):
+        if facts["dims"] != spec["dims"] or facts["channels"] not in (1, spec["channels"]):
             rule = f"image must be {spec['dims']}-D with {spec['channels']} channel(s) for this model"
             raise RefusedImage("bad_geometry", f"{rule}; got {facts['dims']}-D with {facts['channels']}")
         values = as_stored(self.predict(forward, self.prepare(case)).astype(np.uint8), volume.affine)
@@ -225,6 +235,30 @@ class Segmentation(Task):
             array = as_stored(case["array"], volume.affine)[:, :, 0]
             shown = np.ascontiguousarray(_painted(_rgb(np.moveaxis(array, -1, 0)), values[..., 0]).swapaxes(0, 1))
         return LabelMap(values, volume.affine, names, shown)
+
+
+def _joined(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Label value -> the sites' names for it, in alphabetical order, " / " between them.
+
+    Raises:
+        ValueError: sites use different values, or one name for two of them.
+    """
+    said = {site: sorted(fact["labels"], key=int) for site, fact in facts.items()}
+    if len(set(map(tuple, said.values()))) > 1:
+        raise ValueError(f"sites must agree on label values; got {said}")
+    names: dict[str, set[str]] = {value: set() for value in next(iter(said.values()))}
+    values: dict[str, str] = {}
+    for site, fact in facts.items():
+        for value, name in fact["labels"].items():
+            if values.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{name!r} must be one label value at all sites; got {values[name]} and {value}, {site!r}"
+                )
+            names[value].add(name)
+    joined = {value: " / ".join(sorted(own)) for value, own in names.items()}
+    if several := [name for value, name in joined.items() if len(names[value]) > 1]:
+        logger.warning("sites name the same label value differently: %s", "; ".join(several))
+    return joined
 
 
 def _case(volume: Volume, classes: np.ndarray) -> Batch:

@@ -8,7 +8,8 @@ from omnifm.config import SiteConfig
 from omnifm.methods.fedavg import FedAvg
 from omnifm.methods.fedper import FedPer, Settings
 from omnifm.methods.local import Local
-from omnifm.plugins import load_method, load_task
+from omnifm.model import Capacity, MatchedModel, PlainModel
+from omnifm.plugins import load_method, load_task, names, plugin
 from omnifm.rounds import Federation
 from omnifm.simulation import InProcess
 from tests.conftest import experiment
@@ -95,6 +96,18 @@ class TestPartitions:
         assert ours.count("personal") == theirs.count("personal")
         extra = set(ours.shared) - set(theirs.shared)
         assert {name.split(".")[0] for name in extra} == {"tokenizer", "fusion"}
+
+
+@pytest.mark.parametrize("name", names("methods"))
+def test_baselines_come_in_two_capacities(name):
+    """With the matched head a baseline trains what OmniFM does, less the spectral parts (algorithm.md 7)."""
+    kind = plugin("methods", name)
+    if not issubclass(kind.Settings, Capacity):
+        pytest.skip(f"{name} has a model of its own")
+    task = load_task(experiment())
+    task.configure(SPEC)
+    assert isinstance(kind(kind.Settings()).build(task), PlainModel)
+    assert isinstance(kind(kind.Settings(capacity="matched")).build(task), MatchedModel)
 
 
 def test_local_sites_do_not_touch_each_other(federation, tmp_path):

@@ -10,6 +10,7 @@ from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
 from omnifm.update import Update
 from tests.conftest import experiment, write_site
+from tests.methods.reference import federate
 from tests.methods.test_roster import SPEC
 
 
@@ -124,12 +125,16 @@ class TestPartition:
     def test_spectral_preset_shares_the_tokenizer_alone(self):
         assert self.owners(self.parts(share="spectral").shared) == {"tokenizer"}
 
+    def test_all_keeps_only_the_suffix_home(self):
+        assert self.owners(self.parts(share="all").personal) == {"prompts"}
+
     def test_bank_only_keeps_the_tokenizer_home(self):
         assert "tokenizer" not in self.owners(self.parts(share_tokenizer=False).shared)
 
 
 SWITCHES = [
     {"share": "spectral"},
+    {"share": "all"},
     {"share_tokenizer": False},
     {"num_retrieved": 1},
     {"exclude_self": False},
@@ -183,7 +188,7 @@ class TestRoutedAverage:
             seed.extra["profile"] = torch.cat([0.999 * far[seed.site], torch.tensor([1e-3])])
         method.receive_seeds(seeds)
         method.sizes = dict.fromkeys(far, 1)
-        weight, token = min(method.backbone), "tokenizer.w"
+        weight, token = "backbone.w", min(method.one_for_all)
         shared = {weight: torch.zeros(1), token: torch.zeros(1)}
         replies = []
         for site, value in (("a", 1.0), ("b", 3.0)):
@@ -199,6 +204,15 @@ class TestRoutedAverage:
         again.restore(*method.server_state())
         assert again.payload("b", shared)[0][weight].item() == 3
         assert torch.equal(again.profiles["a"], method.profiles["a"])
+
+    def test_a_tiny_reach_sends_each_site_its_own_head_back(self, toys, tmp_path):
+        method = {"name": "omnifm", "reach": 1e-9, "share": "all", "dim": 8, "num_bands": 8}
+        _, run, network = federate(toys, tmp_path, method, rounds=1)
+        for update in network.updates:
+            received, _ = run.method.payload(update.site, run.shared)
+            own = [name for name in received if name not in run.method.one_for_all]
+            assert {name.split(".")[0] for name in own} == {"backbone", "reader"}
+            assert all(torch.equal(received[name], update.shared[name]) for name in own)
 
     def test_a_profile_that_cannot_be_one_is_dropped_and_said(self):
         method = self.routed(reach=1.0)

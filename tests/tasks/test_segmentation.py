@@ -98,11 +98,32 @@ class TestAgree:
         assert task.agree(facts)["patch"] == [48] * 3
         assert load_task(experiment(task={"patch_size": 32})).agree(facts)["patch"] == [32] * 3
 
-    @pytest.mark.parametrize(("key", "value"), [("dims", 2), ("channels", 3), ("labels", {"0": "a"})])
-    def test_refuses_naming_who_differs_in_what(self, key, value):
+    @pytest.mark.parametrize(("key", "value", "what"), [("dims", 2, "dims"), ("labels", {"0": "a"}, "label values")])
+    def test_refuses_naming_who_differs_in_what(self, key, value, what):
         facts = {"site-1": self.FACT, "site-2": self.FACT | {key: value}}
-        with pytest.raises(ValueError, match=f"sites must agree on {key}; got .*site-1.*site-2"):
+        with pytest.raises(ValueError, match=f"sites must agree on {what}; got .*site-1.*site-2"):
             load_task(experiment()).agree(facts)
+
+    def test_refuses_a_name_under_two_values_and_channels_without_a_common_number(self):
+        swapped = {"site-1": self.FACT, "site-2": self.FACT | {"labels": {"0": "b", "1": "a"}}}
+        with pytest.raises(ValueError, match="'b' must be one label value at all sites; got 1 and 0, 'site-2'"):
+            load_task(experiment()).agree(swapped)
+        contrasts = {"site-1": self.FACT, "site-2": self.FACT | {"channels": 4}}
+        with pytest.raises(ValueError, match=r"one number of channels.*got \[1, 4\]"):
+            load_task(experiment()).agree(contrasts)
+
+    def test_modalities_with_structures_of_their_own_train_together(self, tmp_path, caplog):
+        facts = {"site-1": self.FACT, "site-2": self.FACT | {"channels": 3, "labels": {"0": "a", "1": "c"}}}
+        spec = load_task(experiment()).agree(facts)
+        assert (spec["channels"], spec["labels"]) == (3, {"0": "a", "1": "b / c"})
+        assert "b / c" in caplog.text
+        item, _ = volume(tmp_path)
+        case = load_task(experiment()).read(item, LABELS)
+        task = configured(case, patch_size=32)
+        task.configure(task.spec | {"channels": 3})
+        grey = task.prepare(case)["image"]
+        assert len(grey) == 3
+        assert torch.equal(grey[0], grey[2])
 
     def test_refuses_a_site_that_mixes_dimensions(self):
         cases = [{"dims": d, "channels": 1, "spacing_mm": [1.0] * 3, "shape": [4] * 3} for d in (2, 3)]
