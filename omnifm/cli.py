@@ -229,6 +229,7 @@ def tables(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
     ablations: Annotated[bool, typer.Option(help="OmniFM without each of its parts, too.")] = True,
+    row: Annotated[list[str] | None, typer.Option(help="One contender, repeatable; else all.")] = None,
 ) -> None:
     """Compare methods: Local, FedAvg, FedPer, OmniFM and its ablations on one federation, or the papers' tables.
 
@@ -244,7 +245,18 @@ def tables(
         raise ValueError(f"{'table needs' if table else 'data must be given without'} --scale; there is none")
     from omnifm.bench.tables import run
 
-    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations)
+    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations, rows=row or ())
+
+
+@bench.command()
+def glance(
+    tables: Annotated[list[Path], typer.Argument(help="table.json of `bench tables --data`, one per federation.")],
+    row: Annotated[str, typer.Option(help="The contender.")] = "OmniFM (routed)",
+) -> None:
+    """Print where a contender wins, ties and loses against the best matched baseline of each federation."""
+    from omnifm.bench.glance import glance as text
+
+    print(text(tables, row), end="")
 
 
 @bench.command()

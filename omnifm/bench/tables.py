@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def run(
     num_rounds: int | None = None,
     num_epochs: int | None = None,
     ablations: bool = True,
+    rows: Collection[str] = (),
 ) -> None:
     """Run what is missing, then write table.json, table.md and table.html.
 
@@ -71,16 +72,18 @@ def run(
         num_seeds: seeds 0..num_seeds-1; the splits do not depend on them where dataset.json gives all three.
         num_rounds, num_epochs: rounds and local epochs per round, in place of the job's.
         ablations: OmniFM without each of its parts, too.
+        rows: the only contenders to run; empty is all.
 
     Raises:
         ValueError: a folder or configuration is not as it must be.
     """
     experiment = job_experiment(job, num_rounds, num_epochs)
     train, sites = experiment.train, site_names(data, 2)
+    if foreign := sorted(set(rows) - set(CONTENDERS)):
+        raise ValueError(f"row must be one of {list(CONTENDERS)}; got {foreign}")
     cells: Cells = {name: [] for name in CONTENDERS}
-    grid = [
-        (seed, name) for group in (MAIN, ABLATIONS if ablations else {}) for seed in range(num_seeds) for name in group
-    ]
+    groups = [[n for n in group if not rows or n in rows] for group in (MAIN, ABLATIONS if ablations else {})]
+    grid = [(seed, name) for group in groups for seed in range(num_seeds) for name in group]
     for seed, name in (bar := tqdm(grid, unit="run")):
         bar.set_description(f"{name}, seed {seed}")
         cells[name].append(cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
@@ -190,7 +193,7 @@ def _row(
         alone = np.nanmean(_matrix(cells["Local"], metric, "after"), axis=0)
         row["sites_below_local"] = int(np.sum(per_site < alone) if higher else np.sum(per_site > alone))
     if rival in cells and name != rival:
-        row["against_rival"] = _paired(values, _matrix(cells[rival], metric, when))
+        row["against_rival"] = paired(values, _matrix(cells[rival], metric, when))
     return row
 
 
@@ -199,7 +202,8 @@ def _matrix(runs: list[dict[str, Any]], metric: str, when: str) -> np.ndarray:
     return np.array(rows, dtype=float)  # None becomes NaN
 
 
-def _paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+def paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+    """Mean difference of scores (seeds x sites) and its 95 % interval, Student's t over the seeds' means."""
     num = min(len(mine), len(other))
     differences = np.nanmean(mine[:num] - other[:num], axis=1)
     differences = differences[np.isfinite(differences)]  # a seed where nothing is defined says nothing

@@ -1,0 +1,79 @@
+"""Where OmniFM wins, ties and loses: one line per federation, from tables that were made before.
+
+The rival is the best *matched* baseline of that federation, chosen by the very scores it is compared on, so that the
+choice favours the rival.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnifm.bench.tables import paired
+from omnifm.bench.tables_page import versus
+from omnifm.page import number
+
+MATCHED = " (matched)"
+"""How the names of baselines with OmniFM's own head and suffix end."""
+HEADS = ("federation", "metric", "best matched", "OmniFM", "difference [95 % CI]", "worst site", "verdict")
+
+
+def glance(files: Sequence[Path], contender: str) -> str:
+    """A Markdown table of the contender against the best matched baseline, and how often it leads.
+
+    Args:
+        files: table.json of `omnifm bench tables`, one per federation.
+        contender: the row that is compared.
+
+    Raises:
+        ValueError: a file is no such table, or lacks the contender or any matched baseline.
+    """
+    rows = [line(_table(file), contender) for file in files]
+    counts = {word: sum(row["verdict"] == word for row in rows) for word in ("wins", "ties", "loses")}
+    ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
+    total = ", ".join(f"{word} {count}" for word, count in counts.items())
+    lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    lines += ["| " + " | ".join(row["cells"]) + " |" for row in rows]
+    lines += ["", f"{contender}, {len(rows)} federations: {total}; ahead in mean on {ahead}, worst site worse by more "
+              f"than the interval on {worse}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
+    """One federation: its cells, the verdict, whether it is ahead in mean, and whether its worst site is worse by more
+    than half the interval."""
+    metric, higher = next(iter(table["metrics"].items()))
+    sign = 1 if higher else -1
+    scores = {name: row[metric]["after"] for name, row in table["rows"].items()}
+    rivals = [name for name in scores if name.endswith(MATCHED)]
+    if not rivals or contender not in scores:
+        raise ValueError(f"a table must have the row {contender!r} and a matched baseline; got {list(scores)}")
+    best = max(rivals, key=lambda name: sign * scores[name]["mean"])
+    mine, other = scores[contender], scores[best]
+    told = paired(np.array(mine["values"], float), np.array(other["values"], float))
+    difference, ends = told["difference"], [told[end] for end in ("low", "high")]
+    bounds = [sign * end for end in ends if end is not None]
+    verdict = "wins" if bounds and min(bounds) > 0 else "loses" if bounds and max(bounds) < 0 else "ties"
+    half = (max(bounds) - min(bounds)) / 2 if bounds else 0.0
+    worst = sign * (mine["worst_site"] - other["worst_site"])
+    cells = [
+        table["data"], metric, f"{best.removesuffix(MATCHED)} {number(other['mean'])}", number(mine["mean"]),
+        versus({"against_rival": told}), f"{number(other['worst_site'])} → {number(mine['worst_site'])}", verdict,
+    ]  # fmt: skip
+    return {
+        "cells": cells,
+        "verdict": verdict,
+        "ahead": difference is not None and sign * difference > 0,
+        "worse": worst < -half,
+    }
+
+
+def _table(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict) or not content.keys() >= {"metrics", "rows", "data"}:
+        raise ValueError("tables must be the table.json of `omnifm bench tables --data`; one is not")
+    return content

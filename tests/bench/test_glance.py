@@ -1,0 +1,61 @@
+"""One line per federation, on tables whose numbers are known."""
+
+import json
+
+import pytest
+
+from omnifm.bench import tables
+from omnifm.bench.glance import glance
+from tests.bench.test_tables import summary
+
+
+def table(tmp_path, name, scores, metrics=None):
+    """Contender -> its scores over (seeds, sites); the same before and after."""
+    cells = {row: [summary(seed, seed) for seed in seeds] for row, seeds in scores.items()}
+    folder = tmp_path / name
+    folder.mkdir()
+    metrics = metrics or {"dice": True}
+    (folder / "table.json").write_text(json.dumps({"data": name, "metrics": metrics} | tables.tabulate(cells, metrics)))
+    return folder / "table.json"
+
+
+LOCAL, FEDPER = "Local (matched)", "FedPer (matched)"
+
+
+def test_the_rival_is_the_best_matched_baseline(tmp_path):
+    """Plain FedAvg is better still and does not count; +0.1 at every site and seed excludes zero."""
+    file = table(tmp_path, "one", {
+        "FedAvg": [[0.9, 0.9]] * 3, LOCAL: [[0.3, 0.5], [0.4, 0.6], [0.5, 0.7]], FEDPER: [[0.1, 0.1]] * 3,
+        "OmniFM": [[0.4, 0.6], [0.5, 0.7], [0.6, 0.8]],
+    })  # fmt: skip
+    text = glance([file], "OmniFM")
+    assert "| one | dice | Local 0.500 | 0.600 | +0.100 [+0.100, +0.100] | 0.400 → 0.500 | wins |" in text
+    assert "wins 1, ties 0, loses 0; ahead in mean on 1, worst site worse by more than the interval on 0." in text
+
+
+def test_ties_and_losses_are_told(tmp_path):
+    tie = table(tmp_path, "tie", {FEDPER: [[0.5, 0.5], [0.5, 0.5]], "OmniFM": [[0.4, 0.4], [0.7, 0.7]]})
+    loss = table(tmp_path, "loss", {FEDPER: [[0.5, 0.5], [0.5, 0.5]], "OmniFM": [[0.4, 0.3], [0.4, 0.3]]})
+    text = glance([tie, loss], "OmniFM")
+    assert "| ties |" in text
+    assert "| loses |" in text
+    assert "wins 0, ties 1, loses 1; ahead in mean on 1, worst site worse by more than the interval on 1." in text
+
+
+def test_of_an_error_the_smaller_is_ahead(tmp_path):
+    cells = {FEDPER: [summary([0], [0.5], 2.0)] * 2, "OmniFM": [summary([0], [0.5], 1.0)] * 2}
+    metrics = {"hd95_mm": False}
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps({"data": "d", "metrics": metrics} | tables.tabulate(cells, metrics)))
+    text = glance([file], "OmniFM")
+    assert "-1.000" in text
+    assert "ahead in mean on 1" in text
+    assert "| wins |" in text
+
+
+def test_refuses_what_is_no_table_and_a_table_without_the_row(tmp_path):
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(ValueError, match="tables must be"):
+        glance([tmp_path / "t.json"], "OmniFM")
+    with pytest.raises(ValueError, match="must have the row 'OmniFM' and a matched baseline"):
+        glance([table(tmp_path, "d", {FEDPER: [[0.5, 0.5]]})], "OmniFM")
