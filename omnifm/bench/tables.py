@@ -37,7 +37,7 @@ MAIN: Mapping[str, dict[str, Any]] = {
     "FedAvg (matched)": {"name": "fedavg", "capacity": "matched"},
     "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
     "OmniFM": {"name": "omnifm"},
-    "OmniFM (routed)": {"name": "omnifm", "reach": 1.0, "share": "all"},
+    "OmniFM (routed)": {"name": "omnifm", "reach": 0.3, "share": "all"},
 }
 ABLATIONS: Mapping[str, dict[str, Any]] = {
     "OmniFM w/o GSKR": {"name": "omnifm", "retrieval": "mean"},
