@@ -111,7 +111,7 @@ def _load(file: Path) -> dict[str, Any]:
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ValueError(f"dataset.json must be at most {MAX_JSON_BYTES} bytes; got {size}")
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise ValueError(f"dataset.json must be JSON; {where}: {error.msg}") from None
@@ -123,6 +123,13 @@ def _load(file: Path) -> dict[str, Any]:
         raise ValueError(f"dataset.json must be readable; got {type(error).__name__}") from None
     if not isinstance(content, dict):
         raise ValueError(f"dataset.json must be an object; got {type(content).__name__}")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):  # of two values one would be dropped unsaid; a key may be anything: not repeated
+        raise ValueError("a key must stand once in an object of dataset.json; one stands twice")
     return content
 
 
