@@ -82,7 +82,7 @@ class Update:
         extra: the method's own tensors (spectral centroids, control variates), named by the method.
         facts: counts per split and modality, and the data facts the task asks for (describe only).
         num_samples: training cases, the weight n_k of the average.
-        train_loss: mean over the round's last epoch.
+        train_loss: mean over the round's steps.
         before, after: scores of the received model and of the locally trained one;
             on the validation split (train) or the test split (evaluate).
         seconds: time the site took.

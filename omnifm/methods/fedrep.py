@@ -36,7 +36,7 @@ class FedRep(FedAvg):
         return Partition.of(model, personal=model.personal(), share_buffers=self.settings.share_buffers)
 
     def train(self, local: LocalRound) -> float:
-        """Head, then representation; returns the mean loss of the last pass."""
+        """Head, then representation; returns the mean loss of the latter's steps."""
         head = {module for part in local.model.personal() for module in _modules(part)}
         self._train_part(local, local.partition.personal, head, self.settings.head_epochs)
         rest = set(local.model.modules()) - head
@@ -48,14 +48,14 @@ class FedRep(FedAvg):
             module.training = module in modules
         for parameter in frozen:
             parameter.requires_grad_(False)
-        losses = [0.0]
+        losses: list[float] = []
         if trained := [parameter for parameter in local.model.parameters() if parameter.requires_grad]:
             optimizer = local.optimizer(trained)
             for _ in range(num_epochs):
-                losses = [self.step(local, batch, optimizer) for batch in local.batches()]
+                losses += [self.step(local, batch, optimizer) for batch in local.batches()]
         for parameter in frozen:
             parameter.requires_grad_(True)
-        return sum(losses) / len(losses)
+        return sum(losses) / len(losses) if losses else 0.0
 
 
 def _modules(part: nn.Module | nn.Parameter) -> list[nn.Module]:
