@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnifm.task import Backbone, Batch, Task
-from omnifm.update import Update, clean
+from omnifm.update import Score, Update, clean
 
 Tensors = dict[str, Tensor]
 
@@ -150,6 +150,7 @@ class LocalRound:
         batches: () -> the epoch's training batches on the device, in a new random order each call.
         views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
         optimizer: makes the round's optimiser for some parameters.
+        validate: () -> the scores on the validation split of the model as it is now.
         scratch: for the method's own use until the round ends.
     """
 
@@ -166,6 +167,7 @@ class LocalRound:
     batches: Callable[[], Iterator[Batch]]
     views: Callable[[], Iterator[tuple[Tensor, str, str]]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    validate: Callable[[], dict[str, Score]]
     scratch: dict[str, Any] = field(default_factory=dict)
 
 
@@ -246,6 +248,9 @@ class Method:
     def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
         """Answer round 0: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
+
+    def receive(self, local: LocalRound) -> None:
+        """Before anything is scored: what the site makes of the shared part that it received."""
 
     def begin(self, local: LocalRound) -> None:
         """Before the first step."""

@@ -121,12 +121,13 @@ class Site:
     def _train(self, payload: Payload) -> Update:
         """One local round, with the validation scores before and after it."""
         local, partition = self._open(payload)
-        before = self._scores(local.model, local.extra, "validation")
+        self.method.receive(local)
+        before = local.validate()
         self._keep_best("before", payload, local, before)
         self.method.begin(local)
         loss = self.method.train(local)
         extra, facts = self.method.finish(local)
-        after = self._scores(local.model, local.extra, "validation")
+        after = local.validate()
         self._keep_best("after", payload, local, after)
         self._save(payload, local)
         update = Update(
@@ -141,11 +142,12 @@ class Site:
     def _evaluate(self, payload: Payload) -> Update:
         """Touch the test split once: the checkpoints that validation picked, before and after local training."""
         local, partition = self._open(payload)
-        self._keep_best("before", payload, local, self._scores(local.model, local.extra, "validation"))
+        self.method.receive(local)
+        self._keep_best("before", payload, local, local.validate())
         self.method.begin(local)
         loss = self.method.train(local)
         self.method.finish(local)
-        self._keep_best("after", payload, local, self._scores(local.model, local.extra, "validation"))
+        self._keep_best("after", payload, local, local.validate())
         before = self._scores(local.model, self._load_best("before", local), "test")
         best = self._load_best("after", local)
         after = self._scores(local.model, best, "test")
@@ -169,10 +171,12 @@ class Site:
         seed = _seed_all(self.experiment.seed, self.name, payload.stage, payload.round)
         memory = {name.removeprefix("memory/"): v for name, v in state.items() if name.startswith("memory/")}
         train, on_device = self.experiment.train, self._on_device
+        extra = on_device(payload.extra)
         local = LocalRound(
             site=self.name, round=payload.round, seed=seed, num_epochs=train.local_epochs, model=model, task=self.task,
-            partition=partition, received=on_device(payload.shared), extra=on_device(payload.extra), memory=memory,
+            partition=partition, received=on_device(payload.shared), extra=extra, memory=memory,
             batches=self._batches(seed), views=self._views, optimizer=self._optimizer,
+            validate=lambda: self._scores(model, extra, "validation"),
         )  # fmt: skip
         return local, partition
 

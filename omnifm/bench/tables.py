@@ -38,6 +38,7 @@ MAIN: Mapping[str, dict[str, Any]] = {
     "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
     "OmniFM": {"name": "omnifm"},
     "OmniFM (routed)": {"name": "omnifm", "reach": 0.3, "share": "all"},
+    "OmniFM (routed, soup)": {"name": "omnifm", "reach": 0.3, "share": "all", "soup": True},
 }
 ABLATIONS: Mapping[str, dict[str, Any]] = {
     "OmniFM w/o GSKR": {"name": "omnifm", "retrieval": "mean"},

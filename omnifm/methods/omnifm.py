@@ -20,6 +20,7 @@ from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.routing import is_profile, mixtures, profile
+from omnifm.soup import stir
 from omnifm.task import Batch, Task
 from omnifm.update import Update
 
@@ -88,6 +89,9 @@ class Settings:
     """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
     other's average of backbone and shared head (`omnifm.routing`, ours); a huge one or null is the paper's one average
     for all."""
+    soup: bool = False
+    """Whether a site mixes what it receives with what it trained last, in the share that its validation split likes
+    best (`omnifm.soup`, ours); tokenizer and cross-attention are always as received."""
 
 
 class OmniFM(Method):
@@ -167,8 +171,7 @@ class OmniFM(Method):
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
         if self.settings.reach:
-            routed = [name for name in shared if name not in self.one_for_all]
-            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach)
+            self.mixed = mixtures(updates, self.profiles, self._routed(shared), self.settings.reach)
         return weighted_mean(shared, updates)
 
     def monitors(self) -> dict[str, Any]:
@@ -253,6 +256,12 @@ class OmniFM(Method):
             extra["profile"] = profile(patients)
         return extra, facts
 
+    def receive(self, local: LocalRound) -> None:
+        """Mix in what was trained last, if settings say so."""
+        if self.settings.soup:
+            own = {name.removeprefix("own/"): v for name, v in local.memory.items() if name.startswith("own/")}
+            stir(local, own, self._routed(local.received))
+
     def begin(self, local: LocalRound) -> None:
         """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
         local.scratch["centroids"] = self._centroids(self._patients(local))
@@ -272,7 +281,13 @@ class OmniFM(Method):
         """Centroids, their modalities, and each prototype's share of the round's queries."""
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
+        if self.settings.soup:
+            trained = local.partition.pick(local.model, "shared")
+            local.memory.update({f"own/{name}": trained[name] for name in self._routed(trained)})
         return extra | {"hits": hits}, facts
+
+    def _routed(self, shared: Tensors) -> list[str]:
+        return [name for name in shared if name not in self.one_for_all]
 
     def _patients(self, local: LocalRound) -> dict[str, Tensor]:
         """Patients' mean tokens (n d) by modality."""

@@ -147,7 +147,10 @@ class TestRefusals:
         ("text", "match"),
         [
             (b"{", "must be JSON; line 1 column 2"),
-            (b'{"name": "a", "training": [{"image": "a", "image": "b"}]}', "a key must stand once .*; one stands twice"),
+            (
+                b'{"name": "a", "training": [{"image": "", "image": ""}]}',
+                "key must stand once .*; one stands twice",
+            ),
             (b"[1]", "must be an object; got list"),
             (b"\xff\xfe", "must be UTF-8 text"),
             (b"[" * 100_000, "nested too deeply"),
