@@ -32,9 +32,15 @@ def common_channels(found: Iterable[int], whose: str) -> int:
 
 
 def in_channels(array: Float[np.ndarray, "x y z *c"], channels: int) -> Float[np.ndarray, "{channels} x y z"]:
-    """Channels first; grey becomes `channels` equal channels."""
+    """Channels first; grey becomes `channels` equal channels.
+
+    Raises:
+        ValueError: the array has other channels, as of a colour site that comes late to a grey federation.
+    """
     last = array if array.ndim == 4 else array[..., None]
     first = np.moveaxis(last, -1, 0)
+    if len(first) not in (1, channels):
+        raise ValueError(f"image must be grey or of this federation's {channels} channel(s); got {len(first)}")
     return np.repeat(first, channels, axis=0) if len(first) == 1 else first
 
 

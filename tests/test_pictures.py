@@ -21,6 +21,10 @@ class TestChannels:
         colour = np.random.default_rng(0).random((2, 3, 1, 3))
         assert np.array_equal(in_channels(colour, 3), np.moveaxis(colour, -1, 0))
 
+    def test_colour_in_a_grey_federation_is_refused(self):
+        with pytest.raises(ValueError, match=r"grey or of this federation's 1 channel.*; got 3"):
+            in_channels(np.zeros((2, 3, 1, 3), np.float32), 1)
+
 
 class TestCaption:
     def test_the_picture_stays_and_words_come_below(self):

@@ -171,11 +171,12 @@ class TestRefusals:
     def test_differing_data_refuse_the_federation_by_name(self, tmp_path):
         write_site(tmp_path / "f/site-1")
         other = write_site(tmp_path / "f/site-2") / "dataset.json"
-        other.write_text(other.read_text().replace('"ball"', '"cube"'))
+        other.write_text(other.read_text().replace('"ball"', '"ball", "2": "cube"'))
         summary, _, _ = federate(tmp_path, tmp_path / "f")
         assert summary["status"] == "FAILED"
         assert (
-            "sites must agree on labels; got {'site-1': {'0': 'background', '1': 'ball'}, 'site-2'" in summary["reason"]
+            "sites must agree on label values; got {'site-1': ['0', '1'], 'site-2': ['0', '1', '2']"
+            in summary["reason"]
         )
 
 
@@ -205,12 +206,12 @@ class TestParticipation:
         for number in (1, 2, 3):
             write_site(tmp_path / f"f/site-{number}", seed=number)
         other = tmp_path / "f/site-3/dataset.json"
-        other.write_text(other.read_text().replace('"ball"', '"cube"'))
+        other.write_text(other.read_text().replace('"ball"', '"ball", "2": "cube"'))
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 2})
         faults = {"offline": lambda number: ("site-3",) if number == 1 else ()}
         summary, _, _ = federate(tmp_path, tmp_path / "f", job, **faults)
         assert sorted(summary["history"][-1]["sites"]) == ["site-1", "site-2"]
-        assert "sites must agree on labels" in summary["history"][-1]["missing"]["site-3"]
+        assert "sites must agree on label values" in summary["history"][-1]["missing"]["site-3"]
 
     def test_one_reply_of_two_is_no_quorum(self, tmp_path, federation):
         """Otherwise one site's own weights would become everybody's model."""

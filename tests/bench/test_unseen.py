@@ -119,7 +119,7 @@ class TestJoin:
         monkeypatch.setattr(unseen, "train_without", lambda *_args: omnifm)
         cell = unseen._cell(experiment(train=TRAIN), tmp_path, SITES, "site-3", 1, 0, tmp_path)
         assert cell["scores"] is None
-        assert "sites must agree on labels" in cell["refused"]
+        assert "sites must agree on label values" in cell["refused"]
 
 
 class TestShotCases:
