@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -286,13 +286,8 @@ class Method:
         return loss.item()
 
 
-def by_site(models: Mapping[str, Tensors]) -> Tensors:
-    """Tensors of several sites under one roof, as `<site>/<name>`."""
-    return {f"{site}/{name}": value for site, model in models.items() for name, value in model.items()}
-
-
 def to_sites(tensors: Tensors) -> dict[str, Tensors]:
-    """Invert `by_site`."""
+    """Invert `update.prefixed` where the parts are sites."""
     models: dict[str, Tensors] = {}
     for key, value in tensors.items():
         site, _, name = key.partition("/")

@@ -27,7 +27,7 @@ from omnifm.plugins import load_method, load_task
 from omnifm.state import History, write_atomic
 from omnifm.task import Batch, Task
 from omnifm.training import device_named
-from omnifm.update import digest
+from omnifm.update import digest, under
 
 SCHEMA = 1
 """Of predictions.json."""
@@ -129,8 +129,8 @@ def load_personal(folder: Path, device: str = "auto") -> Personal:
     task.configure(record["spec"])
     torch.manual_seed(experiment.seed)  # what is frozen may have been drawn, not loaded
     model = method.build(task)
-    parts = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
-    extra = {name.removeprefix("extra/"): v for name, v in tensors.items() if name.startswith("extra/")}
+    parts = under(tensors, "model")
+    extra = under(tensors, "extra")
     _check_parts(method.partition(model), model, parts, extra, record)
     model.load_state_dict(parts, strict=False)
     place = device_named(device)

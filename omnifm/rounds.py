@@ -26,7 +26,7 @@ from omnifm.report import write_report
 from omnifm.spool import Spool
 from omnifm.state import History, locked, write_atomic
 from omnifm.summary import aggregate, means, progress, site_row, versions
-from omnifm.update import Payload, Stage, Update, digest
+from omnifm.update import Payload, Stage, Update, digest, under
 
 PATIENCE = 3
 """Rounds in a row that may close without a quorum before the run fails."""
@@ -345,9 +345,8 @@ class Federation:
     def _restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         if record["init_hash"] != self.init_hash:
             raise FederationError("the checkpoint must start from the same initial model; got another init_hash")
-        self.shared = {n.removeprefix("shared/"): v for n, v in tensors.items() if n.startswith("shared/")}
-        memory = {n.removeprefix("method/"): v for n, v in tensors.items() if n.startswith("method/")}
-        self.method.restore(memory, record["method"])
+        self.shared = under(tensors, "shared")
+        self.method.restore(under(tensors, "method"), record["method"])
         self.history = record["history"]
         self.round = self.history[-1]["round"] if self.history else 0
         logger.info("resumed %s at round %d", self.experiment.job, self.round + 1)

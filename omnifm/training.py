@@ -30,7 +30,7 @@ from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, StateError, decode, encode, locked, write_atomic
 from omnifm.task import Batch, Task
-from omnifm.update import Payload, Score, Update, clean, digest
+from omnifm.update import Payload, Score, Update, clean, digest, under
 
 SPLITS = ("training", "validation", "test")
 NUM_PICTURES = 3
@@ -164,17 +164,16 @@ class Site:
         if reason := partition.refuse(payload.shared):
             raise ValueError(f"the received shared part {reason}")
         state = self._load(payload, partition)
-        home = {name.removeprefix("personal/"): v for name, v in state.items() if name.startswith("personal/")}
+        home = under(state, "personal")
         model.load_state_dict({**payload.shared, **home}, strict=False)
         model.to(self.device)
         model.backbone.schedule(max(0, payload.round - 1) / self.experiment.train.num_rounds)
         seed = _seed_all(self.experiment.seed, self.name, payload.stage, payload.round)
-        memory = {name.removeprefix("memory/"): v for name, v in state.items() if name.startswith("memory/")}
         train, on_device = self.experiment.train, self._on_device
         extra = on_device(payload.extra)
         local = LocalRound(
             site=self.name, round=payload.round, seed=seed, num_epochs=train.local_epochs, model=model, task=self.task,
-            partition=partition, received=on_device(payload.shared), extra=extra, memory=memory,
+            partition=partition, received=on_device(payload.shared), extra=extra, memory=under(state, "memory"),
             batches=self._batches(seed), views=self._views, optimizer=self._optimizer,
             validate=lambda: self._scores(model, extra, "validation"),
         )  # fmt: skip
@@ -249,10 +248,8 @@ class Site:
         if found is None:
             raise ValueError(f"the checkpoint {moment!r} of this run must be readable; it is missing or damaged")
         tensors = found[1]
-        local.model.load_state_dict(
-            {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}, strict=False
-        )
-        return self._on_device({n.removeprefix("extra/"): v for n, v in tensors.items() if n.startswith("extra/")})
+        local.model.load_state_dict(under(tensors, "model"), strict=False)
+        return self._on_device(under(tensors, "extra"))
 
     # Data.
     def _checked_data(self) -> tuple[Datalist, int, list[dict[str, Any]]]:

@@ -53,13 +53,13 @@ class Payload:
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return (tensors by prefixed name, JSON record)."""
         record = {name: getattr(self, name) for name in ("stage", "round", "run_id", "spec", "warm_start")}
-        return _prefixed(shared=self.shared, extra=self.extra), record | {"version": VERSION}
+        return prefixed(shared=self.shared, extra=self.extra), record | {"version": VERSION}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Payload:
         """Invert `pack`; raises ValueError on another version."""
         fields = _checked(record)
-        return cls(shared=_under(tensors, "shared"), extra=_under(tensors, "extra"), **fields)
+        return cls(shared=under(tensors, "shared"), extra=under(tensors, "extra"), **fields)
 
     def digest(self) -> str:
         """SHA-256 of everything in it: the site echoes it, so that a reply belongs to exactly one request."""
@@ -110,7 +110,7 @@ class Update:
         record = {name: getattr(self, name) for name in plain}
         for when in ("before", "after"):
             record[when] = {name: asdict(score) for name, score in getattr(self, when).items()}
-        return _prefixed(shared=self.shared, extra=self.extra, pictures=self.pictures), record | {"version": VERSION}
+        return prefixed(shared=self.shared, extra=self.extra, pictures=self.pictures), record | {"version": VERSION}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Update:
@@ -118,7 +118,7 @@ class Update:
         fields = _checked(record)
         for when in ("before", "after"):
             fields[when] = {name: Score(**score) for name, score in fields.get(when, {}).items()}
-        shared, extra, pictures = (_under(tensors, part) for part in ("shared", "extra", "pictures"))
+        shared, extra, pictures = (under(tensors, part) for part in ("shared", "extra", "pictures"))
         return cls(shared=shared, extra=extra, pictures=pictures, **fields)
 
     def num_bytes(self) -> int:
@@ -148,11 +148,13 @@ def clean(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of several parts under one roof, as `<part>/<name>`."""
     return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
-def _under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """One part of what `prefixed` joined, by its own names."""
     return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
 
 

@@ -19,7 +19,8 @@ from omnifm.page import number
 
 MATCHED = " (matched)"
 """How the names of baselines with OmniFM's own head and suffix end."""
-HEADS = ("federation", "metric", "best matched", "OmniFM", "difference [95 % CI]", "worst site", "verdict")
+HEADS = ("federation", "metric", "best matched", "{}", "difference [95 % CI]", "worst site", "verdict")
+"""Of the columns; the contender's takes its name."""
 
 
 def glance(files: Sequence[Path], contender: str) -> str:
@@ -36,7 +37,7 @@ def glance(files: Sequence[Path], contender: str) -> str:
     counts = {word: sum(row["verdict"] == word for row in rows) for word in ("wins", "ties", "loses")}
     ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
     total = ", ".join(f"{word} {count}" for word, count in counts.items())
-    lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    lines = ["| " + " | ".join(HEADS).format(contender) + " |", "|---" * len(HEADS) + "|"]
     lines += ["| " + " | ".join(row["cells"]) + " |" for row in rows]
     lines += ["", f"{contender}, {len(rows)} federations: {total}; ahead in mean on {ahead}, worst site worse by more "
               f"than the interval on {worse}."]  # fmt: skip

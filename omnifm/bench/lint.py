@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any
@@ -57,13 +57,18 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
                 continue  # a trivial rival has the scores of its own metrics
             for when in MOMENTS:
                 where = f"{name}: {metric} {when}"
-                others = {key: rows[key][metric] for key in ("Local", rival) if key in rows}
+                alone, other = (rows[key][metric] if key in rows else None for key in (alone_of(rows), rival))
                 yield from (f"{where}: {line}" for line in _scores(row[metric][when], higher))
-                yield from (f"{where}: {line}" for line in _below(row[metric][when], others.get("Local"), higher))
+                yield from (f"{where}: {line}" for line in _below(row[metric][when], alone, higher))
                 if name != rival:
-                    yield from (f"{where}: {line}" for line in _against(row[metric][when], others.get(rival), when))
+                    yield from (f"{where}: {line}" for line in _against(row[metric][when], other, when))
         yield from (f"{name}: {line}" for line in _overlap(row))
     yield from _budget(rows)
+
+
+def alone_of(rows: Collection[str]) -> str:
+    """The row of sites training alone that others are held against: "Local", or the matched one without it."""
+    return "Local (matched)" if "Local" not in rows else "Local"
 
 
 def _scores(row: Mapping[str, Any], higher: bool) -> Iterator[str]:

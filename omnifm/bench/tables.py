@@ -190,8 +190,8 @@ def _row(
         "per_site": per_site.tolist(),
         "values": values.tolist(),
     }
-    if "Local" in cells:
-        alone = np.nanmean(_matrix(cells["Local"], metric, "after"), axis=0)
+    if runs := cells.get(lint.alone_of(cells)):
+        alone = np.nanmean(_matrix(runs, metric, "after"), axis=0)
         row["sites_below_local"] = int(np.sum(per_site < alone) if higher else np.sum(per_site > alone))
     if rival in cells and name != rival:
         row["against_rival"] = paired(values, _matrix(cells[rival], metric, when))

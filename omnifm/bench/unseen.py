@@ -36,7 +36,7 @@ from omnifm.method import LocalRound, Partition, Tensors
 from omnifm.plugins import load_method, plugin
 from omnifm.state import History, write_atomic
 from omnifm.training import Site
-from omnifm.update import Payload
+from omnifm.update import Payload, under
 
 CONTENDERS = {name: MAIN[name] for name in ("FedAvg", "FedPer (matched)", "OmniFM")}
 STEPS = 50
@@ -135,9 +135,9 @@ def train_without(experiment: Experiment, data: Path, others: Sequence[str]) -> 
                 f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
             )
         tensors, record = _kept(state / "server" / experiment.job, "server")
-        heads = {site: _part(_kept(state / site / experiment.job, "personal")[0], "personal") for site in others}
+        heads = {site: under(_kept(state / site / experiment.job, "personal")[0], "personal") for site in others}
     facts = {site: told["data"] for site, told in record["facts"].items()}
-    return Trained(record["run_id"], record["spec"], facts, _part(tensors, "shared"), _part(tensors, "method"),
+    return Trained(record["run_id"], record["spec"], facts, under(tensors, "shared"), under(tensors, "method"),
                    record["method"], heads)  # fmt: skip
 
 
@@ -145,10 +145,6 @@ def _kept(folder: Path, name: str) -> tuple[Tensors, dict[str, Any]]:
     found = History(folder, name).load()
     assert found is not None  # the run was complete
     return found[1], found[2]
-
-
-def _part(tensors: Tensors, part: str) -> Tensors:
-    return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
 
 
 def mean_head(heads: Sequence[Tensors]) -> Tensors:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import Method, Model, Partition
+from omnifm.method import Model, Partition
+from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
-from omnifm.task import Task
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -18,14 +20,10 @@ class Settings(Capacity):
     """Whether normalisation statistics are averaged."""
 
 
-class FedPer(Method):
+class FedPer(FedAvg):
     """Personal head, shared backbone."""
 
-    Settings = Settings
-
-    def build(self, task: Task) -> Model:
-        """The plain or the matched model."""
-        return self.settings.around(task.backbone())
+    Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
 
     def partition(self, model: Model) -> Partition:
         """The head, and what belongs to it in the matched model, stays home."""

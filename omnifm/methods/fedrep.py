@@ -8,32 +8,25 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from omnifm.config import STRICT, Count
-from omnifm.method import LocalRound, Model, Partition
-from omnifm.methods.fedavg import FedAvg
-from omnifm.model import Capacity
+from omnifm.method import LocalRound
+from omnifm.methods import fedper
 
 
 @dataclass(frozen=True, config=STRICT)
-class Settings(Capacity):
+class Settings(fedper.Settings):
     """FedRep's section of a job."""
 
     head_epochs: Count = 1
     """Passes that train the head alone, before `local_epochs` that train the rest; the paper takes 10."""
-    share_buffers: bool = False
-    """Whether normalisation statistics are averaged."""
 
 
-class FedRep(FedAvg):
+class FedRep(fedper.FedPer):
     """Personal head and shared backbone, trained in turn (algorithm 1).
 
     What is not its turn is frozen with its normalisation statistics, which freezing weights alone would not do.
     """
 
     Settings = Settings
-
-    def partition(self, model: Model) -> Partition:
-        """The head stays home."""
-        return Partition.of(model, personal=model.personal(), share_buffers=self.settings.share_buffers)
 
     def train(self, local: LocalRound) -> float:
         """Head, then representation; returns the mean loss of the latter's steps."""

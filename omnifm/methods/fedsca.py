@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import layers
-from omnifm.method import LocalRound, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
+from omnifm.method import LocalRound, Model, Output, Partition, Tensors, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch
-from omnifm.update import Update
+from omnifm.update import Update, prefixed
 
 Metric = Literal["l2", "l1", "cosine", "inner"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -90,7 +90,7 @@ class FedSCA(FedAvg):
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's mixture."""
-        return by_site(self.mixtures), {}
+        return prefixed(**self.mixtures), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""

@@ -17,12 +17,12 @@ from torch import Tensor
 from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, by_site, to_sites, weighted_mean
+from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.routing import is_profile, mixtures, profile
 from omnifm.soup import stir
 from omnifm.task import Batch, Task
-from omnifm.update import Update
+from omnifm.update import Update, prefixed, under
 
 MIN_PATIENTS = 3
 """Patients per centroid below which a modality sends none: the mean of one patient is that patient."""
@@ -181,21 +181,16 @@ class OmniFM(Method):
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """The bank, and what each site last uploaded."""
         tensors, record = self.bank.state()
-        parts = {f"bank/{name}": value for name, value in tensors.items()}
-        parts |= {f"last/{site}": value for site, value in self.last.items()} | {"mean_sum": self.mean_sum}
-        parts |= {f"profile/{site}": value for site, value in self.profiles.items()}
-        parts |= {f"mixed/{name}": value for name, value in by_site(self.mixed).items()}
+        mixed = prefixed(**self.mixed)
+        parts = prefixed(bank=tensors, last=self.last, profile=self.profiles, mixed=mixed) | {"mean_sum": self.mean_sum}
         return parts, {"bank": record, "mean_count": self.mean_count}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        bank = {name.removeprefix("bank/"): value for name, value in tensors.items() if name.startswith("bank/")}
-        self.bank = KnowledgeBank.from_state(bank, record["bank"])
-        self.last = {n.removeprefix("last/"): value for n, value in tensors.items() if n.startswith("last/")}
+        self.bank = KnowledgeBank.from_state(under(tensors, "bank"), record["bank"])
+        self.last, self.profiles = under(tensors, "last"), under(tensors, "profile")
         self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
-        self.profiles = {n.removeprefix("profile/"): value for n, value in tensors.items() if n.startswith("profile/")}
-        mixed = {n.removeprefix("mixed/"): value for n, value in tensors.items() if n.startswith("mixed/")}
-        self.mixed = to_sites(mixed)
+        self.mixed = to_sites(under(tensors, "mixed"))
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
@@ -259,8 +254,7 @@ class OmniFM(Method):
     def receive(self, local: LocalRound) -> None:
         """Mix in what was trained last, if settings say so."""
         if self.settings.soup:
-            own = {name.removeprefix("own/"): v for name, v in local.memory.items() if name.startswith("own/")}
-            stir(local, own, self._routed(local.received))
+            stir(local, under(local.memory, "own"), self._routed(local.received))
 
     def begin(self, local: LocalRound) -> None:
         """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""

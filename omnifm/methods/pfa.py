@@ -14,10 +14,10 @@ from torch import Tensor
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import batch_norms
-from omnifm.method import Model, Partition, Tensors, by_site, to_sites, weighted_mean
+from omnifm.method import Model, Partition, Tensors, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
-from omnifm.update import Update
+from omnifm.update import Update, prefixed
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -73,7 +73,7 @@ class PFA(FedAvg):
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's model."""
-        return by_site(self.models), {}
+        return prefixed(**self.models), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""

@@ -86,16 +86,18 @@ class VQA(Task):
     def __init__(self, settings: Any, model: Any) -> None:
         super().__init__(settings, model)
         self.prior: AnswerPrior | None = None
-        self.last: tuple[tuple[Any, str], np.ndarray] | None = None
+        # A picture is asked about many times in a row: its array as read, and as CLIP sees it.
+        self.read_last: tuple[tuple[Any, str], np.ndarray] | None = None
+        self.shown_last: tuple[np.ndarray, Tensor] | None = None
 
     # Before round 0.
     def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
         """Read the picture and check the words; an answer without a type is closed if it is yes or no."""
         words, burned_in = read_words(item), item.get("burned_in_text", "unknown")
         shown = (item["image"], str(burned_in))
-        if self.last is None or self.last[0] != shown:  # a picture is asked about many times in a row
-            self.last = shown, read_volume(item["image"], burned_in_text=burned_in).array
-        array = self.last[1]
+        if self.read_last is None or self.read_last[0] != shown:
+            self.read_last = shown, read_volume(item["image"], burned_in_text=burned_in).array
+        array = self.read_last[1]
         if array.shape[2] != 1:
             raise RefusedImage("unsupported_format", f"image must be a picture or one slice; got {array.shape[2]}")
         return {"array": array, **words}
@@ -156,9 +158,10 @@ class VQA(Task):
         room = s.question_tokens + len(ending) + s.answer_tokens - length
         text = prompt + answer + [encode.eos_token_id] * room
         target = [IGNORED] * len(prompt) + answer + [IGNORED] * room
-        picture = clip_picture(case["array"], self.side)
+        if self.shown_last is None or self.shown_last[0] is not case["array"]:
+            self.shown_last = case["array"], clip_picture(case["array"], self.side)
         words = {key: case[key] for key in ("question", "answer", "answer_type", "question_type")}
-        return {"image": picture, "prompt": torch.tensor(prompt), "text": torch.tensor(text),
+        return {"image": self.shown_last[1], "prompt": torch.tensor(prompt), "text": torch.tensor(text),
                 "target": torch.tensor(target), "length": length, **words}  # fmt: skip
 
     def augment(self) -> Compose:

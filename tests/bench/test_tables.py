@@ -42,6 +42,15 @@ def test_golden():
     assert matched["sites_below_local"] == 1
 
 
+@pytest.mark.parametrize(("names", "lost"), [(["Local", "Local (matched)"], 0), (["Local (matched)"], 2)])
+def test_where_local_is_missing_sites_are_held_against_local_of_equal_capacity(names, lost):
+    """Local is worse than OmniFM everywhere, Local (matched) better everywhere."""
+    scores = {"Local": [0.1, 0.1], "Local (matched)": [0.9, 0.9], "OmniFM": [0.5, 0.5]}
+    cells = {name: [summary([0, 0], scores[name])] for name in (*names, "OmniFM")}
+    rows = tables.tabulate(cells, METRICS)["rows"]
+    assert rows["OmniFM"]["dice"]["after"]["sites_below_local"] == lost
+
+
 def test_a_rival_that_the_task_scores_has_its_own_row():
     """`dice_blank` is 0.1 everywhere: 0.4 below the matched rival's Dice."""
     cells = {name: [summary([0, 0], [0.5, 0.5]) for _ in range(2)] for name in ("Local", "FedPer (matched)", "OmniFM")}

@@ -13,6 +13,7 @@ from omnifm.data.demo import make_site
 from omnifm.data.volume import RefusedImage
 from omnifm.plugins import load_task
 from omnifm.state import History
+from omnifm.tasks import vqa
 from omnifm.tasks.vqa import IGNORED, MEAN, STD, clip_picture, read_words
 
 WORDS = {"question": "Is there a lesion?", "answer": "yes"}
@@ -123,6 +124,14 @@ class TestText:
         assert decode(prepared["text"][: prepared["length"]]) == "Question: Is there a lesion? Answer: yes</s>"
         taught_at = prepared["target"] != IGNORED
         assert torch.equal(prepared["text"][taught_at], taught)
+
+    def test_a_picture_asked_about_again_is_made_once_and_another_is_not_taken_for_it(self, monkeypatch):
+        made = []
+        monkeypatch.setattr(vqa, "clip_picture", lambda array, side: made.append(array) or torch.tensor(array.sum()))
+        task, one, other = configured(), np.ones((4, 4, 1)), np.zeros((4, 4, 1))
+        shown = [task.prepare(case() | {"array": array})["image"].item() for array in (one, one, other, one)]
+        assert shown == [16, 16, 0, 16]
+        assert len(made) == 3
 
     def test_every_case_is_equally_long(self):
         task = configured(question_tokens=16, answer_tokens=4)
