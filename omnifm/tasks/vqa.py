@@ -7,13 +7,13 @@ A picture is shown as it was stored, upright, padded to a square and resized for
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd, SelectItemsd
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -40,6 +40,8 @@ from omnifm.task import Backbone, Batch, Forward, Task
 
 IGNORED = -100
 """Label of a token that teaches nothing: the question's and the padding's."""
+TOGETHER = 16
+"""Most questions that are answered at once."""
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
 
@@ -179,23 +181,42 @@ class VQA(Task):
     # Evaluation.
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
         """Scores of the answer, and accuracies of the two rivals that do not see."""
-        truth, closed = case["answer"], case["answer_type"] == "CLOSED"
-        said, blank = self._answers(forward, case, [case["image"], torch.zeros_like(case["image"])])
-        prior = None if self.prior is None else self.prior.answer(case["question_type"])
-        rivals = {"accuracy_prior": prior, "accuracy_question_only": blank}
-        return answer_scores(said, truth, closed=closed) | {
-            name: None if rival is None else answer_scores(rival, truth, closed=closed)["accuracy"]
-            for name, rival in rivals.items()
-        }
+        (row,) = self.scores(forward, [case])
+        return row
+
+    def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterator[dict[str, float | None]]:
+        """As `score`; cases whose prompts are equally long are answered together, so that nothing is padded."""
+        groups: dict[int, list[Batch]] = {}
+        for case in cases:
+            group = groups.setdefault(len(case["prompt"]), [])
+            group.append(case)
+            if len(group) == TOGETHER:
+                yield from self._scored(forward, groups.pop(len(case["prompt"])))
+        for group in groups.values():
+            yield from self._scored(forward, group)
+
+    def _scored(self, forward: Forward, cases: Sequence[Batch]) -> Iterator[dict[str, float | None]]:
+        pictures = torch.stack([case["image"] for case in cases])
+        prompts = torch.stack([case["prompt"] for case in cases])
+        answers = self._answers(forward, torch.cat([pictures, torch.zeros_like(pictures)]), prompts.repeat(2, 1))
+        for case, said, blank in zip(cases, answers[: len(cases)], answers[len(cases) :], strict=True):
+            prior = None if self.prior is None else self.prior.answer(case["question_type"])
+            rivals = {"accuracy_prior": prior, "accuracy_question_only": blank}
+            truth, closed = case["answer"], case["answer_type"] == "CLOSED"
+            yield answer_scores(said, truth, closed=closed) | {
+                name: None if rival is None else answer_scores(rival, truth, closed=closed)["accuracy"]
+                for name, rival in rivals.items()
+            }
 
     def predict(self, forward: Forward, case: Batch) -> str:
         """The answer to a prepared case."""
-        return self._answers(forward, case, [case["image"]])[0]
+        (answer,) = self._answers(forward, case["image"][None], case["prompt"][None])
+        return answer
 
-    def _answers(self, forward: Forward, case: Batch, pictures: Sequence[Tensor]) -> list[str]:
-        """The answers to one question before several pictures."""
-        prompts = case["prompt"].expand(len(pictures), -1)
-        answers = forward({"image": torch.stack(list(pictures)), "prompt": prompts})
+    def _answers(
+        self, forward: Forward, pictures: Float[Tensor, "b 3 side side"], prompts: Int[Tensor, "b t"]
+    ) -> list[str]:
+        answers = forward({"image": pictures, "prompt": prompts})
         return [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
 
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
 
-from omnifm.backbones.tiny import tiny
+from omnifm.backbones.tiny import WORDS, tiny
 from omnifm.data.demos.vqa import texts
 
 
@@ -35,5 +35,6 @@ def test_the_demos_words_are_single_tokens_and_nothing_is_unknown(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny("language", tmp_path))
     for answer in texts()[-16:]:
         assert len(tokenizer.tokenize(f" {answer}")) == len(answer.split())
+    assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in WORDS.split() if word.isalpha())
     for text in ("Hepatomegaly?", "ångström 肺 \t 12.5%"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -187,6 +187,24 @@ class TestScore:
             "accuracy_prior": 0.0, "accuracy_question_only": 0.0,
         }  # fmt: skip
 
+    def test_many_are_answered_together_as_each_alone(self):
+        """Twenty questions of two lengths; the answer depends on picture and question."""
+        task, sizes = configured(), []
+
+        def forward(batch):
+            sizes.append(len(batch["image"]))
+            seen = batch["image"].abs().sum((1, 2, 3)).round().long() + batch["prompt"].sum(1)
+            return torch.stack([seen % 40 + 5, seen % 50 + 5], dim=1)
+
+        cases = [task.prepare(case(question="Where?" if i % 2 else "Is it there, then?")) for i in range(40)]
+        for number, one in enumerate(cases):
+            one["image"] = one["image"] + number
+            one["answer"] = task.predict(forward, one) if number % 3 else "no such answer"
+        alone = sorted(json.dumps(task.score(forward, one)) for one in cases)
+        sizes.clear()
+        assert sorted(map(json.dumps, task.scores(forward, iter(cases)))) == alone
+        assert sizes == [32, 32, 8, 8]
+
     def test_without_training_answers_the_prior_is_undefined(self):
         task = configured()
         scores = task.score(self.forward(task, "no", "yes"), task.prepare(case()))
