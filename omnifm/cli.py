@@ -92,6 +92,8 @@ def check(
     from omnifm.check import check_site, in_words, write_page
     from omnifm.preflight import read_job
 
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ValueError("html must be a file whose name ends in .html; it is not")
     report, pictures = check_site(path, task, site_file, None if job is None else read_job(job))
     if html is not None:
         write_page(html, report, pictures)
@@ -238,6 +240,8 @@ def tables(
     that --data lacks.  Exit code 1 if the tables' own arithmetic is wrong.
     """
     if scale is not None:
+        if row or rounds or epochs:
+            raise ValueError("row, rounds and epochs go without --scale, which has its own")
         from omnifm.bench import paper_tables
 
         raise _exit(paper_tables.run(out, scale, data=data, names=tuple(table or ()), jobs=job.parent))

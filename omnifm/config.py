@@ -62,6 +62,8 @@ def _line(error: Any) -> str:
         return f"key {key!r} is missing"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r}"
+    if error["type"] == "json_invalid":  # its input is the whole text, of whatever file was named by mistake
+        return f"{error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
 
 

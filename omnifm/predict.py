@@ -85,6 +85,8 @@ def predict(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError("output must be a new or an empty folder; it is not")
+    if question is not None and not question.strip():
+        raise ValueError("question must hold a word; it is empty")
     used = load_personal(job_folder(personal, job), device)
     items = _items(used, source, second, question, split)
     rows = [_predicted(used, item, output) for item in tqdm(items, desc="predict", unit="case", disable=None)]

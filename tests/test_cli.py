@@ -47,6 +47,11 @@ def test_every_command_explains_itself(command):
         (("bench", "tables"), "Missing option '--out'"),
         (("bench", "tables", "--out", "/tmp/none"), "omnifm: data must be given without --scale; there is none"),
         (("bench", "tables", "--out", "/tmp/none", "--scale", "huge"), "omnifm: scale must be one of smoke, cpu"),
+        (
+            ("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--row", "Local"),
+            "omnifm: row, rounds and epochs go without --scale",
+        ),
+        (("check", "/nowhere", "--html", "dataset.json"), "omnifm: html must be a file whose name ends in .html"),
         (("bench", "lint", "/nowhere"), "omnifm: folder must hold a table's JSON; it holds none"),
     ],
 )

@@ -280,6 +280,7 @@ class TestWrongUse:
             (image, {"second": image}, "second must not be given for segmentation of one image"),
             (image, {"split": "test"}, "split goes with dataset.json"),
             (folder, {"split": "tests"}, "split must be one of"),
+            (image, {"question": " "}, "question must hold a word; it is empty"),
             (folder, {"question": "Why?"}, "second and question go with one image"),
             (image, {"device": "tpu"}, "device must be auto, cpu or cuda:N"),
         ):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
@@ -53,11 +54,8 @@ class LlavaBackbone(Backbone):
 
     def __init__(self, vision: Any, language: Any, tokenizer: Any, max_answer: int, tuning: Tuning, peft: Peft) -> None:
         super().__init__()
-        embeddings = language.get_input_embeddings()
-        if len(tokenizer) > embeddings.num_embeddings:
-            got = f"{len(tokenizer)} for {embeddings.num_embeddings}"
-            raise ValueError(f"a tokenizer must have no more words than its model has embeddings; got {got}")
-        self.width = embeddings.embedding_dim
+        _check_words(tokenizer, language)
+        self.width = language.get_input_embeddings().embedding_dim
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.max_answer, self.tuning = max_answer, tuning
         self.vision = vision.requires_grad_(False)
@@ -156,13 +154,21 @@ def picture_side(name: str) -> int:
 @lru_cache(maxsize=4)
 def fingerprint(vision: str, language: str) -> str:
     """SHA-256 of the vocabulary and all pretrained weights: what is frozen never travels, so sites compare this."""
-    models = {"vision": load_vision(vision), "language": load_language(language)}
+    models, tokenizer = {"vision": load_vision(vision), "language": load_language(language)}, load_tokenizer(language)
+    _check_words(tokenizer, models["language"])
     tensors = {f"{part}.{name}": v for part, model in models.items() for name, v in model.state_dict().items()}
-    return digest(tensors, load_tokenizer(language).get_vocab())
+    return digest(tensors, tokenizer.get_vocab())
+
+
+def _check_words(tokenizer: Any, language: Any) -> None:
+    size = language.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        got = f"{len(tokenizer)} for {size}"
+        raise ValueError(f"a tokenizer must have no more words than its model has embeddings; got {got}")
 
 
 def _load_model(kind: Any, part: Literal["vision", "language"], name: str) -> Any:
-    # Weights are safetensors, without code of their own: a model's name in a job can run nothing.
+    # Weights are safetensors: a model's name in a job can run nothing.
     model, found = _load(kind, part, name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if lacking := len(found["missing_keys"]) + len(found["mismatched_keys"]):
         raise ValueError(f"model.{part} must hold every weight of a {type(model).__name__}; {lacking} are missing")
@@ -171,8 +177,9 @@ def _load_model(kind: Any, part: Literal["vision", "language"], name: str) -> An
 
 def _load(kind: Any, part: Literal["vision", "language"], name: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(_folder(part, name), local_files_only=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+        # Without `trust_remote_code=False` transformers asks at the terminal whether to run the folder's own code.
+        return kind.from_pretrained(_folder(part, name), local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         rule = "'tiny', a folder of save_pretrained or a hub name fetched before with `hf download`, with safetensors"
         raise ValueError(f"model.{part} must be {rule}; got {name!r} ({type(error).__name__})") from None
 

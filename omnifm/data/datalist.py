@@ -160,6 +160,8 @@ def _labels(raw: object, *, needed: bool) -> dict[int, str]:
         raise ValueError("'labels' in dataset.json must name every label value; it is missing or empty")
     if sorted(raw) != sorted(str(value) for value in range(len(raw))):
         raise ValueError(f"keys of 'labels' must be '0', '1', ... without gaps; got {len(raw)} others")
+    if len(set(raw.values())) < len(raw):
+        raise ValueError(f"names in 'labels' must differ; got {len(set(raw.values()))} names for {len(raw)} values")
     return {value: raw[str(value)] for value in range(len(raw))}
 
 

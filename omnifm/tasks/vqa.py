@@ -119,6 +119,16 @@ class VQA(Task):
             raise ValueError(f"sites must hold the server's pretrained vision and language model; others at {other}")
         return {"pretrained": own}
 
+    def configure(self, spec: Mapping[str, Any]) -> None:
+        """Take the specification, if this machine's pretrained models and tokenizer are those that it was agreed on.
+
+        Raises:
+            ValueError: they are others.
+        """
+        if spec["pretrained"] != fingerprint(self.model.vision, self.model.language):
+            raise ValueError("pretrained models and tokenizer must be those of the agreement; their digest differs")
+        super().configure(spec)
+
     def observe(self, training: Sequence[Mapping[str, Any]]) -> None:
         """Count the site's own training answers."""
         rows = [read_words(item) for item in training]

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -173,6 +174,41 @@ class TestLoading:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=r"model.language must hold every weight of a LlamaForCausalLM; 1 are"):
             load_language(str(tmp_path))
+
+    @pytest.mark.parametrize("load", [load_language, load_tokenizer])
+    def test_code_in_a_folder_is_never_run_nor_asked_about(self, load, folders, tmp_path, monkeypatch):
+        shutil.copytree(folders[1], tmp_path / "lm")
+        ran = tmp_path / "ran"
+        (tmp_path / "lm" / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: ...\n")
+        codes = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+        for name in ("config.json", "tokenizer_config.json"):
+            content = json.loads((tmp_path / "lm" / name).read_text())
+            content |= {"auto_map": codes, "model_type": "evil", "tokenizer_class": "Evil"}
+            (tmp_path / "lm" / name).write_text(json.dumps(content))
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+        with pytest.raises(ValueError, match=r"model.language must be .tiny., a folder"):
+            load(str(tmp_path / "lm"))
+        assert not ran.exists()
+
+    @pytest.mark.parametrize("change", ["cut", "sizes"])
+    def test_weights_that_do_not_fit_cost_one_line(self, change, folders, tmp_path):
+        shutil.copytree(folders[1], tmp_path / "lm")
+        config, weights = tmp_path / "lm" / "config.json", tmp_path / "lm" / "model.safetensors"
+        if change == "cut":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        else:
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 96}))
+        with pytest.raises(ValueError, match=r"model.language must be .tiny., a folder") as error:
+            load_language(str(tmp_path / "lm"))
+        assert "\n" not in str(error.value)
+
+    def test_a_fingerprint_covers_the_tokenizer_and_refuses_too_many_words(self, folders, tmp_path):
+        shutil.copytree(folders[1], tmp_path / "lm")
+        tokenizer = load_tokenizer(folders[1])
+        tokenizer.add_tokens(["hepatosplenomegaly"])
+        tokenizer.save_pretrained(tmp_path / "lm")
+        with pytest.raises(ValueError, match="a tokenizer must have no more words than its model has embeddings"):
+            fingerprint(folders[0], str(tmp_path / "lm"))
 
     def test_refuses_another_family(self, tmp_path):
         GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)

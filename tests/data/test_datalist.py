@@ -117,6 +117,7 @@ class TestRefusals:
             ({"modality": {"0": "Mr Smith"}}, "'modality' in dataset.json must be a DICOM code"),
             ({"labels": None}, "'labels' in dataset.json must name every label value"),
             ({"labels": {"background": 0}}, "'labels' in dataset.json must be an object like"),
+            ({"labels": {"0": "a", "1": "a"}}, "names in 'labels' must differ; got 1 names for 2 values"),
             ({"labels": {"0": "a", "2": "b"}}, r"keys of 'labels' must be .* without gaps; got 2 others"),
             ({"training": [item("a"), "b.nii"]}, "item 1 of 'training' must be an object; got str"),
             ({"test": [{"image": "a.png"}]}, r"item 0 of 'test' must have .*; missing \['label'\]"),

@@ -224,6 +224,11 @@ class TestScore:
 
 
 class TestAgreement:
+    def test_other_pretrained_models_than_agreed_are_refused(self):
+        task = load_task(job())
+        with pytest.raises(ValueError, match="pretrained models and tokenizer must be those of the agreement"):
+            task.configure({"pretrained": "0" * 64})
+
     def test_no_word_leaves(self):
         task = load_task(job())
         task.observe([WORDS | {"answer": "hepatomegaly"}])
