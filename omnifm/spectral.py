@@ -168,7 +168,8 @@ def _banded(image: Tensor, steps: tuple[float, ...], limit: float, scale: float,
     shape = tuple(image.shape[2:])
     if limit * (1 + EDGE) < min(steps):
         raise ValueError(
-            f"the low band must reach a frequency beyond DC, {min(steps):.4g} for {shape} pixels; got {limit}"
+            f"the low band must reach a frequency beyond DC, {min(steps):.4g} for {shape} pixels; got {limit}: "
+            "larger pictures (patch_size, a smaller scale) or a larger keep"
         )
     reach = tuple(min(math.floor(limit / step + EDGE), size // 2) for step, size in zip(steps, shape, strict=True))
     weights = _radial_weights(shape, reach, steps, limit, num_bands, image.device)
