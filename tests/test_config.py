@@ -84,3 +84,10 @@ class TestSiteConfig:
     def test_refuses_unknown_keys(self):
         with pytest.raises(ValueError, match="unknown key 'colour'"):
             parse(SiteConfig, '{"data_root": "a", "state_dir": "b", "colour": 1}', "omnifm_site.json")
+
+
+def test_of_what_is_no_json_nothing_is_repeated():
+    """Whatever file was named by mistake, its content stays out of the message."""
+    with pytest.raises(ValueError, match="site file: invalid JSON") as error:
+        parse(SiteConfig, b"PatientName: Mueller", "site file")
+    assert "Mueller" not in str(error.value)

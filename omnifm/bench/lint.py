@@ -68,7 +68,7 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
 
 def alone_of(rows: Collection[str]) -> str:
     """The row of sites training alone that others are held against: "Local", or the matched one without it."""
-    return "Local (matched)" if "Local" not in rows else "Local"
+    return "Local" if "Local" in rows else "Local (matched)"
 
 
 def _scores(row: Mapping[str, Any], higher: bool) -> Iterator[str]:

@@ -202,7 +202,16 @@ class TestLoading:
             load_language(str(tmp_path / "lm"))
         assert "\n" not in str(error.value)
 
-    def test_a_fingerprint_covers_the_tokenizer_and_refuses_too_many_words(self, folders, tmp_path):
+    def test_a_fingerprint_covers_the_tokenizers_words(self, folders, tmp_path):
+        shutil.copytree(folders[1], tmp_path / "lm")
+        file = tmp_path / "lm" / "tokenizer.json"
+        content = json.loads(file.read_text())
+        vocab = content["model"]["vocab"]
+        vocab["Ġleft"], vocab["Ġright"] = vocab["Ġright"], vocab["Ġleft"]
+        file.write_text(json.dumps(content))
+        assert fingerprint(folders[0], str(tmp_path / "lm")) != fingerprint(*folders)
+
+    def test_a_fingerprint_refuses_more_words_than_embeddings(self, folders, tmp_path):
         shutil.copytree(folders[1], tmp_path / "lm")
         tokenizer = load_tokenizer(folders[1])
         tokenizer.add_tokens(["hepatosplenomegaly"])

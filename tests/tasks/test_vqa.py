@@ -188,7 +188,7 @@ class TestScore:
         }  # fmt: skip
 
     def test_many_are_answered_together_as_each_alone(self):
-        """Twenty questions of two lengths; the answer depends on picture and question."""
+        """Twenty questions of either length; the answer depends on picture and question."""
         task, sizes = configured(), []
 
         def forward(batch):
