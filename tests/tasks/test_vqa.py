@@ -196,7 +196,9 @@ class TestScore:
             seen = batch["image"].abs().sum((1, 2, 3)).round().long() + batch["prompt"].sum(1)
             return torch.stack([seen % 40 + 5, seen % 50 + 5], dim=1)
 
-        cases = [task.prepare(case(question="Where?" if i % 2 else "Is it there, then?")) for i in range(40)]
+        sides, asked = ("left", "right"), ("Is it {}?", "Is it on the {} side, then?")
+        cases = [task.prepare(case(question=asked[i % 2].format(sides[i // 2 % 2]))) for i in range(40)]
+        assert len({tuple(one["prompt"].tolist()) for one in cases}) == 4
         for number, one in enumerate(cases):
             one["image"] = one["image"] + number
             one["answer"] = task.predict(forward, one) if number % 3 else "no such answer"
