@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from omnifm.soup import stir
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
 
@@ -249,9 +250,6 @@ class Method:
         """Answer round 0: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
 
-    def receive(self, local: LocalRound) -> None:
-        """Before anything is scored: what the site makes of the shared part that it received."""
-
     def begin(self, local: LocalRound) -> None:
         """Before the first step."""
 
@@ -265,6 +263,11 @@ class Method:
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
         """After the last step: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
+
+    def settle(self, local: LocalRound) -> None:
+        """After what leaves was taken: what the site keeps as its own model, by default what it trained."""
+        if getattr(self.settings, "soup", False):
+            stir(local)
 
     def train(self, local: LocalRound) -> float:
         """The local round: `num_epochs` passes; returns the mean loss of all steps, steadier than that of one pass."""

@@ -62,6 +62,9 @@ class Capacity:
     """`paper` is the plain head; `matched` has OmniFM's own head and suffix, without its spectral parts."""
     num_suffix: Annotated[int, Field(ge=1, le=64)] = 4
     """Suffix tokens p of the matched head."""
+    soup: bool = False
+    """Whether a site keeps the mixture of received and trained weights that its validation split likes best
+    (`omnifm.soup`, ours)."""
 
     def around(self, backbone: Backbone) -> Model:
         """The model that a baseline trains."""

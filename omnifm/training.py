@@ -121,18 +121,19 @@ class Site:
     def _train(self, payload: Payload) -> Update:
         """One local round, with the validation scores before and after it."""
         local, partition = self._open(payload)
-        self.method.receive(local)
         before = local.validate()
         self._keep_best("before", payload, local, before)
         self.method.begin(local)
         loss = self.method.train(local)
         extra, facts = self.method.finish(local)
+        shared = partition.pick(local.model, "shared")
+        self.method.settle(local)
         after = local.validate()
         self._keep_best("after", payload, local, after)
         self._save(payload, local)
         update = Update(
             self.name, "train", payload.round, payload.digest(), partition.hash(),
-            shared=partition.pick(local.model, "shared"), extra=_clean(extra), facts=facts,
+            shared=shared, extra=_clean(extra), facts=facts,
             num_samples=len(self.datalist.training), train_loss=loss, before=before, after=after,
         )  # fmt: skip
         if reason := partition.refuse(update.shared):
@@ -142,11 +143,11 @@ class Site:
     def _evaluate(self, payload: Payload) -> Update:
         """Touch the test split once: the checkpoints that validation picked, before and after local training."""
         local, partition = self._open(payload)
-        self.method.receive(local)
         self._keep_best("before", payload, local, local.validate())
         self.method.begin(local)
         loss = self.method.train(local)
         self.method.finish(local)
+        self.method.settle(local)
         self._keep_best("after", payload, local, local.validate())
         before = self._scores(local.model, self._load_best("before", local), "test")
         best = self._load_best("after", local)

@@ -36,6 +36,7 @@ MAIN: Mapping[str, dict[str, Any]] = {
     "Local (matched)": {"name": "local", "capacity": "matched"},
     "FedAvg (matched)": {"name": "fedavg", "capacity": "matched"},
     "FedPer (matched)": {"name": "fedper", "capacity": "matched"},
+    "FedAvg (matched, soup)": {"name": "fedavg", "capacity": "matched", "soup": True},
     "OmniFM": {"name": "omnifm"},
     "OmniFM (routed)": {"name": "omnifm", "reach": 0.3, "share": "all"},
     "OmniFM (routed, soup)": {"name": "omnifm", "reach": 0.3, "share": "all", "soup": True},

@@ -20,7 +20,6 @@ from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.routing import is_profile, mixtures, profile
-from omnifm.soup import stir
 from omnifm.task import Batch, Task
 from omnifm.update import Update, prefixed, under
 
@@ -90,8 +89,8 @@ class Settings:
     other's average of backbone and shared head (`omnifm.routing`, ours); a huge one or null is the paper's one average
     for all."""
     soup: bool = False
-    """Whether a site mixes what it receives with what it trained last, in the share that its validation split likes
-    best (`omnifm.soup`, ours); tokenizer and cross-attention are always as received."""
+    """Whether a site keeps the mixture of received and trained weights that its validation split likes best
+    (`omnifm.soup`, ours)."""
 
 
 class OmniFM(Method):
@@ -251,11 +250,6 @@ class OmniFM(Method):
             extra["profile"] = profile(patients)
         return extra, facts
 
-    def receive(self, local: LocalRound) -> None:
-        """Mix in what was trained last, if settings say so."""
-        if self.settings.soup:
-            stir(local, under(local.memory, "own"), self._routed(local.received))
-
     def begin(self, local: LocalRound) -> None:
         """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
         local.scratch["centroids"] = self._centroids(self._patients(local))
@@ -275,9 +269,6 @@ class OmniFM(Method):
         """Centroids, their modalities, and each prototype's share of the round's queries."""
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
-        if self.settings.soup:
-            trained = local.partition.pick(local.model, "shared")
-            local.memory.update({f"own/{name}": trained[name] for name in self._routed(trained)})
         return extra | {"hits": hits}, facts
 
     def _routed(self, shared: Tensors) -> list[str]:

@@ -1,4 +1,4 @@
-"""A site's own validation decides how much of its own model it keeps."""
+"""A site's own validation decides how much of what it trained it keeps; what leaves is what it trained."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from omnifm.method import LocalRound
+from omnifm.method import LocalRound, Partition
 from omnifm.soup import stir
 from omnifm.update import Score
 from tests.methods.reference import federate
@@ -14,49 +14,61 @@ from tests.methods.reference import federate
 TASK = SimpleNamespace(better=lambda new, old: new["x"].mean > old["x"].mean)
 
 
-def local(score):
-    """A site that received 0 and 0 and scores its model by `score(weight)`."""
+def local(score, **parts):
+    """A site that received 0 and 0, trained 1 and 2, and scores its model by `score(weight)`."""
     model = nn.Linear(1, 1)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    received = {name: value.clone() for name, value in model.state_dict().items()}
-    validate = lambda: {"x": Score(score(model.weight.item()), 1, 0)}  # noqa: E731
+    nn.init.ones_(model.weight)
+    nn.init.constant_(model.bias, 2.0)
     site = object.__new__(LocalRound)  # of the round only this matters
-    site.model, site.received, site.task, site.validate = model, received, TASK, validate
+    site.model, site.task, site.partition = model, TASK, Partition.of(model, **parts)
+    site.received = {name: torch.zeros_like(model.state_dict()[name]) for name in site.partition.shared}
+    site.validate = lambda: {"x": Score(score(model.weight.item()), 1, 0)}
     return site
-
-
-OWN = {"weight": torch.ones(1, 1), "bias": torch.full((1,), 2.0)}
 
 
 class TestStir:
     @pytest.mark.parametrize(
         ("score", "share"),
-        [(lambda w: w, 1.0), (lambda w: -w, 0.0), (lambda w: -abs(w - 0.5), 0.5), (lambda w: 1.0, 0.0)],
-        ids=["own", "received", "between", "a tie keeps what was received"],
+        [(lambda w: w, 1.0), (lambda w: -w, 0.0), (lambda w: -abs(w - 0.5), 0.5), (lambda w: 1.0, 1.0)],
+        ids=["trained", "received", "between", "a tie keeps what was trained"],
     )
     def test_the_best_share_is_kept(self, score, share):
         site = local(score)
-        assert stir(site, OWN, ["weight", "bias"]) == share
+        assert stir(site) == share
         assert (site.model.weight.item(), site.model.bias.item()) == (share, 2 * share)
 
-    def test_only_the_named_weights_are_mixed(self):
-        site = local(lambda w: w)
-        stir(site, OWN, ["weight"])
-        assert (site.model.weight.item(), site.model.bias.item()) == (1, 0)
+    def test_what_is_personal_stays_as_trained(self):
+        site = local(lambda w: -w)
+        site.partition = Partition.of(site.model, personal=[site.model.bias])
+        stir(site)
+        assert (site.model.weight.item(), site.model.bias.item()) == (0, 2)
 
-    def test_in_the_first_round_there_is_nothing_to_mix(self):
-        site = local(lambda w: w)
-        assert stir(site, {}, ["weight"]) == 0
-        assert site.model.weight.item() == 0
+    def test_where_nothing_is_shared_nothing_is_scored(self):
+        site = local(lambda w: 1 / 0, only=())
+        assert stir(site) == 1
+        assert site.model.weight.item() == 1
 
 
-def test_in_a_federation_it_runs_and_changes_what_is_learned(toys, tmp_path):
-    method = {"name": "omnifm", "dim": 8, "num_bands": 8, "share": "all"}
-    finals = {}
-    for soup in (False, True):
-        summary, _, network = federate(toys, tmp_path / str(soup), method | {"soup": soup})
-        assert summary["status"] == "COMPLETE"
-        assert not [name for update in network.updates for name in update.extra if "own" in name]
-        finals[soup] = summary["final_hash"]
-    assert finals[True] != finals[False]
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "omnifm", "dim": 8, "num_bands": 8, "share": "all"}, {"name": "fedavg", "capacity": "matched"}],
+    ids=lambda method: method["name"],
+)
+def test_the_federation_goes_on_as_without_it_and_a_site_is_never_worse_on_validation(toys, tmp_path, method):
+    runs = {soup: federate(toys, tmp_path / str(soup), method | {"soup": soup}) for soup in (False, True)}
+    (plain, _, sites), (summary, _, mixing) = runs.values()
+    assert (summary["status"], summary["final_hash"]) == ("COMPLETE", plain["final_hash"])
+    pairs = zip(mixing.updates, sites.updates, strict=True)
+    scores = [[next(iter(update.after.values())).mean for update in pair] for pair in pairs]
+    assert all(mixed >= trained for mixed, trained in scores)
+
+
+def test_a_site_keeps_the_mixture_and_sends_what_it_trained(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr("omnifm.soup.SHARES", (0.0,))  # all that was trained is given up again
+    summary, _, network = federate(toys, tmp_path, {"name": "fedavg", "capacity": "matched", "soup": True})
+    assert all(update.after == update.before for update in network.updates)
+    for update, (_, payload) in zip(network.updates, network.payloads, strict=True):
+        assert any((update.shared[name] != payload.shared[name]).any() for name in update.shared)
+    metrics = [score for site in summary["sites"].values() for score in site["metrics"].values()]
+    assert metrics
+    assert all(score["before"] == score["after"] for score in metrics)
