@@ -31,9 +31,11 @@ def glance(files: Sequence[Path], contender: str) -> str:
         contender: the row that is compared.
 
     Raises:
-        ValueError: a file is no such table, or lacks the contender or any matched baseline.
+        ValueError: a file is no such table, or lacks the contender or any matched baseline, or is given twice.
     """
-    rows = [line(_table(file), contender) for file in files]
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError("tables must differ; one is given twice")
+    rows = [_line_of(file, contender) for file in files]
     counts = {word: sum(row["verdict"] == word for row in rows) for word in ("wins", "ties", "loses")}
     ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
     total = ", ".join(f"{word} {count}" for word, count in counts.items())
@@ -71,6 +73,13 @@ def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
         "ahead": difference is not None and sign * difference > 0,
         "worse": worst < -half,
     }
+
+
+def _line_of(file: Path, contender: str) -> dict[str, Any]:
+    try:
+        return line(_table(file), contender)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _table(file: Path) -> dict[str, Any]:

@@ -53,9 +53,19 @@ def test_of_an_error_the_smaller_is_ahead(tmp_path):
     assert "| wins |" in text
 
 
-def test_refuses_what_is_no_table_and_a_table_without_the_row(tmp_path):
+def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
     (tmp_path / "t.json").write_text("[]")
-    with pytest.raises(ValueError, match="tables must be"):
-        glance([tmp_path / "t.json"], "OmniFM")
-    with pytest.raises(ValueError, match="must have the row 'OmniFM' and a matched baseline"):
+    (tmp_path / "u.json").write_text("no JSON")
+    good = table(tmp_path, "good", {FEDPER: [[0.5, 0.5]], "OmniFM": [[0.5, 0.5]]})
+    with pytest.raises(ValueError, match=r"t\.json: tables must be"):
+        glance([good, tmp_path / "t.json"], "OmniFM")
+    with pytest.raises(ValueError, match=r"u\.json: Expecting value"):
+        glance([good, tmp_path / "u.json"], "OmniFM")
+    with pytest.raises(ValueError, match=r"d.table\.json: a table must have the row 'OmniFM' and a matched baseline"):
         glance([table(tmp_path, "d", {FEDPER: [[0.5, 0.5]]})], "OmniFM")
+
+
+def test_refuses_a_table_that_would_count_twice(tmp_path):
+    file = table(tmp_path, "one", {FEDPER: [[0.5, 0.5]], "OmniFM": [[0.5, 0.5]]})
+    with pytest.raises(ValueError, match="given twice"):
+        glance([file, file.parent / ".." / "one" / "table.json"], "OmniFM")
