@@ -19,16 +19,14 @@ from omnifm.page import number
 
 MATCHED = " (matched)"
 """How the names of baselines with OmniFM's own head and suffix end."""
-HEADS = ("federation", "metric", "best matched", "{}", "difference [95 % CI]", "worst site", "verdict")
-"""Of the columns; the contender's takes its name."""
 
 
 def glance(files: Sequence[Path], contender: str) -> str:
-    """A Markdown table of the contender against the best matched baseline, and how often it leads.
+    """A Markdown table of the contender beside the matched baselines, the best in bold, and how often it leads.
 
     Args:
         files: table.json of `omnifm bench tables`, one per federation.
-        contender: the row that is compared.
+        contender: the row that is compared with the best.
 
     Raises:
         ValueError: a file is no such table, or lacks the contender or any matched baseline, or is given twice.
@@ -36,19 +34,24 @@ def glance(files: Sequence[Path], contender: str) -> str:
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError("tables must differ; one is given twice")
     rows = [_line_of(file, contender) for file in files]
+    baselines = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
+    heads = ["federation", "metric", "seeds", *(name.removesuffix(MATCHED) for name in baselines), contender]
+    heads += ["difference [95 % CI]", "worst site", "verdict"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [*row["named"], *(row["baselines"].get(name, "") for name in baselines), *row["compared"]]
+        lines.append("| " + " | ".join(cells) + " |")
     counts = {word: sum(row["verdict"] == word for row in rows) for word in ("wins", "ties", "loses")}
     ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
     total = ", ".join(f"{word} {count}" for word, count in counts.items())
-    lines = ["| " + " | ".join(HEADS).format(contender) + " |", "|---" * len(HEADS) + "|"]
-    lines += ["| " + " | ".join(row["cells"]) + " |" for row in rows]
     lines += ["", f"{contender}, {len(rows)} federations: {total}; ahead in mean on {ahead}, worst site worse by more "
               f"than the interval on {worse}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
-    """One federation: its cells, the verdict, whether it is ahead in mean, and whether its worst site is worse by more
-    than half the interval."""
+    """One federation: its cells, the verdict over the best matched baseline, whether it is ahead in mean, and whether
+    its worst site is worse by more than half the interval."""
     metric, higher = next(iter(table["metrics"].items()))
     sign = 1 if higher else -1
     scores = {name: row[metric]["after"] for name, row in table["rows"].items()}
@@ -63,12 +66,16 @@ def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
     verdict = "wins" if bounds and min(bounds) > 0 else "loses" if bounds and max(bounds) < 0 else "ties"
     half = (max(bounds) - min(bounds)) / 2 if bounds else 0.0
     worst = sign * (mine["worst_site"] - other["worst_site"])
-    cells = [
-        table["data"], metric, f"{best.removesuffix(MATCHED)} {number(other['mean'])}", number(mine["mean"]),
-        versus({"against_rival": told}), f"{number(other['worst_site'])} → {number(mine['worst_site'])}", verdict,
-    ]  # fmt: skip
+    means = {name: number(scores[name]["mean"]) for name in rivals}
     return {
-        "cells": cells,
+        "named": [table["data"], metric, str(len(mine["values"]))],
+        "baselines": means | {best: f"**{means[best]}**"},
+        "compared": [
+            number(mine["mean"]),
+            versus({"against_rival": told}),
+            f"{number(other['worst_site'])} → {number(mine['worst_site'])}",
+            verdict,
+        ],
         "verdict": verdict,
         "ahead": difference is not None and sign * difference > 0,
         "worse": worst < -half,

@@ -29,7 +29,9 @@ def test_the_rival_is_the_best_matched_baseline(tmp_path):
         "OmniFM": [[0.4, 0.6], [0.5, 0.7], [0.6, 0.8]],
     })  # fmt: skip
     text = glance([file], "OmniFM")
-    assert "| one | dice | Local 0.500 | 0.600 | +0.100 [+0.100, +0.100] | 0.400 → 0.500 | wins |" in text
+    heads = "| federation | metric | seeds | Local | FedPer | OmniFM | difference [95 % CI] | worst site | verdict |"
+    assert heads in text
+    assert "| one | dice | 3 | **0.500** | 0.100 | 0.600 | +0.100 [+0.100, +0.100] | 0.400 → 0.500 | wins |" in text
     assert "wins 1, ties 0, loses 0; ahead in mean on 1, worst site worse by more than the interval on 0." in text
 
 
@@ -40,6 +42,14 @@ def test_ties_and_losses_are_told(tmp_path):
     assert "| ties |" in text
     assert "| loses |" in text
     assert "wins 0, ties 1, loses 1; ahead in mean on 1, worst site worse by more than the interval on 1." in text
+
+
+def test_a_baseline_that_one_table_lacks_leaves_its_cell_empty(tmp_path):
+    both = table(tmp_path, "both", {LOCAL: [[0.5]], FEDPER: [[0.4]], "OmniFM": [[0.6]]})
+    one = table(tmp_path, "one", {FEDPER: [[0.4]], "OmniFM": [[0.6]]})
+    text = glance([both, one], "OmniFM")
+    assert "| both | dice | 1 | **0.500** | 0.400 | 0.600 |" in text
+    assert "| one | dice | 1 |  | **0.400** | 0.600 |" in text
 
 
 def test_of_an_error_the_smaller_is_ahead(tmp_path):
