@@ -170,7 +170,8 @@ class OmniFM(Method):
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
         if self.settings.reach:
-            self.mixed = mixtures(updates, self.profiles, self._routed(shared), self.settings.reach)
+            routed = [name for name in shared if name not in self.one_for_all]
+            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach)
         return weighted_mean(shared, updates)
 
     def monitors(self) -> dict[str, Any]:
@@ -270,9 +271,6 @@ class OmniFM(Method):
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
         return extra | {"hits": hits}, facts
-
-    def _routed(self, shared: Tensors) -> list[str]:
-        return [name for name in shared if name not in self.one_for_all]
 
     def _patients(self, local: LocalRound) -> dict[str, Tensor]:
         """Patients' mean tokens (n d) by modality."""
