@@ -193,6 +193,8 @@ class Method:
         (`admission.capped`); the same numbers come back as `Update.num_samples`."""
         self.modalities: dict[str, frozenset[str]] = {}
         """At the server: modalities that each site has described."""
+        self.labels: dict[str, dict[str, str]] = {}
+        """At the server: names by label value that each site has described; none in tasks without labels."""
         self.dropped: dict[str, str] = {}
         """At the server: sites of whose last reply the weights were used and the rest was not, and why."""
 

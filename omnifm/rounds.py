@@ -277,6 +277,7 @@ class Federation:
         counts = {site: facts["num_train"] for site, facts in sorted(self.facts.items())}
         self.method.sizes = capped(counts, self.experiment.train.max_size_ratio)
         self.method.modalities = {site: frozenset(facts["modalities"]) for site, facts in self.facts.items()}
+        self.method.labels = {site: _label_names(facts["data"]) for site, facts in self.facts.items()}
         for site in sites:
             shared, extra = (
                 self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
@@ -416,3 +417,9 @@ class Federation:
     def _capped(self) -> dict[str, int]:
         """Sites that count with fewer cases than they have, and with how many."""
         return {site: size for site, size in self.method.sizes.items() if size < self.facts[site]["num_train"]}
+
+
+def _label_names(data: Mapping[str, Any]) -> dict[str, str]:
+    """Names by label value; a task without labels never looked at what a site put there."""
+    labels = data.get("labels")
+    return {value: str(name) for value, name in labels.items()} if isinstance(labels, dict) else {}

@@ -1,7 +1,8 @@
 """Ours, not the paper's: each site receives its own mixture of the others' weights, by how alike their spectra are.
 
 Two sites are as far apart as their mean tokens, in units of their patients' own spread.  So hospitals whose patients
-differ as much within as between them are averaged as ever, and a modality of its own keeps to itself.
+differ as much within as between them are averaged as ever, and a modality of its own keeps to itself.  Spectra do not
+tell what a site looks for: sites that call one label by other names average nothing with each other.
 
 Letters: n sites or patients, d token width.  Everything here is fp32 or fp64 on the CPU and deterministic.
 """
@@ -46,19 +47,27 @@ def likeness(profiles: Float[Tensor, "n d1"], reach: float) -> Float[Tensor, "n 
     return torch.exp(-apart / (reach * (spreads[:, None] + spreads + TINY)))
 
 
-def mixtures(
-    updates: Iterable[Update], profiles: Mapping[str, Tensor], names: Iterable[str], reach: float
-) -> dict[str, dict[str, Tensor]]:
-    """For every site with a profile its own mean of the replies: weights n_j times the likeness of i and j.
+def contradict(labels: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether two sites give one label value two names; letter case does not count."""
+    return any(name.casefold() != others.get(value, name).casefold() for value, name in labels.items())
 
-    A reply without a profile counts fully everywhere: what cannot be compared is not turned away.  Summed in float64 in
-    the order given.
+
+def mixtures(
+    updates: Iterable[Update], profiles: Mapping[str, Tensor], names: Iterable[str], reach: float,
+    labels: Mapping[str, Mapping[str, str]],
+) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """For every site with a profile its own mean of the replies: weights n_j times the likeness of i and j, 0 where
+    their labels contradict each other.
+
+    A reply without a profile counts fully: what cannot be compared is not turned away.  Summed in float64 in the order
+    given.
 
     Args:
         updates: this round's replies; may be gone through once only.
         profiles: of sites, also of some that did not reply: they receive a mixture too.
         names: tensors that are mixed.
         reach: as for `likeness`.
+        labels: site -> label value -> name; a site without any contradicts nobody.
     """
     sites, wanted = list(profiles), list(names)
     if not sites:
@@ -68,6 +77,8 @@ def mixtures(
     totals, dtypes = torch.zeros(len(sites), dtype=torch.float64), dict[str, torch.dtype]()
     for update in updates:
         column = alike[:, sites.index(update.site)] if update.site in profiles else torch.ones(len(sites)).double()
+        own = labels.get(update.site, {})
+        column = column * torch.tensor([not contradict(own, labels.get(site, {})) for site in sites])
         totals += column * update.num_samples
         for name in wanted:
             value = update.shared[name]

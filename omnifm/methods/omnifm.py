@@ -86,8 +86,8 @@ class Settings:
     """Rounds after which an entry, made by an old tokenizer, expires."""
     reach: Positive | None = None
     """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
-    other's average of backbone and shared head (`omnifm.routing`, ours); a huge one or null is the paper's one average
-    for all."""
+    other's average of backbone and shared head (`omnifm.routing`, ours); sites whose label names contradict each other
+    count nothing.  Null is the paper's one average for all, and so is a huge one where names agree."""
     soup: bool = False
     """Whether a site keeps the mixture of received and trained weights that its validation split likes best
     (`omnifm.soup`, ours)."""
@@ -171,7 +171,7 @@ class OmniFM(Method):
         self.bank.step(round_number, hits, self.settings.num_retrieved)
         if self.settings.reach:
             routed = [name for name in shared if name not in self.one_for_all]
-            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach)
+            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach, self.labels)
         return weighted_mean(shared, updates)
 
     def monitors(self) -> dict[str, Any]:
