@@ -259,3 +259,18 @@ class TestBadBankContributions:
         summary, _ = replay(replies, tmp_path, name, ORDERS[0], spoil)
         assert summary["status"] == "COMPLETE"
         assert "shares, float32" in audit(tmp_path)[0]["rule"]
+
+    @pytest.mark.parametrize("labels", [5, ["ball"], {"1": 5}, {"1": None}])
+    def test_odd_label_names_do_not_stop_a_routed_average(self, replies, tmp_path, name, labels):
+        """The toy task, like those without labels, does not look at what a site says of them."""
+
+        def odd(update):
+            if update.stage == "describe":
+                return replace(update, facts=update.facts | {"data": {"labels": labels}})
+            known = torch.tensor([0.0] * 8 + [0.5])
+            return replace(update, extra={**update.extra, "profile": known}) if update.stage == "seed" else update
+
+        job = toy_job(METHODS[name] | {"reach": 1e12}, rounds=1)
+        run = Federation(job, tmp_path / "server", tmp_path / "results", Replay(replies, ORDERS[0], odd))
+        assert run.run()["status"] == "COMPLETE"
+        assert set(run.method.mixed) == {BAD}

@@ -221,11 +221,16 @@ class TestRoutedAverage:
         assert method.profiles == {}
         assert "sane float32 numbers" in method.dropped["a"]
 
-    @pytest.mark.parametrize(("reach", "same"), [(None, True), (1e12, True), (1e-9, False)])
-    def test_a_huge_reach_is_the_papers_average(self, tmp_path, reach, same):
+    @pytest.mark.parametrize(
+        ("reach", "label", "same"),
+        [(None, "ball", True), (1e12, "ball", True), (1e-9, "ball", False), (1e12, "vessel", False)],
+    )
+    def test_a_huge_reach_is_the_papers_average_where_label_names_agree(self, tmp_path, reach, label, same):
         """Sites of three patients each send a profile."""
         for name in ("a", "b"):
             write_site(tmp_path / name, seed=ord(name))
+        listed = tmp_path / "b/dataset.json"
+        listed.write_text(listed.read_text().replace('"ball"', f'"{label}"'))
         paper = simulation.run(experiment(), tmp_path, ["a", "b"])
         routed = simulation.run(experiment(method={"reach": reach}), tmp_path, ["a", "b"])
         assert (routed["sites"] == paper["sites"]) == same
