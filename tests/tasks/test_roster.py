@@ -13,7 +13,7 @@ from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site
 from omnifm.data.prediction import Prediction
 from omnifm.methods.omnifm import OmniFM, Settings
-from omnifm.plugins import load_task, names
+from omnifm.plugins import load_method, load_task, names
 from omnifm.state import decode, encode
 from omnifm.update import Score
 from tests.conftest import ROOT
@@ -184,7 +184,9 @@ def test_simulation_runs_the_demo_data(name):
 @pytest.mark.parametrize("name", JOBS)
 def test_every_preset_is_valid(name):
     for preset in (None, *JOBS[name]["presets"]):
-        load_task(Experiment.from_json(json.dumps(JOBS[name] | {"preset": preset})))
+        experiment = Experiment.from_json(json.dumps(JOBS[name] | {"preset": preset}))
+        load_task(experiment)
+        load_method(experiment)
     assert "paper" in JOBS[name]["presets"]
 
 
