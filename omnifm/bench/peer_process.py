@@ -2,7 +2,7 @@
 
 What a site does in a round is the same function in every peer: the same network, cases, batches, optimiser steps and
 validation scores before and after (`Work`).  What differs is what carries a round.  Every driver notes the time when a
-round ends and leaves its last weights in a file.
+round ends and leaves the weights of the first and the last one in files.
 
 Peers that are not installed end with exit code `MISSING` and a line that names the package.
 """
@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,23 @@ class Work:
         return len(site.datalist.training)
 
 
+@dataclass
+class Ends:
+    """When each round ended, and the weights after the first."""
+
+    stamps: list[float] = field(default_factory=list)
+    first: Tensors = field(default_factory=dict)
+
+    def note(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """A round has ended with these weights."""
+        self.stamps.append(time.time())
+        self.first = self.first or {name: value.detach().clone() for name, value in weights.items()}
+
+
+Ended = tuple[Ends, Mapping[str, torch.Tensor]]
+"""What a driver returns: the ends of its rounds, and its last weights."""
+
+
 @lru_cache(maxsize=1)
 def _opened(work: Work) -> dict[str, Site]:
     sites = {name: Site(work.experiment, name, config) for name, config in work.configs.items()}
@@ -88,9 +106,9 @@ def _opened(work: Work) -> dict[str, Site]:
     return sites
 
 
-def plain(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+def plain(work: Work) -> Ended:
     """A loop that anybody would write: load, train, average."""
-    model, stamps = work.model(), list[float]()
+    model, ends = work.model(), Ends()
     shared: Tensors = {name: value.clone() for name, value in model.state_dict().items()}
     for number in range(1, work.num_rounds + 1):
         replies = []
@@ -100,30 +118,30 @@ def plain(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
             kept = {key: value.clone() for key, value in model.state_dict().items()}
             replies.append(Update(name, "train", number, "", shared=kept, num_samples=count))
         shared = weighted_mean(shared, replies)
-        stamps.append(time.time())
-    return stamps, shared
+        ends.note(shared)
+    return ends, shared
 
 
 class _Timed(InProcess):
     def __init__(self, work: Work) -> None:
         super().__init__(work.experiment, work.configs)
-        self.stamps = list[float]()
+        self.ends = Ends()
 
     def closed(self, round_number: int, shared: Tensors) -> None:
-        self.stamps.append(time.time())
+        self.ends.note(shared)
 
 
-def ours(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+def ours(work: Work) -> Ended:
     """The in-process driver of `omnifm.simulation`: checkpoints, hashes, refusals and all."""
     transport = _Timed(work)
     federation = Federation(work.experiment, work.state / "server", work.state / "results", transport)
     summary = federation.run()
     if summary["status"] != "COMPLETE":
         raise ValueError(f"the run must be complete; got {summary['reason']}")
-    return transport.stamps, federation.shared
+    return transport.ends, federation.shared
 
 
-def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+def pfl(work: Work) -> Ended:
     """pfl-research's simulated backend and FederatedAveraging, with our local round in place of its SGD."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
@@ -137,7 +155,7 @@ def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
     from pfl.metrics import Metrics
     from pfl.model.pytorch import PyTorchModel
 
-    stamps = list[float]()
+    ends = Ends()
 
     class Averaging(FederatedAveraging):
         def train_one_user(self, initial_model_state: Any, model: Any, user_dataset: Any, central_context: Any) -> Any:
@@ -149,7 +167,7 @@ def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
         def after_central_iteration(
             self, aggregate_metrics: Any, model: Any, *, central_iteration: int
         ) -> tuple[bool, Any]:
-            stamps.append(time.time())
+            ends.note(model.pytorch_model.state_dict())
             return False, Metrics()
 
     network: Any = work.model()
@@ -166,7 +184,7 @@ def pfl(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
                                train_cohort_size=len(work.names), val_cohort_size=None)  # fmt: skip
     local = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1.0, local_batch_size=None)
     Averaging().run(params, backend, wrapped, local, None, [Stamp()])
-    return stamps, network.state_dict()
+    return ends, network.state_dict()
 
 
 @lru_cache(maxsize=1)
@@ -176,7 +194,7 @@ def _flower_work(folder: str) -> tuple[Work, nn.Module]:
     return work, work.model()
 
 
-def flower(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+def flower(work: Work) -> Ended:
     """Flower's simulation (Ray) with its FedAvg strategy; one worker, as everybody else has one process."""
     from flwr.client import ClientApp, NumPyClient
     from flwr.common import ndarrays_to_parameters
@@ -184,7 +202,7 @@ def flower(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
     from flwr.server.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    folder, names, stamps, last = str(work.data.parent), work.names, list[float](), dict[str, torch.Tensor]()
+    folder, names, ends, last = str(work.data.parent), work.names, Ends(), dict[str, torch.Tensor]()
     initial = work.model().state_dict()
 
     class Client(NumPyClient):
@@ -198,8 +216,9 @@ def flower(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
             return [value.numpy() for value in model.state_dict().values()], count, {}
 
     def scored(number: int, parameters: Any, _config: Any) -> None:
-        stamps.append(time.time())
         last.update(zip(initial, (torch.from_numpy(np.array(value)) for value in parameters), strict=True))
+        if number:  # 0 is the initial weights
+            ends.note(last)
 
     def server(_context: Any) -> Any:
         strategy = FedAvg(
@@ -214,19 +233,20 @@ def flower(work: Work) -> tuple[list[float], Mapping[str, torch.Tensor]]:
 
     one = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(ServerApp(server_fn=server), ClientApp(client_fn=client), len(names), backend_config=one)
-    return stamps[1:], last  # the first stamp is of the initial weights
+    return ends, last
 
 
 DRIVERS = {"plain": plain, "ours": ours, "pfl": pfl, "flower": flower}
 
 
 def main() -> None:
-    """Run `<driver> <folder>`; write <driver>.json and <driver>.safetensors into the folder."""
+    """Run `<driver> <folder>`; write <driver>.json, <driver>.safetensors and <driver>-first.safetensors into it."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     try:
-        stamps, weights = DRIVERS[name](Work(folder, name))
+        ends, weights = DRIVERS[name](Work(folder, name))
     except ModuleNotFoundError as error:
         print(f"{name}: the package {error.name} must be installed (pip install -e .[peers]); it is not")
         sys.exit(MISSING)
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"stamps": stamps}))
+    for file, tensors in ((name, weights), (f"{name}-first", ends.first)):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{file}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps({"stamps": ends.stamps}))

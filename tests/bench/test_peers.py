@@ -15,9 +15,9 @@ from omnifm.bench import peer_process, peers, scale
 from tests.conftest import experiment
 
 
-def row(*seconds: float, difference: float | None = 0.0) -> dict:
+def row(*seconds: float, difference: float | None = 0.0, first: float | None = 0.0) -> dict:
     return {"seconds": list(seconds), "cpu_seconds": [s / 2 for s in seconds], "peak_bytes": 3 * 2**20,
-            "bytes_up": 12, "checksum": "ab", "difference": difference}  # fmt: skip
+            "bytes_up": 12, "checksum": "ab", "difference": difference, "first_difference": first}  # fmt: skip
 
 
 class TestRows:
@@ -27,10 +27,12 @@ class TestRows:
         assert peers.ratio(rows, "plain") == 1.0
 
     def test_equality_is_told(self):
-        rows = {"plain": row(1), "ours": row(1), "pfl": row(1, difference=1e-6), "flower": row(1, difference=0.1)}
+        rows = {"plain": row(1), "ours": row(1), "pfl": row(1, difference=1e-2, first=1e-8),
+                "flower": row(1, difference=0.1, first=1e-3)}  # fmt: skip
         assert peers.cells("ours", rows)[-1] == "equal, every bit"
-        assert peers.cells("pfl", rows)[-1] == "relative difference 1.0e-06"
-        assert peers.cells("flower", rows)[-1] == "relative difference 1.0e-01: NOT THE SAME WORK"
+        assert peers.cells("pfl", rows)[-1] == "relative difference 1.0e-08 after round 1, 1.0e-02 at the end"
+        told = "relative difference 1.0e-03 after round 1, 1.0e-01 at the end: NOT THE SAME WORK"
+        assert peers.cells("flower", rows)[-1] == told
 
     def test_a_peer_that_is_missing_costs_its_row_alone(self):
         rows = {"plain": row(1), "pfl": {"reason": "pfl: the package pfl must be installed; it is not"}}
@@ -70,8 +72,11 @@ class TestPeerProcess:
             monkeypatch.setattr(sys, "argv", ["peer", name, str(tmp_path)])
             peer_process.main()
             assert len(json.loads((tmp_path / f"{name}.json").read_text())["stamps"]) == 2
-        plain, ours = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "ours"))
-        assert peers.checksum(plain) == peers.checksum(ours)
+        for when in ("", "-first"):
+            plain, ours = (load_file(tmp_path / f"{name}{when}.safetensors") for name in ("plain", "ours"))
+            assert peers.checksum(plain) == peers.checksum(ours)
+        assert peers.checksum(plain) != peers.checksum(load_file(tmp_path / "plain.safetensors"))
+        plain = load_file(tmp_path / "plain.safetensors")
         initial = peer_process.Work(tmp_path, "plain").model().state_dict()
         assert peers.checksum(plain) != peers.checksum(initial)
         assert peers._bytes_up("ours", tmp_path) > sum(value.nbytes for value in plain.values())
