@@ -38,6 +38,7 @@ class Column:
         changes: laid over the job's experiment at every scale.
         preset: the job's preset at scale `paper`.
         num_sites: sites of the demo data that stand in.
+        budget: laid over `train` at scale `cpu`, where the job's rounds are not what its data need.
     """
 
     name: str
@@ -46,17 +47,19 @@ class Column:
     changes: Changes = field(default_factory=dict)
     preset: str = "paper"
     num_sites: int = 3
+    budget: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a paper.
+    """One table.
 
     Attributes:
         metrics: those shown, the table's own first; a column shows those that its task has.
         rival: the row that all others are compared with.
         smoke, smoke_rows: columns and rows at scale `smoke`; no rows are all.
         by_site: whether the paper prints sites.
+        tuned_apart: whether every column is tuned on its own, not only the first of a network.
         note: what is different from the paper's.
     """
 
@@ -67,6 +70,7 @@ class Table:
     rival: str
     smoke: tuple[str, ...]
     by_site: bool = False
+    tuned_apart: bool = False
     note: str = ""
     smoke_rows: tuple[str, ...] = ()
 

@@ -25,7 +25,7 @@ def glance(files: Sequence[Path], contender: str) -> str:
     """A Markdown table of the contender beside the matched baselines, the best in bold, and how often it leads.
 
     Args:
-        files: table.json of `omnifm bench tables`, one per federation.
+        files: JSON of `omnifm bench tables`: table.json of one federation, or a paper's table of several.
         contender: the row that is compared with the best.
 
     Raises:
@@ -33,7 +33,7 @@ def glance(files: Sequence[Path], contender: str) -> str:
     """
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError("tables must differ; one is given twice")
-    rows = [_line_of(file, contender) for file in files]
+    rows = [row for file in files for row in _lines_of(file, contender)]
     baselines = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
     heads = ["federation", "metric", "seeds", *(name.removesuffix(MATCHED) for name in baselines), contender]
     heads += ["difference [95 % CI]", "worst site", "verdict"]
@@ -82,15 +82,16 @@ def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
     }
 
 
-def _line_of(file: Path, contender: str) -> dict[str, Any]:
+def _lines_of(file: Path, contender: str) -> list[dict[str, Any]]:
     try:
-        return line(_table(file), contender)
+        return [line(table, contender) for table in _tables(file)]
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _table(file: Path) -> dict[str, Any]:
+def _tables(file: Path) -> list[Mapping[str, Any]]:
     content = json.loads(file.read_text())
-    if not isinstance(content, dict) or not content.keys() >= {"metrics", "rows", "data"}:
-        raise ValueError("tables must be the table.json of `omnifm bench tables --data`; one is not")
-    return content
+    tables = list(content.get("columns", {}).values()) or [content] if isinstance(content, dict) else []
+    if not tables or any(not table.keys() >= {"metrics", "rows", "data"} for table in tables):
+        raise ValueError("tables must be the JSON of `omnifm bench tables`; one is not")
+    return tables

@@ -29,7 +29,10 @@ from omnifm.plugins import plugin
 from omnifm.state import write_atomic
 
 
-def run(out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ...] = (), jobs: Path) -> list[str]:
+def run(
+    out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ...] = (), columns: tuple[str, ...] = (),
+    jobs: Path,
+) -> list[str]:  # fmt: skip
     """Write `<out>/<table>.json`, `.md` and `.html` of every table.
 
     Args:
@@ -37,13 +40,14 @@ def run(out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ..
         scale: of `papers.SCALES`.
         data: folder of federation folders; demo data stand in for those that it lacks.
         names: of `papers.TABLES`; empty is all.
+        columns: of these tables, the only ones that are run; empty is all of the scale.
         jobs: folder of the job folders.
 
     Returns:
         What the lint says, a line per finding.
 
     Raises:
-        ValueError: there is no such scale, table, job or folder.
+        ValueError: there is no such scale, table, column, job or folder.
     """
     for kind, known, asked in (("scale", SCALES, (scale,)), ("table", TABLES, names)):
         if unknown := sorted(set(asked) - set(known)):
@@ -51,6 +55,8 @@ def run(out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ..
     if data is not None and not data.is_dir():
         raise ValueError("data must be a folder of federation folders; it is not there")
     chosen = {name: TABLES[name] for name in names or TABLES}
+    if columns:
+        chosen = {name: _narrowed(table, columns) for name, table in chosen.items()}
     bench = _Bench(out, scale, SCALES[scale], data, jobs)
     bench.bar.total = sum(bench.num_runs(table) for table in chosen.values())
     findings: list[str] = []
@@ -108,7 +114,9 @@ class _Bench:
         return document
 
     def _tuned_in(self, table: Table, column: Column) -> Column:
-        """The first column with the same job and network: tuning is done there."""
+        """The column where this one is tuned: itself, or the first with the same job and network."""
+        if table.tuned_apart:
+            return column
 
         def network(one: Column) -> tuple[Any, ...]:
             return one.job, one.changes.get("task"), one.changes.get("model")
@@ -172,6 +180,8 @@ class _Bench:
         experiment = Experiment.from_json(json.dumps(record))
         task = experiment.task["name"]
         experiment = changed(changed(experiment, self.scale.shrunk.get(task, {})), column.changes)
+        if self.name == "cpu":
+            experiment = changed(experiment, {"train": column.budget})
         if demo:
             experiment = replace(experiment, job=f"demo_{task}", data=replace(experiment.data, name="synthetic demo"))
         return experiment
@@ -207,8 +217,9 @@ class _Bench:
             f"paired difference to {table.rival}." + (" One seed gives no interval." if scale.num_seeds == 1 else ""),
         ]
         if len(scale.lr_factors) > 1:
+            where = "in each column" if table.tuned_apart else "in the first column of a network"
             lines.append(
-                f"Chosen on validation, seed 0, in the first column of a network: the job's learning rate times {rates}"
+                f"Chosen on validation, seed 0, {where}: the job's learning rate times {rates}"
                 + (f"; then {grids}" if grids else "") + ".  Rows of an ablation keep the job's."
             )  # fmt: skip
         else:
@@ -222,6 +233,14 @@ class _Bench:
                 f"Demo data, whose sites differ in their own way, stand in for {', '.join(sorted(set(demo)))}."
             )
         return [line for line in lines if line]
+
+
+def _narrowed(table: Table, names: tuple[str, ...]) -> Table:
+    """Only these columns of a table, at scale `smoke` too."""
+    known = [column.name for column in table.columns]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"column must be one of {', '.join(known)}; got {unknown[0]!r:.80}")
+    return replace(table, columns=tuple(column for column in table.columns if column.name in names), smoke=names)
 
 
 def _contender(experiment: Experiment, row: Row) -> Experiment:

@@ -1,6 +1,7 @@
 """The papers' tables as plain data: rows, columns, metrics, grids, and what stands in for what cannot be had.
 
-OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `paper_tables` runs them.
+OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `federations` is ours: real
+federations, every baseline with OmniFM's own head.  `paper_tables` runs them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ FEDSA_LORA = Row("FedSA-LoRA", {"name": "fedsa_lora"}, only=("LoRA",))
 DEER = Row("DEeR", {"name": "deer"}, only=("LoRA",))
 FEDPER = Row("FedPer (paper)", {"name": "fedper", "capacity": "paper"})
 MATCHED = Row("FedPer (matched)", {"name": "fedper", "capacity": "matched"})
+LOCAL_MATCHED = Row("Local (matched)", {"name": "local", "capacity": "matched"})
+FEDAVG_MATCHED = Row("FedAvg (matched)", {"name": "fedavg", "capacity": "matched"})
 OMNIFM = Row("OmniFM", {"name": "omnifm"}, {"align_weight": (0.01, 0.1, 1.0)})
+ROUTED = Row("OmniFM (routed)", {"name": "omnifm", "reach": 0.3, "share": "all"}, OMNIFM.grid)
 FEDSCA = Row("FedSCA", {"name": "fedsca"}, {"alpha": (0.1, 0.5, 2.0)})
 
 
@@ -77,6 +81,21 @@ def _pefts() -> tuple[Column, ...]:
     )
 
 
+def _federations() -> tuple[Column, ...]:
+    """Folders of shared/data/federations, and what `omnifm prepare` makes; the budgets are those of the README."""
+    jobs = {
+        "seg_fundus": ("seg_fets", 6, 4), "seg_brain_2d": ("seg_fets", 6, 4), "seg_hippocampus": ("seg_fets", 6, 2),
+        "seg_four_modalities": ("seg_fets", 6, 4), "seg_polyp": ("seg_fets", 8, 4),
+        "cls_blood": ("cls_medmnist", 4, 1), "cls_derma": ("cls_medmnist", 3, 1),
+        "cls_four_modalities": ("cls_medmnist", 3, 1),
+        "breakhis": ("sr_breakhis", 5, 6), "harvard": ("fusion_harvard", 2, 1), "vqa_rad": ("vqa_slake", 5, 3),
+    }  # fmt: skip
+    return tuple(
+        Column(name, name, job, budget={"num_rounds": rounds, "local_epochs": epochs})
+        for name, (job, rounds, epochs) in jobs.items()
+    )
+
+
 LORA: Changes = {"model": {"tuning": "joint", "peft": "lora"}}
 CLS = Column("CLS", "cls_medmnist_hard", "cls_medmnist", num_sites=10)
 SR = Column("SR", "sr_breakhis_1", "sr_breakhis")
@@ -104,6 +123,12 @@ NO_SAM = (
 MORE = "Local and FedPer (matched), with OmniFM's own head and suffix, are added to the paper's rows."
 
 TABLES: Mapping[str, Table] = {
+    "federations": Table(
+        "Real federations: OmniFM beside baselines with its own head", _federations(),
+        (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
+        ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
+        tuned_apart=True, note=f"`omnifm bench glance` tells where OmniFM wins, ties and loses.  {TINY}",
+    ),
     "omnifm_1": Table(
         "OmniFM table 1: cross-modality classification",
         _classification(),

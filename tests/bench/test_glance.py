@@ -52,6 +52,16 @@ def test_a_baseline_that_one_table_lacks_leaves_its_cell_empty(tmp_path):
     assert "| one | dice | 1 |  | **0.400** | 0.600 |" in text
 
 
+def test_a_table_of_several_columns_has_a_line_for_each(tmp_path):
+    scores = {FEDPER: [[0.5], [0.5]], "OmniFM": [[0.6], [0.7]]}
+    columns = {name: json.loads(table(tmp_path, name, scores).read_text()) for name in ("one", "two")}
+    file = tmp_path / "federations.json"
+    file.write_text(json.dumps({"columns": columns}))
+    text = glance([file], "OmniFM")
+    assert "| one | dice | 2 |" in text and "| two | dice | 2 |" in text
+    assert "OmniFM, 2 federations" in text
+
+
 def test_of_an_error_the_smaller_is_ahead(tmp_path):
     cells = {FEDPER: [summary([0], [0.5], 2.0)] * 2, "OmniFM": [summary([0], [0.5], 1.0)] * 2}
     metrics = {"hd95_mm": False}

@@ -26,7 +26,8 @@ def job(column, scale="paper"):
 class TestRegistry:
     def test_every_table_of_the_issue_is_there(self):
         omnifm = [f"omnifm_{number}" for number in range(1, 9)]
-        assert set(TABLES) == {*omnifm, "omnifm_figure_5", *(f"fedsca_{number}" for number in range(1, 6))}
+        fedsca = [f"fedsca_{number}" for number in range(1, 6)]
+        assert set(TABLES) == {*omnifm, "omnifm_figure_5", *fedsca, "federations"}
 
     def test_every_method_is_in_some_table(self):
         used = {row.method["name"] for table in TABLES.values() for row in table.rows}
@@ -63,6 +64,20 @@ class TestRegistry:
         assert (train.num_rounds, train.local_epochs, train.participation) == (100, 5, 0.2)
         assert job(TABLES["omnifm_3"].columns[0]).model["tuning"] == "connector"
         assert job(TABLES["omnifm_2"].columns[-1]).task == {"name": "super_resolution", "scale": 8, "patch_size": 384}
+
+    def test_a_budget_holds_at_scale_cpu_alone(self):
+        column = next(c for c in TABLES["federations"].columns if c.name == "seg_hippocampus")
+        budgets = {scale: job(column, scale).train for scale in SCALES}
+        assert (budgets["cpu"].num_rounds, budgets["cpu"].local_epochs) == (6, 2)
+        assert budgets["paper"].num_rounds > 6 and budgets["smoke"].num_rounds < 6
+
+    @pytest.mark.parametrize(("apart", "tuned_in"), [(True, "second"), (False, "first")])
+    def test_where_a_column_is_tuned(self, apart, tuned_in):
+        """Two columns of one network: each on its own data, or both in the first."""
+        columns = tuple(replace(papers.POLYP, name=name) for name in ("first", "second"))
+        table = replace(TABLES["fedsca_4"], columns=columns, tuned_apart=apart)
+        bench = paper_tables._Bench(ROOT, "cpu", SCALES["cpu"], None, ROOT / "jobs")
+        assert bench._tuned_in(table, columns[1]).name == tuned_in
 
 
 class TestTuning:
@@ -146,7 +161,8 @@ class TestSmallTable:
     ("arguments", "message"),
     [
         ({"scale": "huge"}, r"scale must be one of smoke, cpu, paper; got 'huge'"),
-        ({"scale": "smoke", "names": ("omnifm_9",)}, r"table must be one of omnifm_1, .*; got 'omnifm_9'"),
+        ({"scale": "smoke", "names": ("omnifm_9",)}, r"table must be one of federations, omnifm_1, .*; got 'omnifm_9'"),
+        ({"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed",)}, r"column must be one of Fed-P.*; got 'Fed'"),
         ({"scale": "smoke", "data": ROOT / "nowhere"}, r"data must be a folder of federation folders"),
         ({"scale": "smoke", "jobs": ROOT / "nowhere"}, r"jobs must hold cls_medmnist/app/config/experiment.json"),
     ],
