@@ -106,7 +106,7 @@ def inspect(
     odd = {name: [{"list": at[0], "position": at[1]} for at in places] for name, places in _odd(findings).items()}
     images = {name: found.report() for name, found in sorted(findings.images.items())}
     leaks, is_much = _leaks(across, splits)
-    problems += (leaks if is_much else []) + _mixed(images, name)
+    problems += (leaks if is_much else []) + _mixed(images)
     warnings = ([] if is_much else leaks) + _warnings(findings, datalist, within, odd, name)
     report = {
         "schema": SCHEMA, "task": name, "usable": not problems, "problems": problems, "warnings": warnings,
@@ -225,17 +225,10 @@ def _leaks(across: list[Any], splits: Mapping[str, Any]) -> tuple[list[str], boo
     return words, num_leaked > MAX_LEAKED * num_held
 
 
-def _mixed(images: Mapping[str, Any], task: str) -> list[str]:
-    """What to say of images that no one network can take."""
-    problems, dims, channels = [], Counter[str](), Counter[str]()
-    for found in images.values():
-        dims.update(found["dims"])
-        channels.update(found["channels"])
-    if len(dims) > 1:
-        problems.append(f"images must be all 2-D or all 3-D; got {dict(dims)}")
-    if len(channels) > 1 and task == "segmentation":
-        problems.append(f"images must have one number of channels; got {dict(channels)}")
-    return problems
+def _mixed(images: Mapping[str, Any]) -> list[str]:
+    """What to say of images that no one network can take; how many channels it can, the task's `facts` knows."""
+    dims = sum((Counter(found["dims"]) for found in images.values()), Counter[str]())
+    return [f"images must be all 2-D or all 3-D; got {dict(dims)}"] if len(dims) > 1 else []
 
 
 def _warnings(

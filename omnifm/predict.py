@@ -88,6 +88,8 @@ def predict(
     if question is not None and not question.strip():
         raise ValueError("question must hold a word; it is empty")
     used = load_personal(job_folder(personal, job), device)
+    if job not in (None, used.experiment.job):
+        raise ValueError(f"job must be what its model was trained for, {used.experiment.job!r}; got {job!r}")
     items = _items(used, source, second, question, split)
     rows = [_predicted(used, item, output) for item in tqdm(items, desc="predict", unit="case", disable=None)]
     index = {

@@ -181,7 +181,17 @@ class TestImages:
         findings.see(item, Case({item["image"]: volume}, None))
         assert findings.header == [("training", 0)]
 
-    def test_2d_beside_3d_and_grey_beside_colour_cannot_train(self, tmp_path):
+    def test_one_colour_image_among_grey_ones_is_no_problem(self, tmp_path):
+        """All become colour, as between sites."""
+        folder = write_site(tmp_path / "s")
+        grey = np.random.default_rng(0).integers(0, 255, (16, 16, 16, 3), np.uint8)
+        colour = np.ascontiguousarray(grey).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+        nibabel.save(nibabel.Nifti1Image(colour, np.eye(4)), folder / "images/0.nii.gz")
+        found = report(folder)
+        assert (found["usable"], found["problems"]) == (True, [])
+        assert found["images"]["MR"]["channels"] == {"1": 5, "3": 1}
+
+    def test_2d_beside_3d_cannot_train(self, tmp_path):
         folder = write_site(tmp_path / "s")
         for part, value in (("images", 3.0), ("labels", 1.0)):
             flat = np.full((16, 16, 1), value)
