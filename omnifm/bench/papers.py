@@ -1,7 +1,7 @@
 """The papers' tables as plain data: rows, columns, metrics, grids, and what stands in for what cannot be had.
 
-OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `federations` is ours: real
-federations, every baseline with OmniFM's own head.  `paper_tables` runs them.
+OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `federations` and
+`routed_parts` are ours: real federations, every baseline with OmniFM's own head.  `paper_tables` runs them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ FEDSCA = Row("FedSCA", {"name": "fedsca"}, {"alpha": (0.1, 0.5, 2.0)})
 
 def _omnifm(name: str, **settings: Any) -> Row:
     return Row(name, {"name": "omnifm", **settings}, tuned=False)
+
+
+def _routed(name: str, **settings: Any) -> Row:
+    return Row(name, {**ROUTED.method, **settings}, tuned=False)
 
 
 def _fedsca(name: str, **settings: Any) -> Row:
@@ -111,6 +115,7 @@ GROUPS = tuple(
 PROSTATE = Column("Fed-Prostate", "seg_prostate", "seg_fets", num_sites=6)
 POLYP = Column("Fed-Polyp", "seg_polyp", "seg_fets", num_sites=4)
 FUNDUS = Column("Fed-Fundus", "seg_fundus", "seg_fets", num_sites=4)
+REAL = _federations()
 
 TINY = (
     "Below scale `paper` a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
@@ -124,10 +129,28 @@ MORE = "Local and FedPer (matched), with OmniFM's own head and suffix, are added
 
 TABLES: Mapping[str, Table] = {
     "federations": Table(
-        "Real federations: OmniFM beside baselines with its own head", _federations(),
+        "Real federations: OmniFM beside baselines with its own head", REAL,
         (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
         ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
         tuned_apart=True, note=f"`omnifm bench glance` tells where OmniFM wins, ties and loses.  {TINY}",
+    ),
+    "routed_parts": Table(
+        "What does it in the routed variant?",
+        tuple(column for column in REAL if column.name in ("seg_fundus", "seg_brain_2d", "seg_hippocampus")),
+        (
+            replace(LOCAL_MATCHED, tuned=False),
+            replace(FEDAVG_MATCHED, tuned=False),
+            replace(ROUTED, tuned=False),
+            _omnifm("one average", share="all"),
+            _routed("head at home", share="backbone"),
+            _routed("w/o GSKR", retrieval="mean"),
+            _routed("w/o ECA", fusion="film"),
+            _routed("w/o PSP", prompting="linear"),
+            _routed("w/o SPAlign", align_weight=0.0),
+            _routed("w/o local key", local_key=False),
+        ),
+        ("dice",), ROUTED.name, ("seg_fundus",),
+        smoke_rows=("Local (matched)", "OmniFM (routed)", "one average", "head at home"),
     ),
     "omnifm_1": Table(
         "OmniFM table 1: cross-modality classification",
@@ -186,7 +209,7 @@ TABLES: Mapping[str, Table] = {
         ("accuracy", "psnr", "dice"), "OmniFM", ("CLS",), note=f"The local key is ours, not the paper's.  {TINY}",
     ),
     "omnifm_figure_5": Table(
-        "OmniFM figure 5: sensitivity to lambda and k", (CLS, SR, SEG, VQA1, FUSION),
+        "OmniFM figure 5: sensitivity to lambda and k", (CLS, SR, SEG, VQA1, FUSION, REAL[0]),
         (
             replace(LOCAL, tuned=False),
             _omnifm("OmniFM (lambda 0.1, k 2)"),
@@ -194,7 +217,8 @@ TABLES: Mapping[str, Table] = {
             *(_omnifm(f"k {value}", num_retrieved=value) for value in (1, 4, 8)),
         ),
         ("accuracy", "psnr", "dice", "vif"), "OmniFM (lambda 0.1, k 2)", ("CLS",),
-        note=f"The figure prints no values of lambda and k: these are ours around the defaults.  {TINY}",
+        note=f"The figure prints no values of lambda and k: these are ours around the defaults; so is {REAL[0].name}.  "
+        f"{TINY}",
         smoke_rows=("Local", "OmniFM (lambda 0.1, k 2)", "lambda 1", "k 4",),
     ),
     "fedsca_1": Table(
