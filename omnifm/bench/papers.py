@@ -132,7 +132,7 @@ TABLES: Mapping[str, Table] = {
         "Real federations: OmniFM beside baselines with its own head", REAL,
         (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
         ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
-        tuned_apart=True, note=f"`omnifm bench glance` tells where OmniFM wins, ties and loses.  {TINY}",
+        tuned_apart=True, note=f"The command omnifm bench glance tells where OmniFM wins, ties and loses.  {TINY}",
     ),
     "routed_parts": Table(
         "What does it in the routed variant?",
