@@ -109,7 +109,7 @@ def job_folder(state_dir: Path, job: str | None = None) -> Path:
     """
     if not state_dir.is_dir():
         raise ValueError("personal must be a site's state folder; there is no such folder")
-    if job is None and _holds_model(state_dir):
+    if _holds_model(state_dir):
         return state_dir
     jobs = sorted(folder.name for folder in state_dir.iterdir() if folder.is_dir() and _holds_model(folder))
     if job is not None and job not in jobs:

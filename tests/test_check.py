@@ -190,6 +190,7 @@ class TestImages:
         found = report(folder)
         assert (found["usable"], found["problems"]) == (True, [])
         assert found["images"]["MR"]["channels"] == {"1": 5, "3": 1}
+        assert "1 of 6 images are in colour: grey ones become colour" in found["warnings"]
 
     def test_2d_beside_3d_cannot_train(self, tmp_path):
         folder = write_site(tmp_path / "s")

@@ -266,6 +266,7 @@ class TestWrongUse:
             job_folder(copy)
         with pytest.raises(ValueError, match=r"job must be one of \['other', 'tiny'\] in this state folder; got 'x'"):
             job_folder(copy, "x")
+        assert job_folder(copy / "tiny", "tiny") == copy / "tiny"
         with pytest.raises(ValueError, match=r"job must be what its model was trained for, 'tiny'; got 'other'"):
             predict(copy, tmp_path, tmp_path / "out", job="other")
         (tmp_path / "empty").mkdir()

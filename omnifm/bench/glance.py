@@ -52,12 +52,16 @@ def glance(files: Sequence[Path], contender: str) -> str:
 def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
     """One federation: its cells, the verdict over the best matched baseline, whether it is ahead in mean, and whether
     its worst site is worse by more than half the interval."""
-    metric, higher = next(iter(table["metrics"].items()))
+    metric = next(iter(table.get("shown") or table["metrics"]))
+    higher = table["metrics"][metric]
     sign = 1 if higher else -1
     scores = {name: row[metric]["after"] for name, row in table["rows"].items()}
     rivals = [name for name in scores if name.endswith(MATCHED)]
     if not rivals or contender not in scores:
-        raise ValueError(f"a table must have the row {contender!r} and a matched baseline; got {list(scores)}")
+        got = f"{list(scores)} in {table['data']}"
+        raise ValueError(f"a table must have the row {contender!r} and a matched baseline; got {got}")
+    if undefined := [name for name in (contender, *rivals) if scores[name]["mean"] is None]:
+        raise ValueError(f"{metric} must be defined for every row of {table['data']}; it is not for {undefined}")
     best = max(rivals, key=lambda name: sign * scores[name]["mean"])
     mine, other = scores[contender], scores[best]
     told = paired(np.array(mine["values"], float), np.array(other["values"], float))
@@ -90,8 +94,14 @@ def _lines_of(file: Path, contender: str) -> list[dict[str, Any]]:
 
 
 def _tables(file: Path) -> list[Mapping[str, Any]]:
+    """The one table of a file, or its columns under their names, which tell columns of one federation apart."""
     content = json.loads(file.read_text())
-    tables = list(content.get("columns", {}).values()) or [content] if isinstance(content, dict) else []
-    if not tables or any(not table.keys() >= {"metrics", "rows", "data"} for table in tables):
-        raise ValueError("tables must be the JSON of `omnifm bench tables`; one is not")
+    columns = content.get("columns") if isinstance(content, dict) else None
+    tables = [content]
+    if isinstance(columns, dict) and all(isinstance(column, dict) for column in columns.values()):
+        tables = [column | {"data": name} for name, column in columns.items()]
+    for table in tables or [{}]:
+        parts = [table.get(key) for key in ("metrics", "rows")] if isinstance(table, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts) or not parts[0] or "data" not in table:
+            raise ValueError("tables must be the JSON of `omnifm bench tables`; one is not")
     return tables

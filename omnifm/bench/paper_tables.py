@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,12 @@ def run(
     if data is not None and not data.is_dir():
         raise ValueError("data must be a folder of federation folders; it is not there")
     chosen = {name: TABLES[name] for name in names or TABLES}
-    if columns:
-        chosen = {name: _narrowed(table, columns) for name, table in chosen.items()}
-    bench = _Bench(out, scale, SCALES[scale], data, jobs)
+    in_all = [column.name for table in chosen.values() for column in table.columns]
+    if unknown := sorted(set(columns) - set(in_all)):
+        raise ValueError(f"column must be one of {in_all}; got {unknown[0]!r:.80}")
+    bench = _Bench(out, scale, SCALES[scale], data, jobs, columns)
+    chosen = {name: table for name, table in chosen.items() if bench.columns(table)}
+    bench.check(chosen.values())
     bench.bar.total = sum(bench.num_runs(table) for table in chosen.values())
     findings: list[str] = []
     for name, table in chosen.items():
@@ -72,15 +75,34 @@ class _Bench:
 
     Args:
         out, data, jobs: as for `run`.
+        only: `columns` of `run`.
     """
 
-    def __init__(self, out: Path, name: str, scale: Scale, data: Path | None, jobs: Path) -> None:
-        self.out, self.name, self.scale, self.data, self.jobs = out, name, scale, data, jobs
+    def __init__(
+        self, out: Path, name: str, scale: Scale, data: Path | None, jobs: Path, only: tuple[str, ...] = ()
+    ) -> None:
+        self.out, self.name, self.scale, self.data, self.jobs, self.only = out, name, scale, data, jobs, only
         self.bar = tqdm(unit="run")
 
     def columns(self, table: Table) -> list[Column]:
-        """Those of the scale."""
-        return [column for column in table.columns if self.name != "smoke" or column.name in table.smoke]
+        """Those that were asked for, else those of the scale."""
+        wanted = self.only or (table.smoke if self.name == "smoke" else [column.name for column in table.columns])
+        return [column for column in table.columns if column.name in wanted]
+
+    def check(self, tables: Iterable[Table]) -> None:
+        """Refuse what would run for hours and not be what was asked for.
+
+        Raises:
+            ValueError: `data` holds none of the federations, or a column is tuned in one that was not asked for.
+        """
+        shown = [(table, column) for table in tables for column in self.columns(table)]
+        if self.data is not None and not any(self._folder(column) for _, column in shown):
+            wanted = sorted({column.data for _, column in shown})
+            raise ValueError(f"data must be a folder that holds one of {wanted}; it holds none")
+        for table, column in shown:
+            first = self._tuned_in(table, column)
+            if first not in self.columns(table) and any(row.tuned for row in table.rows):
+                raise ValueError(f"column {column.name!r} is tuned in {first.name!r}, which must be asked for too")
 
     def rows(self, table: Table, column: Column) -> list[Row]:
         """Those of the scale that can be run in this column."""
@@ -121,7 +143,8 @@ class _Bench:
         def network(one: Column) -> tuple[Any, ...]:
             return one.job, one.changes.get("task"), one.changes.get("model")
 
-        return next(one for one in self.columns(table) if network(one) == network(column))
+        shown = table.columns if self.only else self.columns(table)
+        return next(one for one in shown if network(one) == network(column))
 
     def _column(self, name: str, table: Table, column: Column, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
         folder = self._folder(column)
@@ -216,31 +239,25 @@ class _Bench:
             "backbone and local steps for every row; ± is the spread over seeds, [ ] Student's 95 % interval of the "
             f"paired difference to {table.rival}." + (" One seed gives no interval." if scale.num_seeds == 1 else ""),
         ]
-        if len(scale.lr_factors) > 1:
+        if len(scale.lr_factors) > 1 and any(row.tuned for row in table.rows):
             where = "in each column" if table.tuned_apart else "in the first column of a network"
             lines.append(
                 f"Chosen on validation, seed 0, {where}: the job's learning rate times {rates}"
                 + (f"; then {grids}" if grids else "") + ".  Rows of an ablation keep the job's."
             )  # fmt: skip
+        elif scale.shrunk:
+            lines.append("Nothing is tuned at this scale: network, pictures, budget and learning rate are made small.")
         else:
-            lines.append("Nothing is tuned at this scale: learning rate and constants are the job's.")
+            lines.append("Nothing is tuned here: learning rate and constants are the job's.")
         if self.name == "smoke" and table.smoke_rows:
             left += [row.name for row in table.rows if row.name not in table.smoke_rows]
         if left:
-            lines.append(f"Left out at this scale: {'; '.join(left)}.")
+            lines.append(f"Left out here: {'; '.join(left)}.")
         if demo:
             lines.append(
                 f"Demo data, whose sites differ in their own way, stand in for {', '.join(sorted(set(demo)))}."
             )
         return [line for line in lines if line]
-
-
-def _narrowed(table: Table, names: tuple[str, ...]) -> Table:
-    """Only these columns of a table, at scale `smoke` too."""
-    known = [column.name for column in table.columns]
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"column must be one of {', '.join(known)}; got {unknown[0]!r:.80}")
-    return replace(table, columns=tuple(column for column in table.columns if column.name in names), smoke=names)
 
 
 def _contender(experiment: Experiment, row: Row) -> Experiment:

@@ -118,7 +118,7 @@ FUNDUS = Column("Fed-Fundus", "seg_fundus", "seg_fets", num_sites=4)
 REAL = _federations()
 
 TINY = (
-    "Below scale `paper` a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
+    "Below scale paper a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
     "compare methods and say nothing of the paper's level."
 )
 NO_SAM = (
@@ -132,7 +132,8 @@ TABLES: Mapping[str, Table] = {
         "Real federations: OmniFM beside baselines with its own head", REAL,
         (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
         ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
-        tuned_apart=True, note=f"The command omnifm bench glance tells where OmniFM wins, ties and loses.  {TINY}",
+        tuned_apart=True,
+        note=f"The command omnifm bench glance tells where OmniFM wins, ties and loses.  In vqa_rad: {TINY}",
     ),
     "routed_parts": Table(
         "What does it in the routed variant?",

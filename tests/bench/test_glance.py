@@ -54,7 +54,8 @@ def test_a_baseline_that_one_table_lacks_leaves_its_cell_empty(tmp_path):
 
 def test_a_table_of_several_columns_has_a_line_for_each(tmp_path):
     scores = {FEDPER: [[0.5], [0.5]], "OmniFM": [[0.6], [0.7]]}
-    columns = {name: json.loads(table(tmp_path, name, scores).read_text()) for name in ("one", "two")}
+    content = json.loads(table(tmp_path, "one", scores).read_text())
+    columns = dict.fromkeys(("one", "two"), content)  # two ways to run one federation
     file = tmp_path / "federations.json"
     file.write_text(json.dumps({"columns": columns}))
     text = glance([file], "OmniFM")
@@ -81,6 +82,12 @@ def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
         glance([good, tmp_path / "t.json"], "OmniFM")
     with pytest.raises(ValueError, match=r"u\.json: Expecting value"):
         glance([good, tmp_path / "u.json"], "OmniFM")
+    for content in ("null", '{"columns": {"a": []}}', '{"columns": {}}', '{"data": "d", "metrics": {}, "rows": {}}'):
+        (tmp_path / "t.json").write_text(content)
+        with pytest.raises(ValueError, match=r"t\.json: tables must be"):
+            glance([tmp_path / "t.json"], "OmniFM")
+    with pytest.raises(ValueError, match=r"dice must be defined for every row of n; it is not for \['OmniFM'\]"):
+        glance([table(tmp_path, "n", {FEDPER: [[0.5]], "OmniFM": [[float("nan")]]})], "OmniFM")
     with pytest.raises(ValueError, match=r"d.table\.json: a table must have the row 'OmniFM' and a matched baseline"):
         glance([table(tmp_path, "d", {FEDPER: [[0.5, 0.5]]})], "OmniFM")
 

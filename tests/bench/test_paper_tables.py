@@ -162,7 +162,15 @@ class TestSmallTable:
     [
         ({"scale": "huge"}, r"scale must be one of smoke, cpu, paper; got 'huge'"),
         ({"scale": "smoke", "names": ("omnifm_9",)}, r"table must be one of federations, .*; got 'omnifm_9'"),
-        ({"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed",)}, r"column must be one of Fed-P.*; got 'Fed'"),
+        (
+            {"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed",)},
+            r"column must be one of \['Fed-P.*; got 'Fed'",
+        ),
+        (
+            {"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed-Fundus",)},
+            r"column 'Fed-Fundus' is tuned in 'Fed-Polyp', which must be asked for too",
+        ),
+        ({"scale": "smoke", "names": ("federations",), "data": ROOT / "jobs"}, r"data must be a folder that holds one"),
         ({"scale": "smoke", "data": ROOT / "nowhere"}, r"data must be a folder of federation folders"),
         ({"scale": "smoke", "jobs": ROOT / "nowhere"}, r"jobs must hold cls_medmnist/app/config/experiment.json"),
     ],
