@@ -7,7 +7,7 @@ travel; the report and the page say where, by list and position in dataset.json.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def inspect(
     images = {name: found.report() for name, found in sorted(findings.images.items())}
     leaks, is_much = _leaks(across, splits)
     problems += (leaks if is_much else []) + _mixed(images)
-    warnings = ([] if is_much else leaks) + _colours(images) + _warnings(findings, datalist, within, odd, name)
+    warnings = ([] if is_much else leaks) + _colours(facts) + _warnings(findings, datalist, within, odd, name)
     report = {
         "schema": SCHEMA, "task": name, "usable": not problems, "problems": problems, "warnings": warnings,
         "labels": {str(value): name for value, name in datalist.labels.items()}, "splits": splits,
@@ -231,11 +231,11 @@ def _mixed(images: Mapping[str, Any]) -> list[str]:
     return [f"images must be all 2-D or all 3-D; got {dict(dims)}"] if len(dims) > 1 else []
 
 
-def _colours(images: Mapping[str, Any]) -> list[str]:
-    """One colour picture makes the network's input colour, for all sites."""
-    channels = sum((Counter(found["channels"]) for found in images.values()), Counter[str]())
-    some = 0 < channels["3"] < channels.total()
-    return [f"{channels['3']} of {channels.total()} images are in colour: grey ones become colour"] if some else []
+def _colours(facts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Where the task notes channels, one colour picture makes the network's input colour, for all sites."""
+    channels = Counter(fact["channels"] for fact in facts if "channels" in fact)
+    some = 0 < channels[3] < channels.total()
+    return [f"{channels[3]} of {channels.total()} images are in colour: grey ones become colour"] if some else []
 
 
 def _warnings(
