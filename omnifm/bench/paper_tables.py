@@ -19,7 +19,7 @@ from omnifm.bench.comparison import Column, Row, Scale, Table
 from omnifm.bench.inputs import keep_few, site_names
 from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tables import Cells, cell, tabulate
-from omnifm.bench.tuning import changed, grid, tune
+from omnifm.bench.tuning import BEYOND, changed, grid, tune
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
 from omnifm.data.demo import demo_site
@@ -110,7 +110,7 @@ class _Bench:
         return [row for row in rows if self.name != "smoke" or row.name in (table.smoke_rows or (row.name,))]
 
     def num_runs(self, table: Table) -> int:
-        """Cells, those that several tables share counted every time."""
+        """Cells, those that several tables share counted every time, without steps beyond a grid."""
         num = 0
         for column in self.columns(table):
             experiment = self._experiment(column, demo=self._folder(column) is None)
@@ -171,7 +171,9 @@ class _Bench:
         for row in self.rows(table, column):
             start = _contender(experiment, row)
             if chosen is None or row.name not in chosen:
-                found[row.name], tried[row.name] = tune(start, grid(row, self.scale, start), score, metrics[main])
+                values = grid(row, self.scale, start)
+                found[row.name], tried[row.name] = tune(start, values, score, metrics[main])
+                self.bar.total += len(tried[row.name]) - sum(len(v) for v in values.values() if len(v) > 1)
             else:
                 found[row.name] = chosen[row.name]
             best = changed(start, found[row.name])
@@ -242,9 +244,10 @@ class _Bench:
         if len(scale.lr_factors) > 1 and any(row.tuned for row in table.rows):
             where = "in each column" if table.tuned_apart else "in the first column of a network"
             lines.append(
-                f"Chosen on validation, seed 0, {where}: the job's learning rate times {rates}"
-                + (f"; then {grids}" if grids else "") + ".  Rows of an ablation keep the job's."
-            )  # fmt: skip
+                f"Chosen on validation, seed 0, {where}: the job's learning rate times {rates} and, while an edge is "
+                f"best, up to {BEYOND} steps beyond it{'; then ' + grids if grids else ''}.  Rows of an ablation keep "
+                "the job's."
+            )
         elif scale.shrunk:
             lines.append("Nothing is tuned at this scale: network, pictures, budget and learning rate are made small.")
         else:

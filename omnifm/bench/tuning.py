@@ -10,6 +10,10 @@ from typing import Any
 from omnifm.bench.comparison import Changes, Row, Scale
 from omnifm.config import Experiment
 
+RATE = "train.lr"
+BEYOND = 2
+"""Most steps beyond an edge of the learning rates' grid."""
+
 
 def changed(experiment: Experiment, changes: Changes) -> Experiment:
     """The experiment with these sections laid over its own.
@@ -25,8 +29,8 @@ def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]
     """`section.key` -> values tried, the learning rate first; one value where nothing is tried."""
     factors = scale.lr_factors if row.tuned else (1.0,)
     own = row.grid if scale.constants and row.tuned else {}
-    rates = [float(f"{experiment.train.lr * factor:.2g}") if factor != 1 else experiment.train.lr for factor in factors]
-    return {"train.lr": rates} | {f"method.{key}": list(values) for key, values in own.items()}
+    rates = [_rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr for factor in factors]
+    return {RATE: rates} | {f"method.{key}": list(values) for key, values in own.items()}
 
 
 def tune(
@@ -34,6 +38,8 @@ def tune(
     higher: bool,
 ) -> tuple[Changes, list[dict[str, Any]]]:  # fmt: skip
     """Choose one constant after the other, each at the best values of those before it.
+
+    A learning rate that is best at an edge of its grid is followed beyond it, at most `BEYOND` steps.
 
     Args:
         values: of `grid`; a constant with one value costs no run.
@@ -49,13 +55,35 @@ def tune(
         if len(candidates) == 1:
             chosen.setdefault(section, {})[name] = candidates[0]
             continue
-        points = []
-        for value in candidates:
+        points: list[dict[str, Any]] = []
+        waiting, best = list(candidates), None
+        while waiting:
+            value = waiting.pop(0)
             result = score(changed(experiment, {section: {name: value}}))
             points.append({"key": key, "value": value, "validation": result})
+            best = _best(points, higher)
+            if not waiting and best is not None and key == RATE and len(points) < len(candidates) + BEYOND:
+                waiting = _beyond([point["value"] for point in points], best)
         tried += points
-        if scored := [point for point in points if point["validation"] is not None]:
-            best = (max if higher else min)(scored, key=lambda point: point["validation"])
-            chosen.setdefault(section, {})[name] = best["value"]
-            experiment = changed(experiment, {section: {name: best["value"]}})
+        if best is not None:
+            chosen.setdefault(section, {})[name] = best
+            experiment = changed(experiment, {section: {name: best}})
     return chosen, tried
+
+
+def _best(points: Sequence[Mapping[str, Any]], higher: bool) -> Any:
+    """The value that scores best, the first of equals; None where every run failed."""
+    scored = [point for point in points if point["validation"] is not None]
+    return (max if higher else min)(scored, key=lambda point: point["validation"])["value"] if scored else None
+
+
+def _beyond(rates: Sequence[float], best: float) -> list[float]:
+    """The next rate of the geometric grid if the best is its edge, else none."""
+    ordered = sorted(rates)
+    if best == ordered[-1]:
+        return [_rounded(best * best / ordered[-2])]
+    return [_rounded(best * best / ordered[1])] if best == ordered[0] else []
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")

@@ -1,6 +1,7 @@
 """The papers' tables: the registry is whole, tuning sees validation alone, and one small table runs end to end."""
 
 import json
+import math
 import subprocess
 from dataclasses import replace
 
@@ -84,7 +85,7 @@ class TestTuning:
     def test_one_constant_after_the_other(self):
         """The score is best at lr 0.03 and, there, at mu 0.1."""
         row = Row("FedProx", {"name": "fedprox"}, {"mu": (0.01, 0.1)})
-        base = replace(experiment(train={"lr": 0.01}), method=dict(row.method))
+        base = replace(experiment(train={"lr": 0.03}), method=dict(row.method))
         seen = []
 
         def score(one: Experiment) -> float:
@@ -93,8 +94,24 @@ class TestTuning:
 
         chosen, tried = tune(base, grid(row, SCALES["cpu"], base), score, True)
         assert chosen == {"train": {"lr": 0.03}, "method": {"mu": 0.1}}
-        assert seen == [(0.0033, None), (0.01, None), (0.03, None), (0.03, 0.01), (0.03, 0.1)]
-        assert [point["value"] for point in tried] == [0.0033, 0.01, 0.03, 0.01, 0.1]
+        assert seen == [(0.01, None), (0.03, None), (0.09, None), (0.03, 0.01), (0.03, 0.1)]
+        assert [point["value"] for point in tried] == [0.01, 0.03, 0.09, 0.01, 0.1]
+
+    @pytest.mark.parametrize(("best", "beyond", "chosen"), [
+        (0.03, [], 0.03), (0.1, [0.27], 0.09), (0.3, [0.27, 0.81], 0.27), (9.0, [0.27, 0.81], 0.81),
+        (0.001, [0.0033, 0.0011], 0.0011),
+    ])  # fmt: skip
+    def test_an_edge_is_followed(self, best, beyond, chosen):
+        """From 0.01, 0.03 and 0.09 outwards, until the best is inside or two are tried."""
+        rates = {"train.lr": [0.01, 0.03, 0.09]}
+        found, tried = tune(experiment(), rates, lambda e: -abs(math.log(e.train.lr / best)), True)
+        assert [point["value"] for point in tried[3:]] == beyond
+        assert found == {"train": {"lr": chosen}}
+
+    def test_other_constants_keep_their_grid(self):
+        values = {"train.lr": [0.01], "method.mu": [0.1, 1.0]}
+        row = replace(experiment(), method={"name": "fedprox"})
+        assert [point["value"] for point in tune(row, values, lambda e: e.method["mu"], True)[1]] == [0.1, 1.0]
 
     def test_what_failed_is_never_chosen(self):
         chosen, _ = tune(experiment(), {"train.lr": [0.1, 0.01]}, lambda e: None if e.train.lr > 0.05 else 0.0, True)
