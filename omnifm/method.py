@@ -96,7 +96,7 @@ class Partition:
         return cls(**{name: tuple(names) for name, names in kept.items()}, sizes=sizes)
 
     def hash(self) -> str:
-        """SHA-256 of the manifest: both ends compare it every round."""
+        """SHA-256 of the manifest; every reply of a model carries it, and the server compares it."""
         record = {part: {name: self.sizes[name] for name in getattr(self, part)} for part in self.parts()}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 

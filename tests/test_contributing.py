@@ -11,7 +11,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-BLOCK = re.compile(r"```(?:python|json)\n(?:#|//) (\S+)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```|`(\S+\.json)`:\n\n```json\n(.*?)```", re.DOTALL)
+
+
+def blocks():
+    """Each file that the walk writes, with its text."""
+    for found in BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text()):
+        name, text = filter(None, found.groups())
+        yield name, text
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def walked(tmp_path_factory):
     shutil.copytree(copy / "jobs/seg_fets", copy / "jobs/reg_density")
     meta = copy / "jobs/reg_density/meta.json"
     meta.write_text(meta.read_text().replace("seg_fets", "reg_density"))
-    for name, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()):
+    for name, text in blocks():
         (copy / name).write_text(text)
     return copy
 
@@ -58,6 +65,6 @@ def test_the_job_learns_more_than_the_mean(walked, tmp_path):
 
 
 def test_the_walk_edits_no_existing_file(walked):
-    written = [name for name, _ in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())]
+    written = [name for name, _ in blocks()]
     assert len(written) == 4
     assert not [name for name in written if (ROOT / name).exists()]

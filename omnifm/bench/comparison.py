@@ -81,7 +81,7 @@ class Scale:
 
     Attributes:
         presets: whether a column's preset is taken.
-        lr_factors: of the job's learning rate; the grid for every row.
+        lr_factors: of the job's learning rate; the grid for every row, which `tuning.tune` follows beyond an edge.
         constants: whether rows' own grids are tried too.
         shrunk: task -> changes that make a cell last about a second.
         cases: task -> cases per split that are kept of the demo data; empty keeps all.

@@ -45,7 +45,7 @@ def glance(files: Sequence[Path], contender: str) -> str:
     ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
     total = ", ".join(f"{word} {count}" for word, count in counts.items())
     lines += ["", f"{contender}, {len(rows)} federations: {total}; ahead in mean on {ahead}, worst site worse by more "
-              f"than the interval on {worse}."]  # fmt: skip
+              f"than half the interval on {worse}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
-from omnifm.knowledge import KnowledgeBank, distinct, spherical_kmeans
+from omnifm.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
 from omnifm.routing import is_profile, mixtures, profile
@@ -287,11 +288,20 @@ class OmniFM(Method):
         }
 
     def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
-        """m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
+        """At most m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
         rows, modalities = [], []
         for modality, means in patients.items():
-            if num := min(self.settings.num_centroids, len(means) // MIN_PATIENTS):
-                centroids = spherical_kmeans(means, num, seed=0)
-                rows.append(centroids)
-                modalities += [modality] * len(centroids)
+            if len(means) >= MIN_PATIENTS:
+                rows.append(_crowded(means, self.settings.num_centroids))
+                modalities += [modality] * len(rows[-1])
         return ({"centroids": torch.cat(rows)} if rows else {}), {"centroid_modalities": modalities}
+
+
+def _crowded(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
+    """As many centroids as can be, at most `most`, each the nearest one of at least MIN_PATIENTS patients."""
+    for num in range(min(most, len(means) // MIN_PATIENTS), 1, -1):
+        centroids = spherical_kmeans(means, num, seed=0)
+        nearest = retrieve(means, centroids, None, 1)[:, 0]
+        if nearest.bincount(minlength=len(centroids)).min() >= MIN_PATIENTS:
+            return centroids
+    return spherical_kmeans(means, 1, seed=0)

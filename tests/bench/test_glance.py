@@ -32,7 +32,7 @@ def test_the_rival_is_the_best_matched_baseline(tmp_path):
     heads = "| federation | metric | seeds | Local | FedPer | OmniFM | difference [95 % CI] | worst site | verdict |"
     assert heads in text
     assert "| one | dice | 3 | **0.500** | 0.100 | 0.600 | +0.100 [+0.100, +0.100] | 0.400 → 0.500 | wins |" in text
-    assert "wins 1, ties 0, loses 0; ahead in mean on 1, worst site worse by more than the interval on 0." in text
+    assert "wins 1, ties 0, loses 0; ahead in mean on 1, worst site worse by more than half the interval on 0." in text
 
 
 def test_ties_and_losses_are_told(tmp_path):
@@ -41,7 +41,7 @@ def test_ties_and_losses_are_told(tmp_path):
     text = glance([tie, loss], "OmniFM")
     assert "| ties |" in text
     assert "| loses |" in text
-    assert "wins 0, ties 1, loses 1; ahead in mean on 1, worst site worse by more than the interval on 1." in text
+    assert "wins 0, ties 1, loses 1; ahead in mean on 1, worst site worse by more than half the interval on 1." in text
 
 
 def test_a_baseline_that_one_table_lacks_leaves_its_cell_empty(tmp_path):

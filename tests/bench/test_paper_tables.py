@@ -108,6 +108,13 @@ class TestTuning:
         assert [point["value"] for point in tried[3:]] == beyond
         assert found == {"train": {"lr": chosen}}
 
+    def test_a_failed_step_beyond_the_edge_ends_the_search(self):
+        """Lower is better, and 0.09 diverges."""
+        rates = {"train.lr": [0.01, 0.03]}
+        found, tried = tune(experiment(), rates, lambda e: None if e.train.lr > 0.05 else -e.train.lr, False)
+        assert [point["value"] for point in tried] == [0.01, 0.03, 0.09]
+        assert found == {"train": {"lr": 0.03}}
+
     def test_other_constants_keep_their_grid(self):
         values = {"train.lr": [0.01], "method.mu": [0.1, 1.0]}
         row = replace(experiment(), method={"name": "fedprox"})

@@ -107,6 +107,25 @@ class TestServer:
                 assert torch.equal(again.payload(site, {})[1][name], value)
 
 
+class TestCentroids:
+    @pytest.mark.parametrize(("alike", "odd", "expected"), [(5, 1, 1), (4, 2, 1), (3, 3, 2), (2, 0, 0)])
+    def test_each_stands_for_three_patients(self, alike, odd, expected):
+        """A cluster of one or two patients would be those patients: there are fewer centroids instead."""
+        patients = torch.stack([unit((0, 1.0), (1, 0.01 * n)) for n in range(alike)] + [unit((5, 1.0))] * odd)
+        extra, facts = OmniFM(Settings(dim=8, num_centroids=2))._centroids({"CT": patients})
+        centroids = extra.get("centroids", torch.zeros(0, 8))
+        assert len(centroids) == len(facts["centroid_modalities"]) == expected
+        if expected:
+            members = (patients @ centroids.T).argmax(dim=1).bincount(minlength=expected)
+            assert members.min() >= 3
+
+    def test_one_too_many_costs_one_only(self):
+        """Groups of 4, 4 and 1: two centroids are left of three."""
+        patients = torch.stack([unit((0, 1.0))] * 4 + [unit((3, 1.0))] * 4 + [unit((5, 1.0), (3, 0.5))])
+        extra, _ = OmniFM(Settings(dim=8, num_centroids=3))._centroids({"CT": patients})
+        assert extra["centroids"].shape == (2, 8)
+
+
 class TestPartition:
     def parts(self, **settings):
         task = load_task(experiment())
