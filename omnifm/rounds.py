@@ -372,9 +372,10 @@ class Federation:
         self.history.append(entry)
         with (self.results_dir / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        if entry["bank"] and entry["bank"]["effective_rank"] < 2:
+        *_, was, now = [False, *(bool(entry["bank"]) and entry["bank"]["collapsed"] for entry in self.history[-2:])]
+        if now and not was:  # once, not every round
             logger.warning(
-                "round %d: the bank has collapsed (effective rank %.2f < 2): tokens no longer tell sites apart",
+                "round %d: the bank has collapsed (effective rank %.2f < 2): tokens tell sites apart no longer",
                 number,
                 entry["bank"]["effective_rank"],
             )

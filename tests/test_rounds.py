@@ -97,6 +97,21 @@ class TestRun:
             mean = sum(update.shared[name].double() * update.num_samples for update in sent) / total
             torch.testing.assert_close(value.double(), mean, atol=1e-6, rtol=0)
 
+    @pytest.mark.parametrize(
+        ("ranks", "said"), [((1.5, 1.5, 1.5), [1]), ((2.5, 1.5, 1.5), [2]), ((1.5, 2.5, 1.5), [1, 3])]
+    )
+    def test_a_collapse_is_said_when_it_comes_and_not_every_round(
+        self, tmp_path, federation, monkeypatch, caplog, ranks, said
+    ):
+        monkeypatch.setattr(
+            "omnifm.method.Method.monitors",
+            lambda method: {"effective_rank": (rank := next(method.ranks)), "collapsed": rank < 2},
+        )
+        monkeypatch.setattr("omnifm.method.Method.ranks", iter(ranks), raising=False)
+        federate(tmp_path, federation, experiment(method={"name": "fedavg"}, train={"num_rounds": 3}))
+        told = [record.args[0] for record in caplog.records if "has collapsed" in record.msg]
+        assert told == said
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
