@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from omnifm import check
 from omnifm.cli import app
 from omnifm.data.datalist import read_datalist
+from omnifm.data.demo import demo_site
 from omnifm.data.findings import Case, Findings, digest, witness
 from omnifm.data.reader import READER
 from omnifm.data.volume import Volume, read_volume
@@ -191,6 +192,12 @@ class TestImages:
         assert (found["usable"], found["problems"]) == (True, [])
         assert found["images"]["MR"]["channels"] == {"1": 5, "3": 1}
         assert "1 of 6 images are in colour: grey ones become colour" in found["warnings"]
+
+    def test_a_pair_of_colour_and_grey_is_no_stray_colour(self):
+        """A fusion site's PET is in colour, its MR grey: every case is both."""
+        folder = demo_site("image_fusion", "site-2")
+        modes = {Image.open(file).mode for file in folder.rglob("*.png")}
+        assert (modes, report(folder, "image_fusion")["warnings"]) == ({"L", "RGB"}, [])
 
     def test_2d_beside_3d_cannot_train(self, tmp_path):
         folder = write_site(tmp_path / "s")
