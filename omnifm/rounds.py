@@ -372,8 +372,8 @@ class Federation:
         self.history.append(entry)
         with (self.results_dir / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        *_, was, now = [False, *(bool(entry["bank"]) and entry["bank"]["collapsed"] for entry in self.history[-2:])]
-        if now and not was:  # once, not every round
+        collapsed = [entry["bank"].get("collapsed", False) for entry in self.history[-2:]]
+        if collapsed in ([True], [False, True]):  # once, not every round
             logger.warning(
                 "round %d: the bank has collapsed (effective rank %.2f < 2): tokens tell sites apart no longer",
                 number,

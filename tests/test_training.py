@@ -149,7 +149,7 @@ class TestTrain:
     def test_a_centroid_stands_for_at_least_three_patients(self, tmp_path):
         write_site(tmp_path / "data", num=9)  # seven for training
         site = open_site(tmp_path, experiment(method={"name": "omnifm", "dim": 8, "num_bands": 8, "num_centroids": 5}))
-        assert len(site.reply(payload(site)).extra["centroids"]) <= 2
+        assert site.reply(payload(site)).extra["centroids"].shape == (1, 8)
 
     def test_the_same_request_gives_the_same_reply_in_a_new_process(self, tmp_path):
         first = open_site(tmp_path / "a")

@@ -19,7 +19,7 @@ from omnifm.bench.comparison import Column, Row, Scale, Table
 from omnifm.bench.inputs import keep_few, site_names
 from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tables import Cells, cell, tabulate
-from omnifm.bench.tuning import BEYOND, changed, grid, tune
+from omnifm.bench.tuning import BEYOND, changed, grid, num_points, tune
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
 from omnifm.data.demo import demo_site
@@ -117,7 +117,7 @@ class _Bench:
             for row in self.rows(table, column):
                 num += self.scale.num_seeds
                 if column is self._tuned_in(table, column):
-                    num += sum(len(v) for v in grid(row, self.scale, experiment).values() if len(v) > 1)
+                    num += num_points(grid(row, self.scale, experiment))
         return num
 
     def table(self, name: str, table: Table) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class _Bench:
             if chosen is None or row.name not in chosen:
                 values = grid(row, self.scale, start)
                 found[row.name], tried[row.name] = tune(start, values, score, metrics[main])
-                self.bar.total += len(tried[row.name]) - sum(len(v) for v in values.values() if len(v) > 1)
+                self.bar.total += len(tried[row.name]) - num_points(values)
             else:
                 found[row.name] = chosen[row.name]
             best = changed(start, found[row.name])

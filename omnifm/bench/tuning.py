@@ -33,6 +33,11 @@ def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]
     return {RATE: rates} | {f"method.{key}": list(values) for key, values in own.items()}
 
 
+def num_points(values: Mapping[str, Sequence[Any]]) -> int:
+    """Runs that a grid costs, without steps beyond its edges."""
+    return sum(len(candidates) for candidates in values.values() if len(candidates) > 1)
+
+
 def tune(
     experiment: Experiment, values: Mapping[str, Sequence[Any]], score: Callable[[Experiment], float | None],
     higher: bool,
