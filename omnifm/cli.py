@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from omnifm.data import importers, redaction
+from omnifm.page import counted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="OmniFM: federated learning for medical images that differ in modality and task.")  # fmt: skip
@@ -228,7 +229,7 @@ def tables(
     job: Annotated[Path, typer.Option(help="Job compared; with --scale the others lie beside it.")] = Path(
         "jobs/seg_fets"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; a scale has its own.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, else 3; a scale has its own.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
     ablations: Annotated[bool, typer.Option(help="OmniFM without each of its parts, too.")] = True,
@@ -242,8 +243,8 @@ def tables(
     tables' own arithmetic is wrong.
     """
     if scale is not None:
-        if row or rounds or epochs:
-            raise ValueError("row, rounds and epochs go without --scale, which has its own")
+        if row or seeds or rounds or epochs or not ablations:
+            raise ValueError("row, seeds, rounds, epochs and no-ablations go without --scale, which has its own")
         if column and not table:
             raise ValueError("column needs --table; there is none")
         from omnifm.bench import paper_tables
@@ -255,14 +256,16 @@ def tables(
         raise ValueError(f"{asked} --scale; there is none")
     from omnifm.bench.tables import run
 
-    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, ablations=ablations, rows=row or ())
+    findings = run(
+        data, out, job=job, num_seeds=seeds or 3, num_rounds=rounds, num_epochs=epochs, ablations=ablations,
+        rows=row or (),
+    )  # fmt: skip
+    raise _exit(findings)
 
 
 @bench.command()
 def glance(
-    tables: Annotated[
-        list[Path], typer.Argument(help="JSON of `bench tables`: table.json, or one of several columns.")
-    ],
+    tables: Annotated[list[Path], typer.Argument(help="JSON of `bench tables`, each of one federation or several.")],
     row: Annotated[str, typer.Option(help="The contender.")] = "OmniFM (routed)",
 ) -> None:
     """Print where a contender wins, ties and loses against the best matched baseline of each federation."""
@@ -300,5 +303,5 @@ def _exit(findings: list[str]) -> typer.Exit:
     """Print what the lint found; the exit that says whether it found anything."""
     for line in findings:
         print(line)
-    print(f"lint: {len(findings)} findings")
+    print(f"lint: {counted(len(findings), 'finding')}")
     return typer.Exit(1 if findings else 0)

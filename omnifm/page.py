@@ -97,7 +97,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], text: Iterab
         for row in rows[:MAX_ROWS]
     ]  # fmt: skip
     hidden = len(rows) - MAX_ROWS
-    more = tag("p", f"{hidden:,} more rows are in summary.json.", class_="soft") if hidden > 0 else ""
+    more = tag("p", f"{hidden:,} more rows are in the JSON beside this page.", class_="soft") if hidden > 0 else ""
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), more, class_="scroll")
 
 
@@ -206,6 +206,11 @@ def duration(seconds: int | float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -39,6 +39,7 @@ class Column:
         preset: the job's preset at scale `paper`.
         num_sites: sites of the demo data that stand in.
         budget: laid over `train` at scale `cpu`, where the job's rounds are not what its data need.
+        note: what is different in this column alone.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Column:
     preset: str = "paper"
     num_sites: int = 3
     budget: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Scale:
 
     Attributes:
         presets: whether a column's preset is taken.
-        lr_factors: of the job's learning rate; the grid for every row, which `tuning.tune` follows beyond an edge.
+        lr_factors: of the job's learning rate; the grid for every row, which `tuning.tune` follows beyond an edge; none
+            keep the job's.
         constants: whether rows' own grids are tried too.
         shrunk: task -> changes that make a cell last about a second.
         cases: task -> cases per split that are kept of the demo data; empty keeps all.
@@ -90,7 +93,7 @@ class Scale:
     """
 
     num_seeds: int
-    lr_factors: tuple[float, ...] = (1.0,)
+    lr_factors: tuple[float, ...] = ()
     constants: bool = False
     presets: bool = False
     shrunk: Mapping[str, Changes] = field(default_factory=dict)

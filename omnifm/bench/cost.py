@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from omnifm.alignment import spectral_alignment
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.bench import flare_round
+from omnifm.bench.tables_text import grid
 from omnifm.knowledge import KnowledgeBank
 from omnifm.method import Model, Tensors
 from omnifm.model import OmniModel, Parts, PlainModel
@@ -360,11 +361,10 @@ def markdown(measures: Sequence[Measure], machine: dict[str, Any]) -> str:
     """The measures as a table for people."""
     lines = ["Median of paired ratios [quartiles] in one run; "
              f"{machine['threads']} thread(s), {machine['cores']} cores, load {machine['load'][0]:.1f}, "
-             f"torch {machine['torch']}", "",
-             "| measure | value | CPU | bar | verdict | what |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for m in measures:
-        cpu, verdict = "" if m.cpu is None else _shown(m.cpu), "holds" if m.holds else "**does not hold**"
-        lines.append(f"| {m.name} | {m.shown()} | {cpu} | {_shown(m.bar)} | {verdict} | {m.what} |")
+             f"torch {machine['torch']}", ""]  # fmt: skip
+    rows = [[m.name, m.shown(), "" if m.cpu is None else _shown(m.cpu), _shown(m.bar),
+             "holds" if m.holds else "**does not hold**", m.what] for m in measures]  # fmt: skip
+    lines += grid(["measure", "value", "CPU", "bar", "verdict", "what"], rows)
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from omnifm.bench.inputs import keep_few
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
 from omnifm.plugins import load_task
@@ -170,9 +171,7 @@ def measure(
 def _data(root: Path) -> Path:
     for site in SITES:
         shutil.copytree(demo_site("segmentation", site), root / site)
-        file = root / site / "dataset.json"
-        content = json.loads(file.read_text())
-        file.write_text(json.dumps(content | {split: content[split][:count] for split, count in CASES.items()}))
+        keep_few(root / site / "dataset.json", CASES)
     return root
 
 

@@ -7,6 +7,7 @@ choice favours the rival.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,94 +15,97 @@ from typing import Any
 import numpy as np
 
 from omnifm.bench.tables import paired
-from omnifm.bench.tables_page import versus
-from omnifm.page import number
+from omnifm.bench.tables_page import main_metric, versus
+from omnifm.bench.tables_text import grid
+from omnifm.page import NONE, counted, number
 
 MATCHED = " (matched)"
 """How the names of baselines with OmniFM's own head and suffix end."""
+VERDICTS = ("wins", "ties", "loses")
 
 
 def glance(files: Sequence[Path], contender: str) -> str:
     """A Markdown table of the contender beside the matched baselines, the best in bold, and how often it leads.
 
+    No verdict has a federation where the contender or a matched baseline has no score, nor one of a single seed, which
+    tells nothing of chance; synthetic demo data are left out.  What is not counted is named below the table.
+
     Args:
-        files: JSON of `omnifm bench tables`: table.json of one federation, or a paper's table of several.
+        files: JSON of `omnifm bench tables`.
         contender: the row that is compared with the best.
 
     Raises:
-        ValueError: a file is no such table, or lacks the contender or any matched baseline, or is given twice.
+        ValueError: a file is no such table, or lacks the contender or any matched baseline; a federation is given
+            twice; all are demo data.
     """
-    if len({file.resolve() for file in files}) < len(files):
-        raise ValueError("tables must differ; one is given twice")
-    rows = [row for file in files for row in _lines_of(file, contender)]
-    baselines = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
-    heads = ["federation", "metric", "seeds", *(name.removesuffix(MATCHED) for name in baselines), contender]
-    heads += ["difference [95 % CI]", "worst site", "verdict"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = [*row["named"], *(row["baselines"].get(name, "") for name in baselines), *row["compared"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    counts = {word: sum(row["verdict"] == word for row in rows) for word in ("wins", "ties", "loses")}
-    ahead, worse = sum(row["ahead"] for row in rows), sum(row["worse"] for row in rows)
-    total = ", ".join(f"{word} {count}" for word, count in counts.items())
-    lines += ["", f"{contender}, {len(rows)} federations: {total}; ahead in mean on {ahead}, worst site worse by more "
-              f"than half the interval on {worse}."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    found = [(name, column) for file in files for name, column in _columns(file, contender)]
+    if twice := [name for name, count in Counter(name for name, _ in found).items() if count > 1]:
+        raise ValueError(f"tables must be of different federations; {twice[0]!r} is given twice")
+    demo = [name for name, column in found if column.get("source") == "demo"]
+    if len(demo) == len(found):
+        raise ValueError("tables must be of real data; all are of synthetic demo data")
+    rows = [line(name, column, contender) for name, column in found if name not in demo]
+    baselines = list(dict.fromkeys(name for row in rows for name in row["means"] if name.endswith(MATCHED)))
+    heads = ["federation", "metric", "seeds", *(name.removesuffix(MATCHED) for name in baselines), contender,
+             "difference [95 % CI]", "worst site", "verdict"]  # fmt: skip
+    cells = [[row["federation"], row["metric"], str(row["seeds"]),
+              *(row["means"].get(name, "") for name in (*baselines, contender)),
+              row["difference"], row["worst"], row["verdict"]] for row in rows]  # fmt: skip
+    judged = [row for row in rows if row["verdict"] in VERDICTS]
+    total = ", ".join(f"{word} {sum(row['verdict'] == word for row in judged)}" for word in VERDICTS)
+    ahead, worse = sum(row["ahead"] for row in judged), sum(row["worse"] for row in judged)
+    said = [f"{contender}, {counted(len(judged), 'federation')}: {total}; ahead in mean on {ahead}, worst site worse "
+            f"by more than half the interval on {worse}."]  # fmt: skip
+    if unjudged := [row["federation"] for row in rows if row not in judged]:
+        said.append(f"Not counted, for want of a score or of a second seed: {', '.join(unjudged)}.")
+    if demo:
+        said.append(f"Left out, synthetic demo data: {', '.join(demo)}.")
+    return "\n".join([*grid(heads, cells), "", *said]) + "\n"
 
 
-def line(table: Mapping[str, Any], contender: str) -> dict[str, Any]:
-    """One federation: its cells, the verdict over the best matched baseline, whether it is ahead in mean, and whether
-    its worst site is worse by more than half the interval."""
-    metric = next(iter(table.get("shown") or table["metrics"]))
-    higher = table["metrics"][metric]
-    sign = 1 if higher else -1
-    scores = {name: row[metric]["after"] for name, row in table["rows"].items()}
-    rivals = [name for name in scores if name.endswith(MATCHED)]
-    if not rivals or contender not in scores:
-        got = f"{list(scores)} in {table['data']}"
-        raise ValueError(f"a table must have the row {contender!r} and a matched baseline; got {got}")
-    if undefined := [name for name in (contender, *rivals) if scores[name]["mean"] is None]:
-        raise ValueError(f"{metric} must be defined for every row of {table['data']}; it is not for {undefined}")
-    best = max(rivals, key=lambda name: sign * scores[name]["mean"])
-    mine, other = scores[contender], scores[best]
+def line(federation: str, column: Mapping[str, Any], contender: str) -> dict[str, Any]:
+    """One federation in words: scores, difference and verdict, whether the contender is ahead in mean, and whether its
+    worst site is worse by more than half the interval."""
+    metric = main_metric(column)
+    sign = 1 if column["metrics"][metric] else -1
+    scores = {name: row[metric]["after"] for name, row in column["rows"].items()
+              if name == contender or name.endswith(MATCHED)}  # fmt: skip
+    defined = {name: score for name, score in scores.items() if score["mean"] is not None}
+    means = {name: number(score["mean"]) for name, score in scores.items()}
+    means |= {name: "failed" for name in column["failed"] if name == contender or name.endswith(MATCHED)}
+    row: dict[str, Any] = {"federation": federation, "metric": metric, "seeds": column["seeds"], "means": means,
+                           "difference": NONE, "worst": NONE, "verdict": NONE}  # fmt: skip
+    if len(defined) < len(means):
+        return row
+    best = max((name for name in defined if name != contender), key=lambda name: sign * defined[name]["mean"])
+    means[best] = f"**{means[best]}**"
+    mine, other = defined[contender], defined[best]
     told = paired(np.array(mine["values"], float), np.array(other["values"], float))
-    difference, ends = told["difference"], [told[end] for end in ("low", "high")]
-    bounds = [sign * end for end in ends if end is not None]
-    verdict = "wins" if bounds and min(bounds) > 0 else "loses" if bounds and max(bounds) < 0 else "ties"
-    half = (max(bounds) - min(bounds)) / 2 if bounds else 0.0
-    worst = sign * (mine["worst_site"] - other["worst_site"])
-    means = {name: number(scores[name]["mean"]) for name in rivals}
-    return {
-        "named": [table["data"], metric, str(len(mine["values"]))],
-        "baselines": means | {best: f"**{means[best]}**"},
-        "compared": [
-            number(mine["mean"]),
-            versus({"against_rival": told}),
-            f"{number(other['worst_site'])} → {number(mine['worst_site'])}",
-            verdict,
-        ],
-        "verdict": verdict,
-        "ahead": difference is not None and sign * difference > 0,
-        "worse": worst < -half,
-    }
+    row["difference"] = versus({"against_rival": told})
+    row["worst"] = f"{number(other['worst_site'])} → {number(mine['worst_site'])}"
+    if told["low"] is None or told["high"] is None or told["difference"] is None:
+        return row
+    bounds = sorted((sign * told["low"], sign * told["high"]))
+    verdict = "wins" if bounds[0] > 0 else "loses" if bounds[1] < 0 else "ties"
+    worst, half = sign * (mine["worst_site"] - other["worst_site"]), (bounds[1] - bounds[0]) / 2
+    return row | {"verdict": verdict, "ahead": sign * told["difference"] > 0, "worse": worst < -half}
 
 
-def _lines_of(file: Path, contender: str) -> list[dict[str, Any]]:
+def _columns(file: Path, contender: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The columns of a table under their names, which tell two ways to run one federation apart.
+
+    Raises:
+        ValueError: as `glance`.
+    """
     try:
-        return [line(table, contender) for table in _tables(file)]
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _tables(file: Path) -> list[Mapping[str, Any]]:
-    """The one table of a file, or its columns under their names, which tell columns of one federation apart."""
-    content = json.loads(file.read_text())
     columns = content.get("columns") if isinstance(content, dict) else None
-    tables = [content]
-    if isinstance(columns, dict) and all(isinstance(column, dict) for column in columns.values()):
-        tables = [column | {"data": name} for name, column in columns.items()]
-    for table in tables or [{}]:
-        parts = [table.get(key) for key in ("metrics", "rows")] if isinstance(table, dict) else [None]
-        if not all(isinstance(part, dict) for part in parts) or not parts[0] or "data" not in table:
-            raise ValueError("tables must be the JSON of `omnifm bench tables`; one is not")
-    return tables
+    if not columns or "table" not in content:
+        raise ValueError(f"{file}: tables must be the JSON of `omnifm bench tables`; one is not")
+    for name, column in columns.items():
+        rows = [*column["rows"], *column["failed"]]
+        if contender not in rows or not any(row.endswith(MATCHED) for row in rows):
+            raise ValueError(f"{file}: {name} must have the row {contender!r} and a matched baseline; got {rows}")
+    return list(columns.items())

@@ -27,7 +27,9 @@ def lint_folder(folder: Path) -> list[str]:
         ValueError: the folder holds no table.
     """
     read = {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
-    documents = {name: found for name, found in read.items() if found.keys() & {"columns", "rows"}}
+    documents = {
+        name: found for name, found in read.items() if "columns" in found or {"rows", "trivial"} <= found.keys()
+    }
     if not documents:
         raise ValueError("folder must hold a table's JSON; it holds none")
     return [f"{name}: {line}" for name, document in documents.items() for line in lint(document)]
@@ -40,18 +42,22 @@ def _read(file: Path) -> dict[str, Any]:
 
 def lint(document: Mapping[str, Any]) -> list[str]:
     """What cannot be true in one table, a line per finding with column, row and metric; empty if all can."""
-    columns = document.get("columns") or {"table": document}
+    columns = document.get("columns", {"table": document})
     return [f"{name}: {line}" for name, column in columns.items() for line in _column(column)]
 
 
 def _column(column: Mapping[str, Any]) -> Iterator[str]:
-    if "rival" not in column:
+    if "columns" in column or not {"rival", "seeds", "sites", "failed"} <= column.keys():
         yield "must hold scores per seed and site; an older version wrote it without: make it again"
         return
-    rows, rival = column["rows"], column["rival"]
-    for name, reason in column.get("failed", {}).items():
+    rows, rival, failed = column["rows"], column["rival"], column["failed"]
+    for name, reason in failed.items():
         yield f"{name}: has no scores, since its run failed: {reason}"
-    for name, row in (rows | column.get("trivial", {})).items():
+    yield from _tuning(column)
+    if wrong := [*_shape(column)]:
+        yield from wrong
+        return  # nothing else can be worked out
+    for name, row in (rows | column["trivial"]).items():
         for metric, higher in column["metrics"].items():
             if metric not in row:
                 continue  # a trivial rival has the scores of its own metrics
@@ -64,6 +70,35 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
                     yield from (f"{where}: {line}" for line in _against(row[metric][when], other, when))
         yield from (f"{name}: {line}" for line in _overlap(row))
     yield from _budget(rows)
+
+
+def _shape(column: Mapping[str, Any]) -> Iterator[str]:
+    """Every contender has all metrics, every score all seeds and sites."""
+    rows, shape = column["rows"], (column["seeds"], len(column["sites"]))
+    if rows and column["rival"] not in {*rows, *column["failed"]}:
+        yield f"rival must be a row; got {column['rival']!r}"
+    for name, row in (rows | column["trivial"]).items():
+        metrics = [metric for metric in column["metrics"] if metric in row]
+        if name in rows and (lacking := sorted(set(column["metrics"]) - set(metrics))):
+            yield f"{name}: must have every metric; {', '.join(lacking)} lacking"
+        for metric, when in ((metric, when) for metric in metrics for when in MOMENTS):
+            scores = row[metric][when]
+            found = {(len(scores["values"]), len(seed)) for seed in (*scores["values"], scores["per_site"])}
+            if found != {shape}:
+                yield f"{name}: {metric} {when}: must have {shape[0]} seeds of {shape[1]} sites; got {sorted(found)}"
+
+
+def _tuning(column: Mapping[str, Any]) -> Iterator[str]:
+    """What was chosen is the best of what was tried."""
+    higher = next(iter(column["metrics"].values()), True)
+    for name, points in column.get("tried", {}).items():
+        for key in dict.fromkeys(point["key"] for point in points):
+            section, setting = key.split(".")
+            scored = {point["value"]: point["validation"] for point in points
+                      if point["key"] == key and point["validation"] is not None}  # fmt: skip
+            chosen = column["chosen"].get(name, {}).get(section, {}).get(setting)
+            if scored and scored.get(chosen) != (max if higher else min)(scored.values()):
+                yield f"{name}: {key} must be the best of those tried; got {chosen}"
 
 
 def alone_of(rows: Collection[str]) -> str:
@@ -95,14 +130,17 @@ def _below(row: Mapping[str, Any], alone: Mapping[str, Any] | None, higher: bool
         return
     pairs = zip(row["per_site"], alone["after"]["per_site"], strict=True)
     lost = sum((a < b if higher else a > b) for a, b in pairs if a is not None and b is not None)
-    if row["sites_below_local"] != lost:
-        yield f"sites_below_local must be {lost}; got {row['sites_below_local']}"
+    if row.get("sites_below_local") != lost:
+        yield f"sites_below_local must be {lost}; got {row.get('sites_below_local')}"
 
 
 def _against(row: Mapping[str, Any], other: Mapping[str, Any] | None, when: str) -> Iterator[str]:
     if other is None:
         return
-    told = row["against_rival"]
+    told = row.get("against_rival")
+    if told is None:
+        yield "must have a difference to the rival; it has none"
+        return
     differences = [_mean([None if a is None or b is None else a - b for a, b in zip(mine, theirs, strict=True)])
                    for mine, theirs in zip(row["values"], other[when]["values"], strict=True)]  # fmt: skip
     defined = [value for value in differences if value is not None]

@@ -14,11 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omnifm.bench import course, lint, tables_page, tables_text
+from omnifm.bench import course, document, lint
+from omnifm.bench.cells import cell
 from omnifm.bench.comparison import Column, Row, Scale, Table
 from omnifm.bench.inputs import keep_few, site_names
 from omnifm.bench.papers import SCALES, TABLES
-from omnifm.bench.tables import Cells, cell, tabulate
+from omnifm.bench.tables import Cells, compare
 from omnifm.bench.tuning import BEYOND, changed, grid, num_points, tune
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
@@ -26,7 +27,6 @@ from omnifm.data.demo import demo_site
 from omnifm.data.site_folder import new_folder
 from omnifm.metrics.rivals import rivals
 from omnifm.plugins import plugin
-from omnifm.state import write_atomic
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
         scale: of `papers.SCALES`.
         data: folder of federation folders; demo data stand in for those that it lacks.
         names: of `papers.TABLES`; empty is all.
-        columns: of these tables, the only ones that are run; empty is all of the scale.
+        columns: of these tables, the only ones that are run, empty is all of the scale; others that `out` holds stay.
         jobs: folder of the job folders.
 
     Returns:
@@ -58,14 +58,15 @@ def run(
     in_all = [column.name for table in chosen.values() for column in table.columns]
     if unknown := sorted(set(columns) - set(in_all)):
         raise ValueError(f"column must be one of {in_all}; got {unknown[0]!r:.80}")
+    for name, table in chosen.items():
+        if columns and not any(column.name in columns for column in table.columns):
+            raise ValueError(f"table {name!r} must have a column that was asked for; it has none")
     bench = _Bench(out, scale, SCALES[scale], data, jobs, columns)
-    chosen = {name: table for name, table in chosen.items() if bench.columns(table)}
     bench.check(chosen.values())
     bench.bar.total = sum(bench.num_runs(table) for table in chosen.values())
     findings: list[str] = []
     for name, table in chosen.items():
-        document = bench.table(name, table)
-        findings += [f"{name}: {line}" for line in lint.lint(document)]
+        findings += [f"{name}: {line}" for line in lint.lint(bench.table(name, table))]
     bench.bar.close()
     return findings
 
@@ -100,8 +101,9 @@ class _Bench:
             wanted = sorted({column.data for _, column in shown})
             raise ValueError(f"data must be a folder that holds one of {wanted}; it holds none")
         for table, column in shown:
-            first = self._tuned_in(table, column)
-            if first not in self.columns(table) and any(row.tuned for row in table.rows):
+            first, experiment = self._tuned_in(table, column), self._experiment(column, demo=False)
+            tuned = any(grid(row, self.scale, experiment) for row in self.rows(table, column))
+            if tuned and first not in self.columns(table):
                 raise ValueError(f"column {column.name!r} is tuned in {first.name!r}, which must be asked for too")
 
     def rows(self, table: Table, column: Column) -> list[Row]:
@@ -122,18 +124,16 @@ class _Bench:
 
     def table(self, name: str, table: Table) -> dict[str, Any]:
         """Run a table, writing it after each column; returns its JSON."""
-        document: dict[str, Any] = {
-            "table": name, "title": table.title, "scale": self.name, "caption": self._caption(table), "columns": {},
-        }  # fmt: skip
+        done, told = document.columns_of(self.out / f"{name}.json", self.name), dict[str, Any]()
+        fresh: dict[str, Any] = {}
         for column in self.columns(table):
-            first = self._tuned_in(table, column)
-            tuned = document["columns"].get(first.name, {}).get("chosen")
-            document["columns"][column.name] = self._column(name, table, column, tuned)
-            write_atomic(self.out / f"{name}.json", json.dumps(document, indent=1).encode())
-            write_atomic(self.out / f"{name}.md", tables_text.markdown(document).encode())
-            page = tables_page.page(table.title, document["caption"], document["columns"])
-            write_atomic(self.out / f"{name}.html", page)
-        return document
+            chosen = fresh.get(self._tuned_in(table, column).name, {}).get("chosen")
+            done[column.name] = fresh[column.name] = self._column(name, table, column, chosen)
+            columns = {one.name: done[one.name] for one in table.columns if one.name in done}
+            told = {"table": name, "title": table.title, "scale": self.name,
+                    "caption": self._caption(table, columns), "columns": columns}  # fmt: skip
+            document.write(self.out, told)
+        return told
 
     def _tuned_in(self, table: Table, column: Column) -> Column:
         """The column where this one is tuned: itself, or the first with the same job and network."""
@@ -155,7 +155,7 @@ class _Bench:
         metrics: Mapping[str, bool] = plugin("tasks", experiment.task["name"]).metrics
         main = next(iter(metrics))
         cells: Cells = {}
-        facts, found, tried, failed = {}, dict[str, Any](), dict[str, Any](), dict[str, str]()
+        budgets, found, tried, failed = {}, dict[str, Any](), dict[str, Any](), dict[str, str]()
 
         def ran(experiment: Experiment, label: str) -> dict[str, Any]:
             self.bar.set_description(f"{name}, {column.name}, {label}")
@@ -183,16 +183,14 @@ class _Bench:
                 failed[row.name] = str(error)
                 continue
             cells[row.name] = runs
-            facts[row.name] = course.facts(runs, best.train.batch_size, best.train.local_epochs + row.extra_epochs)
-        result = tabulate(cells, metrics, table.rival) if cells else {"rows": {}, "trivial": {}}
-        for row_name, told in facts.items():
-            result["rows"][row_name]["facts"] = told
-        course.add_curves(result["rows"], cells, metrics)
+            budgets[row.name] = (best.train.batch_size, best.train.local_epochs + row.extra_epochs)
+        result = compare(cells, budgets, metrics, table.rival) if cells else {"rows": {}, "trivial": {}}
         return {
             "data": column.data if folder else f"demo for {column.data}", "source": "demo" if demo else "site",
             "sites": sites, "seeds": self.scale.num_seeds, "num_rounds": experiment.train.num_rounds,
             "local_epochs": experiment.train.local_epochs, "rival": table.rival, "metrics": dict(metrics),
             "shown": [metric for metric in table.metrics if metric in rivals(metrics)], "by_site": table.by_site,
+            "note": column.note if self.name != "paper" else "",
             "chosen": found, "tried": tried, "failed": failed, **result,
         }  # fmt: skip
 
@@ -228,26 +226,27 @@ class _Bench:
                         keep_few(work / "dataset.json", dict(zip(SPLITS, cases, strict=True)))
         return root
 
-    def _caption(self, table: Table) -> list[str]:
-        scale, shown = self.scale, self.columns(table)
-        demo = [column.data for column in shown if self._folder(column) is None]
+    def _caption(self, table: Table, columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        scale = self.scale
+        demo = [one.data for one in table.columns if columns.get(one.name, {}).get("source") == "demo"]
         rates = ", ".join(f"{factor:.2g}" for factor in scale.lr_factors)
-        left = [column.name for column in table.columns if column not in shown]
+        left = [column.name for column in table.columns if column.name not in columns]
         grids = "; ".join(f"{row.name} {key} {', '.join(map(str, values))}" for row in table.rows if row.tuned
                           for key, values in row.grid.items())  # fmt: skip
         lines = [
             table.note,
-            f"Scale {self.name}: {scale.num_seeds} seed{'s' * (scale.num_seeds > 1)}; the same splits, initial "
-            "backbone and local steps for every row; ± is the spread over seeds, [ ] Student's 95 % interval of the "
-            f"paired difference to {table.rival}." + (" One seed gives no interval." if scale.num_seeds == 1 else ""),
+            *document.reading(scale.num_seeds, table.rival),
+            f"Scale {self.name}.",
         ]
-        if len(scale.lr_factors) > 1 and any(row.tuned for row in table.rows):
+        if scale.lr_factors and any(row.tuned for row in table.rows):
             where = "in each column" if table.tuned_apart else "in the first column of a network"
             lines.append(
                 f"Chosen on validation, seed 0, {where}: the job's learning rate times {rates} and, while an edge is "
-                f"best, up to {BEYOND} steps beyond it{'; then ' + grids if grids else ''}.  Rows of an ablation keep "
-                "the job's."
+                f"best, up to {BEYOND} steps beyond it{'; then ' + grids if grids else ''}.  (edge): the lowest or "
+                "highest value tried is the best."
             )
+            if any(not row.tuned for row in table.rows):
+                lines.append("Rows of an ablation keep the job's.")
         elif scale.shrunk:
             lines.append("Nothing is tuned at this scale: network, pictures, budget and learning rate are made small.")
         else:

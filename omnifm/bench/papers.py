@@ -38,6 +38,12 @@ ROUTED = Row("OmniFM (routed)", {"name": "omnifm", "reach": 0.3, "share": "all"}
 FEDSCA = Row("FedSCA", {"name": "fedsca"}, {"alpha": (0.1, 0.5, 2.0)})
 
 
+TINY = (
+    "Below scale paper a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
+    "compare methods and say nothing of the paper's level."
+)
+
+
 def _omnifm(name: str, **settings: Any) -> Row:
     return Row(name, {"name": "omnifm", **settings}, tuned=False)
 
@@ -95,7 +101,7 @@ def _federations() -> tuple[Column, ...]:
         "breakhis": ("sr_breakhis", 5, 6), "harvard": ("fusion_harvard", 2, 1), "vqa_rad": ("vqa_slake", 5, 3),
     }  # fmt: skip
     return tuple(
-        Column(name, name, job, budget={"num_rounds": rounds, "local_epochs": epochs})
+        Column(name, name, job, budget={"num_rounds": rounds, "local_epochs": epochs}, note=TINY * (name == "vqa_rad"))
         for name, (job, rounds, epochs) in jobs.items()
     )
 
@@ -117,10 +123,6 @@ POLYP = Column("Fed-Polyp", "seg_polyp", "seg_fets", num_sites=4)
 FUNDUS = Column("Fed-Fundus", "seg_fundus", "seg_fets", num_sites=4)
 REAL = _federations()
 
-TINY = (
-    "Below scale paper a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
-    "compare methods and say nothing of the paper's level."
-)
 NO_SAM = (
     "MONAI's UNet, all weights trained, stands in for Medical-SAM with adapters; its lowest layers are those that LAT "
     "sends.  FedHEAL, FedDBE and FedRA are not here; FedFMS is FedAvg; FedSA needs LoRA (OmniFM table 5)."
@@ -133,7 +135,7 @@ TABLES: Mapping[str, Table] = {
         (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
         ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
         tuned_apart=True,
-        note=f"The command omnifm bench glance tells where OmniFM wins, ties and loses.  In vqa_rad: {TINY}",
+        note="The command omnifm bench glance tells where OmniFM wins, ties and loses.",
     ),
     "routed_parts": Table(
         "What does it in the routed variant?",

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from omnifm.bench import flare_round
 from omnifm.bench.peer_process import DRIVERS, MISSING
+from omnifm.bench.tables_text import grid
 from omnifm.config import Experiment
 from omnifm.state import write_atomic
 
@@ -214,8 +215,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"Federated averaging of two demo sites, {result['num_rounds']} rounds, the first not counted; medians; "
         f"load {result['load'][0]:.1f}; one process after another",
         "",
-        "| peer | round | vs plain | CPU vs plain | peak memory | bytes up per site | final weights |",
-        "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {WORDS[peer]} | {' | '.join(cells(peer, result['rows']))} |" for peer in result["rows"]]
+    heads = ["peer", "round", "vs plain", "CPU vs plain", "peak memory", "bytes up per site", "final weights"]
+    lines += grid(heads, [[WORDS[peer], *cells(peer, result["rows"])] for peer in result["rows"]])
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnifm.bench.tables_text import grid
 from omnifm.page import COLOURS, Html, document, image, section, table, tag
 
 GROUPS = {"site": "same site", "modality": "same modality, other site", "across": "across modalities"}
@@ -58,18 +59,14 @@ def distance_rows(result: Mapping[str, Any]) -> list[list[str]]:
 def markdown(result: Mapping[str, Any]) -> str:
     """All tables for people."""
     names = list(result["sites"])
-    lines = [head(result), "", READING, "", *_markdown(HEADERS, rows(result)), ""]
-    lines += _markdown(("spectrum", "pairs of", "low", "full"), distance_rows(result))
+    lines = [head(result), "", READING, "", *grid(HEADERS, rows(result)), ""]
+    lines += grid(("spectrum", "pairs of", "low", "full"), distance_rows(result))
     for when in ("before", "after"):
         lines += ["", f"Cosines of sites' mean low-band log spectra {when} subtracting the mean over sites", ""]
         matrix = result["cosines"][when]
         cells = [[n, *(f"{v:.3f}" for v in row)] for n, row in zip(names, matrix, strict=True)]
-        lines += _markdown(("", *names), cells)
+        lines += grid(("", *names), cells)
     return "\n".join(lines) + "\n"
-
-
-def _markdown(headers: tuple[str, ...], cells: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(headers), *cells)]
 
 
 def page(result: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> bytes:

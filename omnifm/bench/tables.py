@@ -1,15 +1,8 @@
-"""Methods against each other on one federation: same initial values, splits and budget, several seeds.
-
-Every cell is one run of `omnifm.simulation`; finished cells are kept in `<out>/cells` and never run twice, so that a
-comparison that was cut off goes on where it stopped.
-"""
+"""Methods against each other on one federation: same initial values, splits and budget, several seeds."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import sys
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -20,14 +13,12 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from omnifm import simulation
-from omnifm.bench import course, lint, tables_page
+from omnifm.bench import course, document, lint
+from omnifm.bench.cells import cell, finished, key_of
 from omnifm.bench.inputs import job_experiment, site_names
 from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
-from omnifm.page import number
 from omnifm.plugins import plugin
-from omnifm.state import write_atomic
 
 MAIN: Mapping[str, dict[str, Any]] = {
     "Local": {"name": "local"},
@@ -55,16 +46,9 @@ Cells = dict[str, list[dict[str, Any]]]
 
 
 def run(
-    data: Path,
-    out: Path,
-    *,
-    job: Path,
-    num_seeds: int,
-    num_rounds: int | None = None,
-    num_epochs: int | None = None,
-    ablations: bool = True,
-    rows: Collection[str] = (),
-) -> None:
+    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None,
+    ablations: bool = True, rows: Collection[str] = (),
+) -> list[str]:  # fmt: skip
     """Run what is missing, then write table.json, table.md and table.html.
 
     Args:
@@ -74,59 +58,86 @@ def run(
         num_seeds: seeds 0..num_seeds-1; the splits do not depend on them where dataset.json gives all three.
         num_rounds, num_epochs: rounds and local epochs per round, in place of the job's.
         ablations: OmniFM without each of its parts, too.
-        rows: the only contenders to run; empty is all.
+        rows: the only contenders to run, empty is all; others that `out` holds every seed of stay in the table.
+
+    Returns:
+        What the lint says, a line per finding.
 
     Raises:
-        ValueError: a folder or configuration is not as it must be.
+        ValueError: a folder or configuration is not as it must be, or no run was complete.
     """
     experiment = job_experiment(job, num_rounds, num_epochs)
-    train, sites = experiment.train, site_names(data, 2)
+    sites = site_names(data, 2)
+    metrics = plugin("tasks", experiment.task["name"]).metrics
     if foreign := sorted(set(rows) - set(CONTENDERS)):
         raise ValueError(f"row must be one of {list(CONTENDERS)}; got {foreign}")
-    cells: Cells = {name: [] for name in CONTENDERS}
     groups = [[n for n in group if not rows or n in rows] for group in (MAIN, ABLATIONS if ablations else {})]
-    grid = [(seed, name) for group in groups for seed in range(num_seeds) for name in group]
-    for seed, name in (bar := tqdm(grid, unit="run")):
-        bar.set_description(f"{name}, seed {seed}")
-        cells[name].append(cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out))
-        metrics = plugin("tasks", experiment.task["name"]).metrics
-        table = tabulate({k: v for k, v in cells.items() if v}, metrics)
-        for row, runs in zip(table["rows"].values(), filter(None, cells.values()), strict=True):
-            row["facts"] = course.facts(runs, train.batch_size, train.local_epochs)
-        course.add_curves(table["rows"], cells, metrics)
-        header = {
-            "data": data.name,
-            "sites": sites,
-            "seeds": num_seeds,
-            "num_rounds": train.num_rounds,
-            "local_epochs": train.local_epochs,
-            "rival": RIVAL,
-            "metrics": metrics,
-        }
-        write_atomic(out / "table.json", json.dumps(header | table, indent=1).encode())
-        write_atomic(out / "table.md", markdown(header, table, next(iter(metrics))).encode())
+    others = [name for name in CONTENDERS if not any(name in group for group in groups)]
+    earlier = {name: _finished(replace(experiment, method=CONTENDERS[name]), data, sites, out, num_seeds)
+               for name in others}  # fmt: skip
+    cells: Cells = {name: runs for name, runs in earlier.items() if runs}
+    failed, told = dict[str, str](), dict[str, Any]()
+    bar = tqdm(total=num_seeds * sum(map(len, groups)), unit="run")
+    for seed, group in [(seed, group) for group in groups if group for seed in range(num_seeds)]:
+        for name in group:
+            bar.set_description(f"{name}, seed {seed}")
+            if name not in failed:
+                try:
+                    found = cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out)
+                    cells.setdefault(name, []).append(found)
+                except ValueError as error:  # it diverged: the others go on
+                    failed[name] = str(error)
+            bar.update()
+        told = _document(experiment, data, sites, cells, failed, metrics)
+        document.write(out, told)
+    bar.close()
+    return lint.lint(told)
+
+
+def _finished(
+    experiment: Experiment, data: Path, sites: list[str], out: Path, num_seeds: int
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A contender's runs that `out` holds; none unless it holds every seed."""
+    keys = [key_of(replace(experiment, seed=seed), data, sites) for seed in range(num_seeds)]
+    runs = [run for key in keys if (run := finished(out, key, data, sites)) is not None]
+    return runs if len(runs) == num_seeds else []
+
+
+def _document(
+    experiment: Experiment, data: Path, sites: list[str], cells: Cells, failed: Mapping[str, str],
+    metrics: Mapping[str, bool],
+) -> dict[str, Any]:  # fmt: skip
+    """Of the contenders that have run as many seeds as any."""
+    train = experiment.train
+    cells = {name: cells[name] for name in CONTENDERS if name in cells and name not in failed}
+    if not cells:
+        raise ValueError(next(iter(failed.values())))
+    num_seeds = max(map(len, cells.values()))
+    even = {name: runs for name, runs in cells.items() if len(runs) == num_seeds}
+    budgets = dict.fromkeys(even, (train.batch_size, train.local_epochs))
+    column = {
+        "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
+        "local_epochs": train.local_epochs, "rival": RIVAL, "metrics": dict(metrics), "shown": [*rivals(metrics)][:2],
+        "failed": dict(failed), **compare(even, budgets, metrics),
+    }  # fmt: skip
+    caption = ["Nothing is tuned here: learning rate and constants are the job's.", *document.reading(num_seeds, RIVAL)]
     title = f"{experiment.job} on {data.name}"
-    write_atomic(out / "table.html", tables_page.page(title, [], {data.name: header | table}))
-    for line in lint.lint(header | table):
-        print(f"lint: {line}", file=sys.stderr)
+    return {"table": "table", "title": title, "scale": None, "caption": caption, "columns": {data.name: column}}
 
 
-def cell(experiment: Experiment, data: Path, sites: list[str], out: Path, device: str = "cpu") -> dict[str, Any]:
-    """The summary of one run, from `<out>/cells` if it was run before.
+def compare(
+    cells: Cells, budgets: Mapping[str, tuple[int, int]], metrics: Mapping[str, bool], rival: str = RIVAL
+) -> dict[str, Any]:
+    """`tabulate`, with what every row cost and went through.
 
-    Raises:
-        ValueError: the run was not complete; it is not kept.
+    Args:
+        budgets: contender -> batch size, and passes over a site's training cases per round.
     """
-    key = hashlib.sha256(f"{experiment.hash()} {experiment.seed} {data.name} {sites}".encode()).hexdigest()[:16]
-    path = out / "cells" / f"{key}.json"
-    if not path.exists():
-        summary = simulation.run(experiment, data, sites, device=device)
-        if summary["status"] != "COMPLETE":
-            raise ValueError(
-                f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
-            )
-        write_atomic(path, json.dumps(summary).encode())
-    return json.loads(path.read_text())
+    table = tabulate(cells, metrics, rival)
+    for name, row in table["rows"].items():
+        row["facts"] = course.facts(cells[name], *budgets[name])
+    course.add_curves(table["rows"], cells, metrics)
+    return table
 
 
 def tabulate(cells: Cells, metrics: Mapping[str, bool], rival: str = RIVAL) -> dict[str, Any]:
@@ -149,7 +160,6 @@ def _tabulate(cells: Cells, metrics: Mapping[str, bool], rival: str) -> dict[str
             }
             for metric, higher in metrics.items()
         }
-        rows[name]["bytes_up"] = sum(row["bytes_up"] for h in runs[0]["history"] for row in h["sites"].values())
         banks = [run["history"][-1]["bank"] for run in runs]
         rows[name]["effective_rank"] = float(np.mean([b["effective_rank"] for b in banks])) if banks[0] else None
     return {"rows": rows, "trivial": _trivial(cells, metrics, rival)}
@@ -165,14 +175,17 @@ def plain(value: Any) -> Any:
 
 
 def _trivial(cells: Cells, metrics: Mapping[str, bool], rival: str) -> dict[str, Any]:
-    """Rows of the rivals that a task scores beside the model; those of OmniFM's runs, where a rival hangs on it."""
-    runs = cells.get("OmniFM") or next(iter(cells.values()))
+    """Rows of the rivals that a task scores beside the model; of one contender, named, where a rival hangs on it."""
+    owner = "OmniFM" if "OmniFM" in cells else next(iter(cells))
     rows: dict[str, Any] = {}
     for metric, others in rivals(metrics).items():
-        for name, scored in others.items():
+        for rival_name, scored in others.items():
+            values = {when: _matrix(cells[owner], scored, when) for when in MOMENTS}
+            alike = all(np.array_equal(values[when], _matrix(runs, scored, when), equal_nan=True)
+                        for runs in cells.values() for when in MOMENTS)  # fmt: skip
+            name = rival_name if alike else f"{rival_name} of {owner}"
             rows.setdefault(name, {})[metric] = {
-                when: _row(name, _matrix(runs, scored, when), cells, metric, when, metrics[metric], rival)
-                for when in MOMENTS
+                when: _row(name, values[when], cells, metric, when, metrics[metric], rival) for when in MOMENTS
             }
     return rows
 
@@ -217,27 +230,3 @@ def paired(mine: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
         "low": float(differences.mean() - half),
         "high": float(differences.mean() + half),
     }
-
-
-def markdown(header: Mapping[str, Any], table: Mapping[str, Any], metric: str) -> str:
-    """The first metric as a table for people."""
-    lines = [
-        f"{metric} on {header['data']}: {len(header['sites'])} sites, {header['num_rounds']} rounds of "
-        f"{header['local_epochs']} epochs, {header['seeds']} seeds; test split; ± is the spread over seeds",
-        "",
-        "| method | after aggregation | after local training | worst site | below Local | vs matched [95 % CI] "
-        "| effective rank |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    trivial = {f"*{name}*": row | {"effective_rank": None} for name, row in table["trivial"].items() if metric in row}
-    for name, row in (table["rows"] | trivial).items():
-        before, after = row[metric]["before"], row[metric]["after"]
-        cells = [tables_page.spread(m) for m in (before, after)]
-        cells += [
-            number(after["worst_site"]),
-            str(after.get("sites_below_local", "")),
-            tables_page.versus(after),
-            "" if row["effective_rank"] is None else f"{row['effective_rank']:.2f}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

@@ -8,10 +8,12 @@ from typing import Any
 
 from scipy import stats
 
+from omnifm.bench.lint import alone_of
 from omnifm.page import (
     COLOURS,
     NONE,
     Html,
+    counted,
     document,
     drawing,
     legend,
@@ -33,7 +35,7 @@ def page(title: str, caption: Sequence[str], columns: Mapping[str, Column]) -> b
 
     Args:
         caption: paragraphs below the title.
-        columns: name -> what `tables.tabulate` made, with its header, `facts`, `curve` and `rounds_to_90`.
+        columns: name -> what `tables.compare` made, with its header.
     """
     head = tag("header", tag("div", "OmniFM-FLARE comparison", class_="soft over"), tag("h1", title),
                *(tag("p", line) for line in caption), *_demo(columns))  # fmt: skip
@@ -50,7 +52,24 @@ def _demo(columns: Mapping[str, Column]) -> list[Html]:
 
 def main_metric(column: Column) -> str:
     """The metric that a column is about."""
-    return next(iter(column.get("shown") or column["metrics"]))
+    return str(column["shown"][0])
+
+
+def budget(column: Column) -> str:
+    """Whose data, how many sites and seeds, and how long they train; a column's own note."""
+    text = (f"{column['data']}: {counted(len(column['sites']), 'site')}, {counted(column['num_rounds'], 'round')} of "
+            f"{counted(column['local_epochs'], 'epoch')}, {counted(column['seeds'], 'seed')}")  # fmt: skip
+    return f"{text}.  {column['note']}".rstrip(".") if column.get("note") else text
+
+
+def alone(column: Column) -> str:
+    """The row of sites training alone."""
+    return alone_of(column["rows"])
+
+
+def tuned_on(column: Column) -> str:
+    """Head of what tuning chose: the task's first metric chooses, whatever metric a paper shows."""
+    return f"chosen on validation {next(iter(column['metrics']))}"
 
 
 def _overview(columns: Mapping[str, Column]) -> Html:
@@ -66,11 +85,9 @@ def _mean(column: Column, name: str) -> str:
 
 
 def _column(name: str, column: Column) -> Html:
-    metrics = list(column.get("shown") or list(column["metrics"])[:2])
-    budget = f"{column['num_rounds']} rounds of {column['local_epochs']} epochs"
-    where = [column["data"], f"{len(column['sites'])} sites", budget, f"{column['seeds']} seeds",
-             SOURCES.get(column.get("source", ""), "")]  # fmt: skip
-    parts: list[object] = [tag("p", " · ".join(filter(None, where)), class_="soft")]
+    metrics = list(column["shown"])
+    where = filter(None, (budget(column), SOURCES.get(column.get("source", ""))))
+    parts: list[object] = [tag("p", " · ".join(where), class_="soft")]
     parts += [tag("p", f"{row} failed: {reason}", class_="note") for row, reason in column.get("failed", {}).items()]
     if column["rows"]:
         main = metrics[0]
@@ -87,7 +104,7 @@ def _column(name: str, column: Column) -> Html:
 def _dots(name: str, column: Column, metric: str) -> Html:
     """Mean of every row with its interval over seeds, hollow before local training, and its sites as specks."""
     rows = list(column["rows"])
-    axes, figure = _axes(rows)
+    axes, figure = _axes(rows, metric if column["metrics"][metric] else f"{metric}, less is better")
     for y, row in enumerate(rows):
         before, after = (column["rows"][row][metric][when] for when in ("before", "after"))
         sites = [value for value in after["per_site"] if value is not None]
@@ -107,7 +124,8 @@ def _differences(name: str, column: Column, metric: str) -> Html | None:
     paired = {row: told for row, told in scores.items() if told and told["difference"] is not None}
     if not paired:
         return None
-    axes, figure = _axes(list(paired))
+    less = "" if column["metrics"][metric] else ", less is better"
+    axes, figure = _axes(list(paired), f"{metric}: row minus {column['rival']}{less}")
     axes.axvline(0, color="#56636f", linewidth=1)
     for y, told in enumerate(paired.values()):
         reach = 0.0 if told["low"] is None else (told["high"] - told["low"]) / 2
@@ -117,13 +135,14 @@ def _differences(name: str, column: Column, metric: str) -> Html | None:
     return drawing(title, figure, f"{name}: {metric}, difference to {column['rival']}: {words}")
 
 
-def _axes(rows: Sequence[str]) -> tuple[Any, Any]:
+def _axes(rows: Sequence[str], label: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 0.9 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, as in the table
+    axes.set_xlabel(label, fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8.5)
     axes.grid(color="#e4e9ee")
     axes.set_axisbelow(True)
@@ -150,20 +169,21 @@ def _curves(name: str, column: Column, metric: str) -> list[Html]:
 
 # Numbers.
 def _scores(column: Column, metric: str) -> Html:
-    heads = ["", "After aggregation", "After local training", "Worst site", "Spread over sites", "Lost against Local",
-             f"Against {column['rival']} [95 %]", "Sites"]  # fmt: skip
+    heads = ["", "After aggregation", "After local training", "Worst site", "Spread over sites",
+             f"Lost against {alone(column)}", f"Against {column['rival']} [95 %]", *column["sites"]]  # fmt: skip
     trivial = {f"{name} (trivial)": row for name, row in column["trivial"].items() if metric in row}
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
-        lost, sites = after.get("sites_below_local", NONE), tag("div", " · ".join(map(number, after["per_site"])))
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
-                     number(after["std_over_sites"]), lost, versus(after), sites])  # fmt: skip
+                     number(after["std_over_sites"]), after.get("sites_below_local", NONE), versus(after),
+                     *map(number, after["per_site"])])  # fmt: skip
     return table(heads, rows)
 
 
 def _cost(column: Column, metric: str) -> Html:
-    heads = ["", *(head.capitalize() for head in COSTS), f"Rounds to 90 % of best {metric}", "Chosen on validation"]
+    heads = ["", *(head.capitalize() for head in COSTS), f"Rounds to 90 % of best {metric}",
+             tuned_on(column).capitalize()]  # fmt: skip
     return table(heads, cost_rows(column, metric), text=(0, 8))
 
 
@@ -175,7 +195,7 @@ def cost_rows(column: Column, metric: str) -> list[list[str]]:
         values = (told["num_values"]["shared"], told["num_values"]["personal"], told["values_moved"])
         rows.append([name, *(f"{value:,}" for value in values), size(told["bytes_up"]), size(told["bytes_down"]),
                      f"{told['steps'][0]:,}", str(row["rounds_to_90"][metric] or "never"),
-                     settings(column.get("chosen", {}).get(name, {}))])  # fmt: skip
+                     settings(column, name)])  # fmt: skip
     return rows
 
 
@@ -193,6 +213,12 @@ def versus(row: Mapping[str, Any]) -> str:
     return f"{told['difference']:+.3f}{interval}"
 
 
-def settings(chosen: Mapping[str, Mapping[str, Any]]) -> str:
-    """What tuning chose."""
-    return ", ".join(f"{key} {value:g}" for part in chosen.values() for key, value in part.items()) or NONE
+def settings(column: Column, name: str) -> str:
+    """What tuning chose for a row, and where the best is the lowest or highest value that was tried."""
+    points = column.get("tried", {}).get(name, [])
+    words = []
+    for part, settings_of in column.get("chosen", {}).get(name, {}).items():
+        for key, value in settings_of.items():
+            tried = [point["value"] for point in points if point["key"] == f"{part}.{key}"]
+            words.append(f"{key} {value:g}{' (edge)' * bool(tried and value in (min(tried), max(tried)))}")
+    return ", ".join(words) or NONE

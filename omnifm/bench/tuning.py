@@ -26,16 +26,18 @@ def changed(experiment: Experiment, changes: Changes) -> Experiment:
 
 
 def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]:
-    """`section.key` -> values tried, the learning rate first; one value where nothing is tried."""
-    factors = scale.lr_factors if row.tuned else (1.0,)
-    own = row.grid if scale.constants and row.tuned else {}
-    rates = [_rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr for factor in factors]
-    return {RATE: rates} | {f"method.{key}": list(values) for key, values in own.items()}
+    """`section.key` -> values tried, the learning rate first; empty where nothing is tuned."""
+    if not row.tuned:
+        return {}
+    own = row.grid if scale.constants else {}
+    rates = [_rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr
+             for factor in scale.lr_factors]  # fmt: skip
+    return ({RATE: rates} if rates else {}) | {f"method.{key}": list(values) for key, values in own.items()}
 
 
 def num_points(values: Mapping[str, Sequence[Any]]) -> int:
     """Runs that a grid costs, without steps beyond its edges."""
-    return sum(len(candidates) for candidates in values.values() if len(candidates) > 1)
+    return sum(map(len, values.values()))
 
 
 def tune(
@@ -47,7 +49,7 @@ def tune(
     A learning rate that is best at an edge of its grid is followed beyond it, at most `BEYOND` steps.
 
     Args:
-        values: of `grid`; a constant with one value costs no run.
+        values: of `grid`.
         score: runs an experiment and tells its validation score, None where the run failed.
 
     Returns:
@@ -57,9 +59,6 @@ def tune(
     chosen: dict[str, dict[str, Any]] = {}
     for key, candidates in values.items():
         section, name = key.split(".")
-        if len(candidates) == 1:
-            chosen.setdefault(section, {})[name] = candidates[0]
-            continue
         points: list[dict[str, Any]] = []
         waiting, best = list(candidates), None
         while waiting:

@@ -14,7 +14,6 @@ FedAvg has no personal head: its model is scored as it is, and after the same fe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -27,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from omnifm import simulation
+from omnifm.bench.cells import kept
 from omnifm.bench.inputs import job_experiment, site_names
 from omnifm.bench.tables import MAIN
 from omnifm.bench.unseen_table import markdown, tabulate
@@ -113,16 +113,17 @@ def _cell(
     experiment: Experiment, data: Path, sites: Sequence[str], left_out: str, shots: int, num_steps: int, out: Path
 ) -> dict[str, Any]:
     asked = [experiment.hash(), experiment.seed, data.name, sites, left_out, shots, num_steps]
-    path = out / "cells" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
-    if not path.exists():
+
+    def run() -> dict[str, Any]:
         trained = train_without(experiment, data, [site for site in sites if site != left_out])
         found: dict[str, Any] = {"left_out": left_out, "scores": None, "refused": None}
         try:
             found["scores"] = join(experiment, trained, data, left_out, shots, num_steps)
         except Misfit as error:
             found["refused"] = str(error)
-        write_atomic(path, json.dumps(found).encode())
-    return json.loads(path.read_text())
+        return found
+
+    return kept(out, json.dumps(asked), data, sites, run)
 
 
 def train_without(experiment: Experiment, data: Path, others: Sequence[str]) -> Trained:

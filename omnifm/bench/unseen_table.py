@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from omnifm.bench.tables import plain
+from omnifm.bench.tables_page import spread
+from omnifm.bench.tables_text import grid
+from omnifm.page import counted, number
 
 MOMENTS = {
     "untrained": "untrained network, few-shot head",
@@ -39,32 +45,30 @@ def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
     """Of `values` (seeds x sites); NaN is an undefined score."""
     if not values.size or np.isnan(values).all():
         return {"mean": None, "std_over_seeds": None, "per_site": dict.fromkeys(joined)}
-    per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
-    return {"mean": float(np.nanmean(values)), "std_over_seeds": float(np.nanstd(np.nanmean(values, axis=1))),
-            "per_site": per_site}  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a site or seed where nothing is defined has no mean: None
+        per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
+        over_seeds = float(np.nanstd(np.nanmean(values, axis=1)))
+    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": over_seeds, "per_site": per_site})
 
 
 def markdown(result: Mapping[str, Any], metric: str) -> str:
     """The first metric as a table for people."""
     lines = [
-        f"{metric} of a site left out of {result['data']} in turn: {len(result['sites'])} sites, "
-        f"{result['num_rounds']} rounds of {result['local_epochs']} epochs without it, {result['seeds']} seeds; its "
-        f"test split; ± is the spread over seeds.  Few-shot: {result['shots']} cases (per class), "
-        f"{result['num_steps']} steps, all but the head frozen.  The mean of the others' heads exists in the "
-        "simulation only: over FLARE a head never leaves its site.",
+        f"{metric} of a site left out of {result['data']} in turn: {counted(len(result['sites']), 'site')}, "
+        f"{counted(result['num_rounds'], 'round')} of {counted(result['local_epochs'], 'epoch')} without it, "
+        f"{counted(result['seeds'], 'seed')}; its test split; ± is the spread over seeds.  Few-shot: "
+        f"{counted(result['shots'], 'case')} (per class), {counted(result['num_steps'], 'step')}, all but the head "
+        "frozen.  The mean of the others' heads exists in the simulation only: over FLARE a head never leaves its "
+        "site.",
         "",
-        f"| method | | mean | {' | '.join(result['sites'])} |", f"|---|---|---|{'---|' * len(result['sites'])}",
     ]  # fmt: skip
+    cells = []
     for name, moments in result["rows"].items():
         for moment, words in MOMENTS.items():
             row = moments[moment][metric]
             words = "global model as it is" if (name, moment) == ("FedAvg", "mean_head") else words
-            spread = "–" if row["mean"] is None else f"{row['mean']:.3f} ± {row['std_over_seeds']:.3f}"
-            cells = [_shown(row["per_site"].get(site)) for site in result["sites"]]
-            lines.append(f"| {name} | {words} | {spread} | {' | '.join(cells)} |")
+            cells.append([name, words, spread(row), *(number(row["per_site"].get(site)) for site in result["sites"])])
+    lines += grid(["method", "", "mean", *result["sites"]], cells)
     lines += [f"\n{site} could not join: {reason}" for site, reason in result["refused"].items()]
     return "\n".join(lines) + "\n"
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -9,14 +9,28 @@ from omnifm.bench.glance import glance
 from tests.bench.test_tables import summary
 
 
-def table(tmp_path, name, scores, metrics=None):
-    """Contender -> its scores over (seeds, sites); the same before and after."""
-    cells = {row: [summary(seed, seed) for seed in seeds] for row, seeds in scores.items()}
-    folder = tmp_path / name
-    folder.mkdir()
+def column(cells, metrics=None, **facts):
+    """A column of these runs."""
     metrics = metrics or {"dice": True}
-    (folder / "table.json").write_text(json.dumps({"data": name, "metrics": metrics} | tables.tabulate(cells, metrics)))
-    return folder / "table.json"
+    header = {"metrics": metrics, "shown": list(metrics), "seeds": len(next(iter(cells.values()))), "failed": {}}
+    return header | tables.tabulate(cells, metrics) | facts
+
+
+def scored(scores, **facts):
+    """A column of contenders' scores over (seeds, sites), the same before and after."""
+    return column({row: [summary(seed, seed) for seed in seeds] for row, seeds in scores.items()}, **facts)
+
+
+def written(tmp_path, name, columns):
+    """The file of a table."""
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps({"table": name, "columns": columns}))
+    return file
+
+
+def table(tmp_path, name, scores, **facts):
+    """The file of a table of one column, under its name."""
+    return written(tmp_path, name, {name: scored(scores, **facts)})
 
 
 LOCAL, FEDPER = "Local (matched)", "FedPer (matched)"
@@ -45,33 +59,64 @@ def test_ties_and_losses_are_told(tmp_path):
 
 
 def test_a_baseline_that_one_table_lacks_leaves_its_cell_empty(tmp_path):
-    both = table(tmp_path, "both", {LOCAL: [[0.5]], FEDPER: [[0.4]], "OmniFM": [[0.6]]})
-    one = table(tmp_path, "one", {FEDPER: [[0.4]], "OmniFM": [[0.6]]})
+    both = table(tmp_path, "both", {LOCAL: [[0.5]] * 2, FEDPER: [[0.4]] * 2, "OmniFM": [[0.6]] * 2})
+    one = table(tmp_path, "one", {FEDPER: [[0.4]] * 2, "OmniFM": [[0.6]] * 2})
     text = glance([both, one], "OmniFM")
-    assert "| both | dice | 1 | **0.500** | 0.400 | 0.600 |" in text
-    assert "| one | dice | 1 |  | **0.400** | 0.600 |" in text
+    assert "| both | dice | 2 | **0.500** | 0.400 | 0.600 |" in text
+    assert "| one | dice | 2 |  | **0.400** | 0.600 |" in text
 
 
 def test_a_table_of_several_columns_has_a_line_for_each(tmp_path):
-    scores = {FEDPER: [[0.5], [0.5]], "OmniFM": [[0.6], [0.7]]}
-    content = json.loads(table(tmp_path, "one", scores).read_text())
-    columns = dict.fromkeys(("one", "two"), content)  # two ways to run one federation
-    file = tmp_path / "federations.json"
-    file.write_text(json.dumps({"columns": columns}))
-    text = glance([file], "OmniFM")
+    columns = dict.fromkeys(("one", "two"), scored({FEDPER: [[0.5], [0.5]], "OmniFM": [[0.6], [0.7]]}))
+    text = glance([written(tmp_path, "federations", columns)], "OmniFM")
     assert "| one | dice | 2 |" in text and "| two | dice | 2 |" in text
     assert "OmniFM, 2 federations" in text
 
 
 def test_of_an_error_the_smaller_is_ahead(tmp_path):
     cells = {FEDPER: [summary([0], [0.5], 2.0)] * 2, "OmniFM": [summary([0], [0.5], 1.0)] * 2}
-    metrics = {"hd95_mm": False}
-    file = tmp_path / "table.json"
-    file.write_text(json.dumps({"data": "d", "metrics": metrics} | tables.tabulate(cells, metrics)))
-    text = glance([file], "OmniFM")
+    text = glance([written(tmp_path, "t", {"d": column(cells, {"hd95_mm": False})})], "OmniFM")
     assert "-1.000" in text
     assert "ahead in mean on 1" in text
     assert "| wins |" in text
+
+
+FINE = {FEDPER: [[0.5], [0.5]], "OmniFM": [[0.6], [0.7]]}
+
+
+def test_without_the_score_of_a_matched_baseline_there_is_no_verdict(tmp_path):
+    """Local diverged, which may have been the best: OmniFM would else win."""
+    scores = {FEDPER: [[0.5]] * 2, "OmniFM": [[0.6]] * 2}
+    file = table(tmp_path, "one", scores, failed={LOCAL: "diverged", "FedProx": "diverged"})
+    text = glance([file], "OmniFM")
+    assert "| one | dice | 2 | 0.500 | failed | 0.600 | – | – | – |" in text
+    assert "OmniFM, 0 federations: wins 0, ties 0, loses 0" in text
+    assert "Not counted, for want of a score or of a second seed: one." in text
+
+
+@pytest.mark.parametrize(("scores", "facts"), [
+    ({FEDPER: [[0.5]] * 2}, {"failed": {"OmniFM": "diverged"}}),
+    ({FEDPER: [[0.5]] * 2, "OmniFM": [[float("nan")]] * 2}, {}),
+    ({}, {"failed": {FEDPER: "diverged", "OmniFM": "diverged"}}),
+    ({FEDPER: [[0.5]], "OmniFM": [[0.6]]}, {}),
+])  # fmt: skip
+def test_a_federation_that_says_nothing_does_not_stop_the_others(tmp_path, scores, facts):
+    columns = {"good": scored(FINE), "bad": scored(FINE) | ({"rows": {}} | facts if not scores else {})}
+    if scores:
+        columns["bad"] = scored(scores, **facts)
+    text = glance([written(tmp_path, "federations", columns)], "OmniFM")
+    assert "OmniFM, 1 federation: " in text
+    assert text.endswith("second seed: bad.\n")
+
+
+def test_demo_data_do_not_count(tmp_path):
+    columns = {"good": scored(FINE, source="site"), "made up": scored(FINE, source="demo")}
+    text = glance([written(tmp_path, "federations", columns)], "OmniFM")
+    assert "| made up |" not in text
+    assert "OmniFM, 1 federation: " in text
+    assert text.endswith("Left out, synthetic demo data: made up.\n")
+    with pytest.raises(ValueError, match="all are of synthetic demo data"):
+        glance([written(tmp_path, "demo", {"made up": columns["made up"]})], "OmniFM")
 
 
 def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
@@ -82,17 +127,18 @@ def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
         glance([good, tmp_path / "t.json"], "OmniFM")
     with pytest.raises(ValueError, match=r"u\.json: Expecting value"):
         glance([good, tmp_path / "u.json"], "OmniFM")
-    for content in ("null", '{"columns": {"a": []}}', '{"columns": {}}', '{"data": "d", "metrics": {}, "rows": {}}'):
+    for content in ("null", '{"columns": {}, "table": "t"}', '{"data": "d", "metrics": {}, "rows": {}}'):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(ValueError, match=r"t\.json: tables must be"):
             glance([tmp_path / "t.json"], "OmniFM")
-    with pytest.raises(ValueError, match=r"dice must be defined for every row of n; it is not for \['OmniFM'\]"):
-        glance([table(tmp_path, "n", {FEDPER: [[0.5]], "OmniFM": [[float("nan")]]})], "OmniFM")
-    with pytest.raises(ValueError, match=r"d.table\.json: a table must have the row 'OmniFM' and a matched baseline"):
+    with pytest.raises(ValueError, match=r"d\.json: d must have the row 'OmniFM' and a matched baseline; got"):
         glance([table(tmp_path, "d", {FEDPER: [[0.5, 0.5]]})], "OmniFM")
 
 
-def test_refuses_a_table_that_would_count_twice(tmp_path):
-    file = table(tmp_path, "one", {FEDPER: [[0.5, 0.5]], "OmniFM": [[0.5, 0.5]]})
-    with pytest.raises(ValueError, match="given twice"):
-        glance([file, file.parent / ".." / "one" / "table.json"], "OmniFM")
+def test_refuses_a_federation_that_would_count_twice(tmp_path):
+    """In one file given twice, or in two tables."""
+    file = table(tmp_path, "one", FINE)
+    with pytest.raises(ValueError, match="'one' is given twice"):
+        glance([file, tmp_path / ".." / tmp_path.name / "one.json"], "OmniFM")
+    with pytest.raises(ValueError, match="'one' is given twice"):
+        glance([file, written(tmp_path, "routed_parts", {"one": scored(FINE)})], "OmniFM")

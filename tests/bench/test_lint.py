@@ -19,6 +19,9 @@ def run(*dice):
     return {"sites": sites, "history": [{"sites": {"site-1": {"bytes_up": 10}}, "bank": {}}]}
 
 
+HEADER = {"rival": "FedAvg", "seeds": 2, "sites": ["site-1", "site-2"], "failed": {}}
+
+
 @pytest.fixture
 def table():
     cells = {
@@ -26,7 +29,11 @@ def table():
         "FedAvg": [run(0.5, 0.5), run(0.6, 0.7)],
         "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)],
     }
-    column = tables.tabulate(cells, METRICS, "FedAvg") | {"rival": "FedAvg", "metrics": METRICS}
+    column = tables.tabulate(cells, METRICS, "FedAvg") | HEADER | {"metrics": METRICS}
+    column["chosen"] = {"OmniFM": {"train": {"lr": 0.03}}}
+    column["tried"] = {"OmniFM": [{"key": "train.lr", "value": 0.01, "validation": 0.5},
+                                  {"key": "train.lr", "value": 0.03, "validation": 0.6},
+                                  {"key": "train.lr", "value": 0.09, "validation": None}]}  # fmt: skip
     for row in column["rows"].values():
         row["facts"] = {"steps": [8, 8], "backbone_hash": ["a", "b"], "init_hash": ["c", "d"], "partition_hash": "p"}
     return {"columns": {"polyp": json.loads(json.dumps(column))}}
@@ -74,6 +81,38 @@ def test_each_broken_law_is_said(table, change, said):
     assert any(line.startswith(f"polyp: {said}") for line in lint.lint(table)), lint.lint(table)
 
 
+def _without(*path):
+    def change(column):
+        *way, last = path
+        for key in way:
+            column = column[key]
+        del column[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set(("seeds",), 3), "Local: dice before: must have 3 seeds of 2 sites; got [(2, 2)]"),
+        (_set(("sites",), []), "Local: dice before: must have 2 seeds of 0 sites; got [(2, 2)]"),
+        (_set(("rows", "OmniFM", "iou", "after", "values"), [[0.6, 0.4]]), "OmniFM: iou after: must have 2 seeds"),
+        (_set(("rows", "OmniFM", "iou", "after", "values", 0), [0.6]), "OmniFM: iou after: must have 2 seeds"),
+        (_set(("rival",), "FedPer"), "rival must be a row; got 'FedPer'"),
+        (_without("rows", "FedAvg"), "rival must be a row; got 'FedAvg'"),
+        (_without("rows", "OmniFM", "iou"), "OmniFM: must have every metric; iou lacking"),
+        (_without("rows", *SCORE, "against_rival"), "OmniFM: dice after: must have a difference to the rival"),
+        (_without("rows", *SCORE, "sites_below_local"), "OmniFM: dice after: sites_below_local must be 0; got None"),
+        (_set(("chosen", "OmniFM", "train", "lr"), 0.01), "OmniFM: train.lr must be the best of those tried; got 0.01"),
+        (_set(("chosen", "OmniFM", "train", "lr"), 0.09), "OmniFM: train.lr must be the best of those tried; got 0.09"),
+        (_without("chosen", "OmniFM"), "OmniFM: train.lr must be the best of those tried; got None"),
+    ],
+)
+def test_what_is_missing_is_said(table, change, said):
+    change(table["columns"]["polyp"])
+    assert any(line.startswith(f"polyp: {said}") for line in lint.lint(table)), lint.lint(table)
+
+
 def test_another_architecture_may_start_elsewhere(table):
     table["columns"]["polyp"]["rows"]["OmniFM"]["facts"] |= {"init_hash": ["e", "f"], "partition_hash": "q"}
     assert lint.lint(table) == []
@@ -88,7 +127,7 @@ def test_undefined_scores_are_left_out_alike(table):
     cells = {"FedAvg": [run(0.5, 0.5), run(0.6, 0.7)], "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)]}
     for one in cells["OmniFM"]:
         one["sites"]["site-2"]["metrics"]["dice"]["after"] = None
-    column = tables.tabulate(cells, {"dice": True}, "FedAvg") | {"rival": "FedAvg", "metrics": {"dice": True}}
+    column = tables.tabulate(cells, {"dice": True}, "FedAvg") | HEADER | {"metrics": {"dice": True}}
     assert column["rows"]["OmniFM"]["dice"]["after"]["per_site"] == [pytest.approx(0.7), None]
     assert lint.lint({"columns": {"polyp": column}}) == []
 
@@ -99,7 +138,9 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
 
 
 def test_a_table_of_an_older_version_is_said(tmp_path):
+    """Other benchmarks' results beside it are no tables."""
     (tmp_path / "table.json").write_text(json.dumps({"rows": {}, "trivial": {}}))
+    (tmp_path / "unseen.json").write_text(json.dumps({"rows": {}}))
     assert lint.lint_folder(tmp_path) == [
         "table: table: must hold scores per seed and site; an older version wrote it without: make it again"
     ]

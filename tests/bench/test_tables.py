@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from omnifm.bench import tables
-from tests.conftest import experiment
+from omnifm.bench import cells, lint, tables
+from omnifm.plugins import plugin
+from tests.conftest import ROOT, experiment
 
 METRICS = {"dice": True, "hd95_mm": False}
 
@@ -62,8 +63,6 @@ def test_a_rival_that_the_task_scores_has_its_own_row():
     row = table["trivial"]["blank"]["dice"]["after"]
     assert (row["mean"], row["sites_below_local"]) == (pytest.approx(0.1), 2)
     assert row["against_rival"]["difference"] == pytest.approx(-0.4)
-    header = {"data": "d", "sites": ["a", "b"], "num_rounds": 1, "local_epochs": 1, "seeds": 2}
-    assert "| *blank* | 0.100" in tables.markdown(header, table, "dice")
 
 
 def test_worst_follows_the_metrics_direction():
@@ -76,6 +75,109 @@ def test_worst_follows_the_metrics_direction():
 def test_an_undefined_score_is_left_out_not_counted_as_zero():
     cells = {"OmniFM": [summary([0, 0], [0.6, 0.6], distance=None), summary([0, 0], [0.6, 0.6], distance=4.0)]}
     assert tables.tabulate(cells, METRICS)["rows"]["OmniFM"]["hd95_mm"]["after"]["mean"] == 4.0
+
+
+def test_a_rival_that_hangs_on_the_model_is_named_after_it():
+    """Without OmniFM, the first contender's; scored alike for all, it belongs to nobody."""
+    runs = {name: [summary([0, 0], [0.5, 0.5])] for name in ("Local", "FedAvg")}
+    for name, score in (("Local", 0.1), ("FedAvg", 0.3)):
+        for site in runs[name][0]["sites"].values():
+            site["metrics"]["dice_blank"] = {"before": score, "after": score}
+            site["metrics"]["dice_prior"] = {"before": 0.2, "after": 0.2}
+    found = tables.tabulate(runs, METRICS | {"dice_blank": True, "dice_prior": True})["trivial"]
+    assert {name: row["dice"]["after"]["mean"] for name, row in found.items()} == {
+        "blank of Local": pytest.approx(0.1), "prior": pytest.approx(0.2),
+    }  # fmt: skip
+
+
+def fake_run(score):
+    """A simulation whose every score is `score(experiment, data)`; None fails."""
+
+    def run(experiment, data, sites, device="cpu"):
+        value = score(experiment, data)
+        if value is None:
+            return {"status": "FAILED", "reason": "train_loss must be finite"}
+        metrics = plugin("tasks", experiment.task["name"]).metrics
+        entry = {"metrics": dict.fromkeys(metrics, value), "bytes_up": 1, "bytes_down": 1}
+        return {
+            "status": "COMPLETE", "reason": None, "init_hash": "i", "backbone_hash": "b",
+            "partition": {"hash": "p", "shared": 1, "personal": 1, "frozen": 0},
+            "sites": {site: {"num_train": 8, "metrics": {m: {"before": value, "after": value} for m in metrics}}
+                      for site in sites},
+            "history": [{"sites": dict.fromkeys(sites, entry), "bank": {}}],
+        }  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A federation of two sites, of which `fake_run` reads nothing."""
+    for site in ("site-1", "site-2"):
+        (tmp_path / "data" / site).mkdir(parents=True)
+        (tmp_path / "data" / site / "dataset.json").write_text("{}")
+    return tmp_path / "data"
+
+
+class TestRun:
+    """What `run` writes, whatever the simulation returns."""
+
+    @staticmethod
+    def run(folder, monkeypatch, score, **options):
+        monkeypatch.setattr(cells.simulation, "run", fake_run(score))
+        out = folder.parent / "out"
+        options = {"num_seeds": 2, "ablations": False} | options
+        findings = tables.run(folder, out, job=ROOT / "jobs/seg_fets", **options)
+        return findings, json.loads((out / "table.json").read_text())["columns"]["data"]
+
+    def test_a_run_that_fails_leaves_the_others_their_table(self, folder, monkeypatch):
+        """FedAvg diverges at seed 1: its row would be of fewer seeds than the others'."""
+
+        def score(one, _):
+            return None if one.method["name"] == "fedavg" and one.seed else 0.5
+
+        findings, column = self.run(folder, monkeypatch, score)
+        assert "FedAvg" not in column["rows"] and "Local" in column["rows"]
+        assert column["failed"]["FedAvg"].endswith("got FAILED, train_loss must be finite")
+        assert any("FedAvg: has no scores" in line for line in findings)
+        assert "FedAvg failed:" in (folder.parent / "out/table.md").read_text()
+
+    def test_when_all_fail_it_says_why(self, folder, monkeypatch):
+        with pytest.raises(ValueError, match="train_loss must be finite"):
+            self.run(folder, monkeypatch, lambda *_: None)
+
+    def test_what_was_cut_off_holds_whole_seeds_alone(self, folder, monkeypatch):
+        """Interrupted in the second seed: the table is of the first."""
+
+        def score(one, _):
+            if one.seed and one.method["name"] != "local":
+                raise KeyboardInterrupt
+            return 0.5
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run(folder, monkeypatch, score)
+        document = json.loads((folder.parent / "out/table.json").read_text())
+        assert document["columns"]["data"]["seeds"] == 1
+        assert "1 seed" in document["caption"][1]
+        assert lint.lint(document) == []
+
+    def test_one_row_is_added_to_those_that_were_finished(self, folder, monkeypatch):
+        """Rows of fewer seeds than are asked for now stay away."""
+        score = lambda *_: 0.5  # noqa: E731
+        self.run(folder, monkeypatch, score, rows=["Local"])
+        self.run(folder, monkeypatch, score, rows=["FedAvg"], num_seeds=1)
+        _, column = self.run(folder, monkeypatch, score, rows=["OmniFM"])
+        assert list(column["rows"]) == ["Local", "OmniFM"]
+
+    def test_other_data_under_the_same_name_run_anew(self, folder, monkeypatch):
+        """One score for each dataset.json."""
+        rows = {"rows": ["Local"]}
+        assert self.run(folder, monkeypatch, lambda *_: 0.9, **rows)[1]["rows"]["Local"]["dice"]["after"]["mean"] == 0.9
+        _, column = self.run(folder, monkeypatch, lambda *_: 0.1, **rows)
+        assert column["rows"]["Local"]["dice"]["after"]["mean"] == 0.9
+        (folder / "site-2/dataset.json").write_text('{"training": []}')
+        _, column = self.run(folder, monkeypatch, lambda *_: 0.1, **rows)
+        assert column["rows"]["Local"]["dice"]["after"]["mean"] == 0.1
 
 
 def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):
@@ -100,6 +202,6 @@ def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):
     text = (tmp_path / "out/table.md").read_text()
     assert all(f"| {name} |" in text for name in ("Local", "FedPer (matched)", "OmniFM"))
     assert len(list((tmp_path / "out/cells").iterdir())) == 6
-    monkeypatch.setattr(tables.simulation, "run", lambda *_a, **_k: pytest.fail("ran again"))
+    monkeypatch.setattr(cells.simulation, "run", lambda *_a, **_k: pytest.fail("ran again"))
     tables.run(federation, tmp_path / "out", job=job, num_seeds=2)
     assert (tmp_path / "out/table.md").read_text() == text

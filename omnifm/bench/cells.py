@@ -1,0 +1,69 @@
+"""Finished runs, kept in `<out>/cells`: none is run twice while its experiment and its data stay the same.
+
+So a benchmark that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnifm import simulation
+from omnifm.config import Experiment
+from omnifm.state import write_atomic
+
+
+def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, device: str = "cpu") -> dict[str, Any]:
+    """The summary of one run.
+
+    Raises:
+        ValueError: the run was not complete; it is not kept.
+    """
+
+    def run() -> dict[str, Any]:
+        summary = simulation.run(experiment, data, sites, device=device)
+        if summary["status"] != "COMPLETE":
+            raise ValueError(
+                f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
+            )
+        return summary
+
+    return kept(out, key_of(experiment, data, sites), data, sites, run)
+
+
+def key_of(experiment: Experiment, data: Path, sites: Sequence[str]) -> str:
+    """What tells one run of `cell` from another."""
+    return f"{experiment.hash()} {experiment.seed} {data.name} {list(sites)}"
+
+
+def kept(
+    out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    """What `make` returned for this key and these data, here or in an earlier process."""
+    path, found = _path(out, key), finished(out, key, data, sites)
+    if found is None:
+        found = make() | {"data_hash": data_hash(data, sites)}
+        write_atomic(path, json.dumps(found).encode())
+    return found
+
+
+def finished(out: Path, key: str, data: Path, sites: Sequence[str]) -> dict[str, Any] | None:
+    """What is kept under this key, None where nothing is or it was made from other data."""
+    path = _path(out, key)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("data_hash") == data_hash(data, sites) else None
+
+
+def data_hash(data: Path, sites: Sequence[str]) -> str:
+    """Of the sites' dataset.json, which name all cases and splits; an image changed under its name is not noticed."""
+    digest = hashlib.sha256()
+    for site in sites:
+        digest.update(hashlib.sha256((data / site / "dataset.json").read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _path(out: Path, key: str) -> Path:
+    return out / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
