@@ -167,7 +167,7 @@ def preflight(
 
 @bench.command()
 def cost(
-    out: Annotated[Path | None, typer.Option(help="Folder for cost.json and cost.md.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for what is measured, as JSON and Markdown.")] = None,
     flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
     peers: Annotated[bool, typer.Option("--peers", help="A plain loop, pfl, Flower and NVFLARE on one work.")] = False,
@@ -184,7 +184,7 @@ def cost(
         if peers:
             others.run(out, job=Path("jobs/seg_fets"), flare=flare)
         if sites:
-            scale.run(sorted({min(10, sites), min(100, sites), sites}))
+            scale.run(sorted({min(10, sites), min(100, sites), sites}), out)
         return
     from omnifm.bench.cost import run
 

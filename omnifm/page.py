@@ -47,6 +47,8 @@ figure{margin:0}figure svg{width:100%;height:auto;display:block}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:4px 0}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 .text{text-align:left}thead th{font-size:12px;color:var(--soft);background:var(--tint);white-space:nowrap}
+.tight thead th{white-space:normal;vertical-align:bottom}.tight th,.tight td{padding:7px 6px}
+.tight td,.tight tbody th{white-space:nowrap}
 tbody th{font-weight:600;min-width:72px}th.text,td.text{max-width:420px;overflow-wrap:break-word}
 td small{display:block}td div{white-space:nowrap}.worst{display:inline-block;margin:-3px -6px;padding:3px 6px;
 border-radius:6px;background:#ffeadb}.worst em{font-style:normal;font-weight:700;color:var(--bad)}

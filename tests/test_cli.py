@@ -49,8 +49,10 @@ def test_every_command_explains_itself(command):
         (("bench", "tables", "--out", "/tmp/none", "--scale", "huge"), "omnifm: scale must be one of smoke, cpu"),
         (
             ("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--row", "Local"),
-            "omnifm: row, rounds and epochs go without --scale",
+            "omnifm: row, seeds, rounds, epochs and no-ablations go without --scale",
         ),
+        (("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--seeds", "3"), "omnifm: row, seeds, rounds"),
+        (("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--no-ablations"), "omnifm: row, seeds, rounds"),
         (("check", "/nowhere", "--html", "dataset.json"), "omnifm: html must be a file whose name ends in .html"),
         (("bench", "lint", "/nowhere"), "omnifm: folder must hold a table's JSON; it holds none"),
     ],

@@ -22,6 +22,7 @@ from omnifm import simulation
 from omnifm.bench.inputs import keep_few
 from omnifm.config import Experiment
 from omnifm.data.demo import demo_site
+from omnifm.state import write_atomic
 
 RECORD = {
     "job": "scale", "task": {"name": "classification", "image_size": 16}, "data": {"name": "demo"},
@@ -32,8 +33,11 @@ CASES = {"training": 2, "validation": 1, "test": 1}
 TIMEOUT_S = 3600
 
 
-def run(counts: Sequence[int]) -> list[dict[str, Any]]:
+def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
     """Measure each number of sites, at least 2, print a line each; return sites, seconds and peak bytes.
+
+    Args:
+        out: folder for scale.json, written after each number.
 
     Raises:
         ValueError: a count is below 2, or a run failed.
@@ -49,6 +53,8 @@ def run(counts: Sequence[int]) -> list[dict[str, Any]]:
             raise ValueError(f"a run of {count} sites must finish; exit code {done.returncode}: {last[:200]}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(line(rows), flush=True)
+        if out is not None:
+            write_atomic(out / "scale.json", json.dumps({"schema": 1, "rows": rows}, indent=1).encode())
     return rows
 
 

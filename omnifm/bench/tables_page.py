@@ -76,7 +76,8 @@ def _overview(columns: Mapping[str, Column]) -> Html:
     names = list(dict.fromkeys(name for column in columns.values() for name in column["rows"]))
     heads = [f"{name} ({main_metric(column)})" for name, column in columns.items()]
     rows = [[name, *(_mean(column, name) for column in columns.values())] for name in names]
-    return section("After local training, mean over sites and seeds", table(["", *heads], rows))
+    wide = tag("div", table(["", *heads], rows), class_="tight")
+    return section("After local training, mean over sites and seeds", wide)
 
 
 def _mean(column: Column, name: str) -> str:
@@ -178,13 +179,13 @@ def _scores(column: Column, metric: str) -> Html:
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
                      number(after["std_over_sites"]), after.get("sites_below_local", NONE), versus(after),
                      *map(number, after["per_site"])])  # fmt: skip
-    return table(heads, rows)
+    return tag("div", table(heads, rows), class_="tight")
 
 
 def _cost(column: Column, metric: str) -> Html:
     heads = ["", *(head.capitalize() for head in COSTS), f"Rounds to 90 % of best {metric}",
              tuned_on(column).capitalize()]  # fmt: skip
-    return table(heads, cost_rows(column, metric), text=(0, 8))
+    return tag("div", table(heads, cost_rows(column, metric), text=(0, 8)), class_="tight")
 
 
 def cost_rows(column: Column, metric: str) -> list[list[str]]:

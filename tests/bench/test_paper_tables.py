@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from omnifm import plugins
-from omnifm.bench import course, lint, paper_tables, papers
+from omnifm.bench import cells, course, lint, paper_tables, papers
 from omnifm.bench.comparison import Row, Scale
 from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tuning import changed, grid, tune
 from omnifm.config import Experiment
+from tests.bench.test_tables import fake_run
 from tests.conftest import ROOT, experiment
 from tests.processes import BIN
 
@@ -116,7 +117,7 @@ class TestTuning:
         assert found == {"train": {"lr": 0.03}}
 
     def test_other_constants_keep_their_grid(self):
-        values = {"train.lr": [0.01], "method.mu": [0.1, 1.0]}
+        values = {"method.mu": [0.1, 1.0]}
         row = replace(experiment(), method={"name": "fedprox"})
         assert [point["value"] for point in tune(row, values, lambda e: e.method["mu"], True)[1]] == [0.1, 1.0]
 
@@ -181,6 +182,57 @@ class TestSmallTable:
         assert page.count("<svg") == 2  # one round makes no curve
 
 
+class TestColumns:
+    """Two real federations of which `fake_run` reads nothing, at scale cpu."""
+
+    @staticmethod
+    def run(root, monkeypatch, *columns, score=lambda *_: 0.5, **options):
+        for site in (f"{name}/{site}" for name in ("cls_blood", "cls_derma") for site in ("site-1", "site-2")):
+            (root / "data" / site).mkdir(parents=True, exist_ok=True)
+            (root / "data" / site / "dataset.json").write_text("{}")
+        monkeypatch.setattr(cells.simulation, "run", fake_run(score))
+        options = {"names": ("federations",), "data": root / "data", "jobs": ROOT / "jobs"} | options
+        findings = paper_tables.run(root, "cpu", columns=columns, **options)
+        return findings, json.loads((root / "federations.json").read_text())
+
+    def test_a_column_is_added_to_those_that_were_there(self, tmp_path, monkeypatch):
+        """In the table's order, with a caption of both."""
+        self.run(tmp_path, monkeypatch, "cls_derma")
+        findings, document = self.run(tmp_path, monkeypatch, "cls_blood")
+        assert list(document["columns"]) == ["cls_blood", "cls_derma"]
+        left = next(line for line in document["caption"] if line.startswith("Left out here"))
+        assert "cls_derma" not in left and "cls_polyp" not in left and "seg_polyp" in left
+        assert findings == []
+
+    def test_columns_of_another_scale_are_not_kept(self, tmp_path, monkeypatch):
+        (tmp_path / "federations.json").write_text('{"scale": "paper", "columns": {"cls_derma": {}}}')
+        assert list(self.run(tmp_path, monkeypatch, "cls_blood")[1]["columns"]) == ["cls_blood"]
+
+    def test_a_best_at_the_edge_is_marked(self, tmp_path, monkeypatch):
+        """Local is the better the higher the rate, FedAvg best at the job's; Local's pages say so."""
+
+        def score(one, _):
+            return one.train.lr if one.method["name"] == "local" else -abs(one.train.lr - 0.001)
+
+        findings, _ = self.run(tmp_path, monkeypatch, "cls_blood", score=score)
+        text = (tmp_path / "federations.md").read_text()
+        costs = {line.split(" | ")[0]: line for line in text.splitlines() if "lr 0." in line}
+        assert "lr 0.027 (edge) |" in costs["| Local (matched)"]
+        assert "lr 0.001 |" in costs["| FedAvg (matched)"]
+        assert "chosen on validation balanced_accuracy" in text
+        assert "lr 0.027 (edge)" in (tmp_path / "federations.html").read_text()
+        assert findings == []
+
+    def test_a_table_without_any_column_asked_for_is_refused(self, tmp_path, monkeypatch):
+        with pytest.raises(ValueError, match=r"table 'fedsca_3' must have a column that was asked for; it has none"):
+            self.run(tmp_path, monkeypatch, "cls_blood", names=("federations", "fedsca_3"))
+
+    def test_where_nothing_is_tuned_nothing_is_chosen(self, smoke):
+        column = json.loads((smoke[0] / "small.json").read_text())["columns"]["x2, scenario 1"]
+        assert set(map(json.dumps, column["chosen"].values())) == {"{}"}
+        assert "lr " not in (smoke[0] / "small.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,7 +243,7 @@ class TestSmallTable:
             r"column must be one of \['Fed-P.*; got 'Fed'",
         ),
         (
-            {"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed-Fundus",)},
+            {"scale": "cpu", "names": ("fedsca_2",), "columns": ("Fed-Fundus",)},
             r"column 'Fed-Fundus' is tuned in 'Fed-Polyp', which must be asked for too",
         ),
         ({"scale": "smoke", "names": ("federations",), "data": ROOT / "jobs"}, r"data must be a folder that holds one"),

@@ -123,6 +123,13 @@ class TestScale:
         assert scale.line(rows) == "110 sites: 55.0 s, 0.500 s per site, peak 1 MiB, 1.0 KiB per site more"
         assert scale.line(rows[:1]).endswith("peak 1 MiB")
 
+    def test_what_is_measured_is_written(self, tmp_path, monkeypatch):
+        row = {"sites": 2, "seconds": 1.0, "peak_bytes": 2**20}
+        done = subprocess.CompletedProcess([], 0, stdout=json.dumps(row), stderr="")
+        monkeypatch.setattr(scale.subprocess, "run", lambda *_a, **_k: done)
+        assert scale.run([2], tmp_path) == [row]
+        assert json.loads((tmp_path / "scale.json").read_text())["rows"] == [row]
+
     def test_rejects_one_site(self):
         with pytest.raises(ValueError, match="sites must be at least 2; got 1"):
             scale.run([1])

@@ -160,6 +160,12 @@ class TestTable:
         assert found["refused"] == {"b": "label_values: no"}
         assert found["rows"]["OmniFM"]["few_shot"]["dice"]["mean"] == 0.2
 
+    def test_a_site_without_any_defined_score_has_no_mean(self):
+        """NaN would be no JSON."""
+        cells = {"OmniFM": [self.cell("a", 0, 0.2), self.cell("b", 0, float("nan"))]}
+        row = unseen_table.tabulate(cells, ["a", "b"], {"dice": True})["rows"]["OmniFM"]["few_shot"]["dice"]
+        assert row == {"mean": 0.2, "std_over_seeds": 0.0, "per_site": {"a": 0.2, "b": None}}
+
 
 class TestRun:
     def test_writes_and_resumes(self, federation, omnifm, tmp_path, monkeypatch):
