@@ -161,6 +161,20 @@ class TestRun:
         assert "1 seed" in document["caption"][1]
         assert lint.lint(document) == []
 
+    def test_a_row_that_is_added_waits_for_all_its_seeds(self, folder, monkeypatch):
+        """Cut off in its second seed, beside one of two: means of other seeds are not comparable."""
+
+        def score(one, _):
+            if one.seed and one.method["name"] == "omnifm":
+                raise KeyboardInterrupt
+            return 0.5
+
+        self.run(folder, monkeypatch, score, rows=["Local"])
+        with pytest.raises(KeyboardInterrupt):
+            self.run(folder, monkeypatch, score, rows=["OmniFM"])
+        column = json.loads((folder.parent / "out/table.json").read_text())["columns"]["data"]
+        assert (list(column["rows"]), column["seeds"]) == (["Local"], 2)
+
     def test_one_row_is_added_to_those_that_were_finished(self, folder, monkeypatch):
         """Rows of fewer seeds than are asked for now stay away."""
         score = lambda *_: 0.5  # noqa: E731
