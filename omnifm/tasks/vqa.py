@@ -88,7 +88,8 @@ class VQA(Task):
     def __init__(self, settings: Any, model: Any) -> None:
         super().__init__(settings, model)
         self.prior: AnswerPrior | None = None
-        # A picture is asked about many times in a row: its array as read, and as CLIP sees it.
+        # A picture is asked about many times in a row: its array as read, and as CLIP sees it.  Threads fill the cache
+        # with this one task, so each attribute is looked at once: a second look may find another thread's picture.
         self.read_last: tuple[tuple[Any, str], np.ndarray] | None = None
         self.shown_last: tuple[np.ndarray, Tensor] | None = None
 
@@ -97,9 +98,10 @@ class VQA(Task):
         """Read the picture and check the words; an answer without a type is closed if it is yes or no."""
         words, burned_in = read_words(item), item.get("burned_in_text", "unknown")
         shown = (item["image"], str(burned_in))
-        if self.read_last is None or self.read_last[0] != shown:
-            self.read_last = shown, read_volume(item["image"], burned_in_text=burned_in).array
-        array = self.read_last[1]
+        last = self.read_last
+        if last is None or last[0] != shown:
+            last = self.read_last = shown, read_volume(item["image"], burned_in_text=burned_in).array
+        array = last[1]
         if array.shape[2] != 1:
             raise RefusedImage("unsupported_format", f"image must be a picture or one slice; got {array.shape[2]}")
         return {"array": array, **words}
@@ -170,10 +172,11 @@ class VQA(Task):
         room = s.question_tokens + len(ending) + s.answer_tokens - length
         text = prompt + answer + [encode.eos_token_id] * room
         target = [IGNORED] * len(prompt) + answer + [IGNORED] * room
-        if self.shown_last is None or self.shown_last[0] is not case["array"]:
-            self.shown_last = case["array"], clip_picture(case["array"], self.side)
+        last = self.shown_last
+        if last is None or last[0] is not case["array"]:
+            last = self.shown_last = case["array"], clip_picture(case["array"], self.side)
         words = {key: case[key] for key in ("question", "answer", "answer_type", "question_type")}
-        return {"image": self.shown_last[1], "prompt": torch.tensor(prompt), "text": torch.tensor(text),
+        return {"image": last[1], "prompt": torch.tensor(prompt), "text": torch.tensor(text),
                 "target": torch.tensor(target), "length": length, **words}  # fmt: skip
 
     def augment(self) -> Compose:

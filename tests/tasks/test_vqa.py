@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,16 @@ def configured(**settings):
 def case(**words):
     rng = np.random.default_rng(0)
     return {"array": rng.integers(0, 256, (20, 30, 1, 3)).astype(np.float32), **read_words(WORDS | words)}
+
+
+def contested(first, theirs):
+    """An attribute that holds `first`, and after every access what another thread has just put there."""
+    held = [theirs, first]
+
+    def get(self):
+        return held.pop() if len(held) > 1 else theirs
+
+    return property(get, lambda self, value: held.clear())
 
 
 class TestRead:
@@ -132,6 +143,21 @@ class TestText:
         shown = [task.prepare(case() | {"array": array})["image"].item() for array in (one, one, other, one)]
         assert shown == [16, 16, 0, 16]
         assert len(made) == 3
+
+    @pytest.mark.parametrize("held", ["one", "other", None])
+    def test_another_threads_picture_is_not_taken_for_ones_own(self, monkeypatch, held):
+        """The worst that a scheduler may do: after every look another thread puts its own picture in place."""
+        arrays = {name: np.full((4, 4, 1), value) for name, value in (("one", 1.0), ("other", 0.0))}
+        monkeypatch.setattr(vqa, "read_volume", lambda path, burned_in_text: SimpleNamespace(array=arrays[path]))
+        monkeypatch.setattr(vqa, "clip_picture", lambda array, side: torch.tensor(array.sum()))
+        task = configured()
+        read = {name: ((name, "unknown"), array) for name, array in arrays.items()}
+        shown = {name: (array, torch.tensor(array.sum())) for name, array in arrays.items()}
+        monkeypatch.setattr(type(task), "read_last", contested(read.get(held), read["other"]), raising=False)
+        monkeypatch.setattr(type(task), "shown_last", contested(shown.get(held), shown["other"]), raising=False)
+        found = task.read(WORDS | {"image": "one"}, {})
+        assert found["array"] is arrays["one"]
+        assert task.prepare(found)["image"] == 16
 
     def test_every_case_is_equally_long(self):
         task = configured(question_tokens=16, answer_tokens=4)
