@@ -150,6 +150,7 @@ class LocalRound:
         memory: the method's tensors that persist at this site from round to round; written to its disk.
         batches: () -> the epoch's training batches on the device, in a new random order each call.
         views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
+            Where the list names no patient, all cases of one image are one patient's.
         optimizer: makes the round's optimiser for some parameters.
         validate: () -> the scores on the validation split of the model as it is now.
         scratch: for the method's own use until the round ends.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from omnifm import check
 from omnifm.config import Experiment, SiteConfig
-from omnifm.data.datalist import Datalist, fingerprint, read_datalist, without
+from omnifm.data.datalist import Datalist, fingerprint, owners, read_datalist, without
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, StateError, decode, encode, locked, write_atomic
@@ -306,11 +306,13 @@ class Site:
         return batches
 
     def _views(self) -> Iterator[tuple[Tensor, str, str]]:
-        items, dataset = self.datalist.training, self._dataset("training")
-        for position, item in enumerate(items):
+        items, dataset, first = self.datalist.training, self._dataset("training"), dict[str, int]()
+        for position, (item, owner) in enumerate(zip(items, owners(items, self.datalist.root), strict=True)):
             modality = str(item.get("modality") or self.datalist.modality.get("0", ""))
             view = self.task.view(dataset[position])[None].to(self.device)
-            yield view, str(item.get("patient", position)), modality
+            # Where no patient is named an image stands for one, by the first place it has in the list.
+            place = first.setdefault(owner, position)
+            yield view, owner if "patient" in items[place] else f"image {place}", modality
 
     def _scores(self, model: Model, extra: Tensors, split: str) -> Scores:
         model.eval()

@@ -37,6 +37,15 @@ def payload(site, stage="train", number=1, run="run", **changes):
     return Payload(stage, number, run, agreed, partition.pick(model, "shared"), extra, **changes)
 
 
+def rewrite(folder, changes):
+    """Change the first training items; a value of None drops the key."""
+    record = json.loads((folder / "dataset.json").read_text())
+    for item, change in zip(record["training"], changes, strict=False):
+        item.update(change)
+    record["training"] = [{k: v for k, v in item.items() if v is not None} for item in record["training"]]
+    (folder / "dataset.json").write_text(json.dumps(record))
+
+
 class TestDescribe:
     def test_reports_counts_and_data_facts_and_nothing_else(self, tmp_path):
         update = open_site(tmp_path).reply(Payload("describe", 0, "run"))
@@ -145,6 +154,18 @@ class TestTrain:
         write_site(tmp_path / "data", num=4)  # two for training
         site = open_site(tmp_path)
         assert set(site.reply(payload(site)).extra) == {"hits"}
+
+    def test_three_questions_about_one_image_are_not_three_patients(self, tmp_path):
+        """Where no patient is named an image counts as one, else three questions would send its own token."""
+        nobody = {"patient": None}
+        rewrite(write_site(tmp_path / "data", num=6), [nobody, *[nobody | {"image": "images/1.nii.gz"}] * 3])
+        site = open_site(tmp_path)
+        assert set(site.reply(payload(site)).extra) == {"hits"}
+
+    def test_an_image_without_a_patient_is_nobody_who_is_named(self, tmp_path):
+        rewrite(write_site(tmp_path / "data", num=5), [{"patient": "1"}, {"patient": None}, {"patient": None}])
+        site = open_site(tmp_path)
+        assert site.reply(payload(site)).extra["centroids"].shape == (1, 8)
 
     def test_a_centroid_stands_for_at_least_three_patients(self, tmp_path):
         write_site(tmp_path / "data", num=9)  # seven for training

@@ -88,6 +88,16 @@ def read_datalist(
     )
 
 
+def owners(items: Sequence[Item], root: Path) -> list[str]:
+    """Whom each item belongs to: its patient, or where none is given its own image(s), however often it is listed.
+
+    Args:
+        items: of a site, as `read_datalist` returns them.
+        root: the site's folder.
+    """
+    return [_group(item, root) for item in items]
+
+
 def fingerprint(datalist: Datalist) -> str:
     """SHA-256 over the list and its files' names, sizes and times: changes when an old check is stale."""
     digest = hashlib.sha256()
