@@ -248,9 +248,8 @@ class TestDuplicates:
         picture(tmp_path, "a.png", 0), picture(tmp_path, "b.png", 1), picture(tmp_path, "c.png", 2)
         item = {"image": "a.png", "patient": "p"}
         splits = {"training": [item], "validation": [{"image": "b.png"}], "test": [item | {"patient": "q"}]}
-        assert report(site(tmp_path, splits))["problems"] == [
-            "an image must be in one split only; got 1 in test and training"
-        ]
+        said = "a patient (or image) must be in one split only; item 0 of 'training' and item 0 of 'test' share one"
+        assert report(site(tmp_path, splits))["problems"] == [said]
 
     def test_a_split_of_ours_shows_where_an_item_went(self, tmp_path):
         """Six copies cannot all be dealt to one split; all stand in the file's only list."""

@@ -74,7 +74,7 @@ def read_datalist(
     burned_in_text = check_burned_in(content.get("burned_in_text", "unknown"), "'burned_in_text' in dataset.json")
     reader = ItemReader(root, roots, labels, content["modality"], burned_in_text, required)
     splits = {name: reader.read_all(name, content.get(name, [])) for name in SPLITS}
-    _check_patients(splits, root)
+    _check_patients(splits)
     splits = _fill_splits(splits, root, seed)
     return Datalist(
         name=content["name"],
@@ -91,11 +91,30 @@ def read_datalist(
 def owners(items: Sequence[Item], root: Path) -> list[str]:
     """Whom each item belongs to: its patient, or where none is given its own image(s), however often it is listed.
 
+    Items that share a patient or an image have one owner, and so have those that others link: of the pairs (a, b) and
+    (a, c) and the patient of c all are one.
+
     Args:
         items: of a site, as `read_datalist` returns them.
         root: the site's folder.
+
+    Returns:
+        of each item its group's name, equal within a group: that of the group's first item.
     """
-    return [_group(item, root) for item in items]
+    known: dict[object, int] = {}
+    nearer = list(range(len(items)))  # an item of the same group that is not further down the list
+
+    def first(position: int) -> int:
+        while nearer[position] != position:
+            nearer[position] = nearer[nearer[position]]
+            position = nearer[position]
+        return position
+
+    for position, item in enumerate(items):
+        for key in _keys(item):
+            one, other = sorted((first(known.setdefault(key, position)), first(position)))
+            nearer[other] = one
+    return [_group(items[first(position)], root) for position in range(len(items))]
 
 
 def fingerprint(datalist: Datalist) -> str:
@@ -183,19 +202,25 @@ def _group(item: Item, root: Path) -> str:
     return f"image {images}" if images else f"item {item['origin']}"
 
 
-def _check_patients(splits: dict[str, tuple[Item, ...]], root: Path) -> None:
-    seen: dict[str, tuple[str, int]] = {}
-    for items in splits.values():
-        for item in items:
-            split, position = item["origin"]
-            first = seen.setdefault(_group(item, root), (split, position))
+def _keys(item: Item) -> list[object]:
+    """What no other split may have too: the item's patient and its images."""
+    patient = [f"patient {item['patient']}"] if "patient" in item else []
+    return [*patient, *(item[key] for key in IMAGE_KEYS if key in item)]
+
+
+def _check_patients(splits: dict[str, tuple[Item, ...]]) -> None:
+    seen: dict[object, tuple[str, int]] = {}
+    for item in (item for items in splits.values() for item in items):
+        split, position = item["origin"]
+        for key in _keys(item):
+            first = seen.setdefault(key, (split, position))
             if first[0] != split:
                 pair = f"item {first[1]} of '{first[0]}' and item {position} of '{split}'"
                 raise ValueError(f"a patient (or image) must be in one split only; {pair} share one")
 
 
 def _fill_splits(splits: dict[str, tuple[Item, ...]], root: Path, seed: int) -> dict[str, tuple[Item, ...]]:
-    """Cut what is missing out of "training", by patient."""
+    """Cut what is missing out of "training", whole patients and images at a time."""
     wanted = [name for name in SPLITS if name == "training" or not splits[name]]
     if len(wanted) == 1:
         return splits
@@ -203,7 +228,7 @@ def _fill_splits(splits: dict[str, tuple[Item, ...]], root: Path, seed: int) -> 
     # With two patients and no split at all, a test is worth more than a validation.
     ranked = sorted(wanted, key=("training", "test", "validation").index)
     shares = [SHARES[SPLITS.index(name)] for name in ranked]
-    parts = split_by_patient([_group(item, root) for item in items], shares, seed)
+    parts = split_by_patient(owners(items, root), shares, seed)
     return splits | {name: tuple(items[i] for i in part) for name, part in zip(ranked, parts, strict=True)}
 
 

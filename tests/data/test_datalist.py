@@ -1,10 +1,11 @@
 import json
 import os
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from omnifm.data.datalist import DEMO_NAME, fingerprint, read_datalist
+from omnifm.data.datalist import DEMO_NAME, fingerprint, owners, read_datalist
 
 IMAGE_AND_LABEL = ("image", "label")
 
@@ -96,7 +97,23 @@ class TestSplits:
         assert names[0] == names[1]
         assert names[0] != [i["image"].name for i in read(site, seed=1).test]
 
-    @pytest.mark.parametrize("other", [item("x", patient="p"), item("a")])
+    def test_pairs_that_share_a_picture_stay_together(self, tmp_path):
+        """Twelve patients, nobody named: CT and PET are each beside the same MR, which may stand on either side."""
+        pairs = [pair for i in range(12) for pair in ((f"mr{i}", f"ct{i}"), (f"pet{i}", f"mr{i}"))]
+        training = [{"image_a": f"{a}.png", "image_b": f"{b}.png"} for a, b in pairs]
+        datalist = read(write(tmp_path, training=training, validation=None, test=None), ("image_a", "image_b"))
+        shown = [{i[key] for i in split for key in ("image_a", "image_b")} for split in datalist.splits().values()]
+        assert [len(pictures) for pictures in shown] == [21, 6, 9]  # three of each patient
+        assert not any(one & other for one, other in combinations(shown, 2))
+
+    def test_owners_are_joined_by_what_they_share(self, tmp_path):
+        training = [item("a", patient="p"), item("b", patient="q"), item("x"), item("b", patient="r"), item("y")]
+        training += [item("a"), item("e", patient="r"), item("x"), item("y", patient="p")]
+        datalist = read(write(tmp_path, training=training))
+        p, q, x = "patient p", "patient q", "image ['images/x.nii.gz']"
+        assert owners(datalist.training, datalist.root) == [p, q, x, q, p, p, q, x, p]
+
+    @pytest.mark.parametrize("other", [item("x", patient="p"), item("a"), item("a", patient="q")])
     def test_refuses_a_patient_or_image_in_two_splits(self, tmp_path, other):
         training = [item("b"), item("a", **({"patient": "p"} if "patient" in other else {}))]
         with pytest.raises(ValueError, match="item 1 of 'training' and item 0 of 'test' share one"):
