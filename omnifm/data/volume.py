@@ -53,6 +53,11 @@ class Volume:
         x, y, z = (float(step) for step in np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is one slice without patient axes: its affine gives its pixels' size at most."""
+        return self.array.shape[2] == 1 and np.array_equal(self.affine, np.diag(np.abs(np.diag(self.affine))))
+
     def in_ras(self) -> "Volume":
         """The same voxels with axes in the order and direction closest to R, A, S; no interpolation."""
         turn = nibabel.orientations.io_orientation(self.affine)

@@ -251,7 +251,11 @@ def _check_pair(a: Volume, b: Volume) -> None:
         rule = f"the images of a pair must be single slices of at least {MIN_SIDE}x{MIN_SIDE} pixels"
         raise RefusedImage("bad_geometry", f"{rule}; got {shapes[0]}")
     if any(np.array_equal(volume.affine, np.eye(4)) for volume in (a, b)):
-        return  # a PNG does not say where it lies: the site's word is all there is
+        if all(volume.is_picture for volume in (a, b)):
+            return  # a PNG does not say where it lies: the site's word is all there is
+        # Turned to RAS a section lies another way round than its own export to PNG: the pair would not be registered.
+        rule = "both images of a pair must say where they lie, or neither (two PNG, two NIfTI)"
+        raise RefusedImage("bad_geometry", f"{rule}; got one that does and one that does not")
     corners = np.array([[x, y, 0, 1] for x in (0, a.array.shape[0] - 1) for y in (0, a.array.shape[1] - 1)])
     shift = float(np.abs(corners @ (a.affine - b.affine).T).max() / min(a.spacing_mm[:2]))
     if shift > MAX_CORNER_SHIFT:

@@ -55,6 +55,13 @@ class TestVolume:
             places = [v.affine @ [*np.argwhere(v.array == value)[0], 1] for v in (before, after)]
             np.testing.assert_allclose(*places)
 
+    def test_a_picture_knows_no_patient_axes(self):
+        flat, deep = np.zeros((2, 3, 1)), np.zeros((2, 3, 2))
+        section = Volume(flat, np.diag([-1.0, -1.0, 3.0, 1.0]))
+        assert Volume(flat, np.eye(4)).is_picture
+        assert Volume(flat, np.diag([0.1, 0.2, 1, 1])).is_picture
+        assert not any(v.is_picture for v in (section, section.in_ras(), Volume(deep, np.eye(4))))
+
     def test_in_ras_keeps_channels_last(self):
         volume = Volume(np.zeros((2, 3, 4, 3), np.float32), np.diag([-1, 1, 1, 1.0]))
         assert volume.in_ras().array.shape == (2, 3, 4, 3)

@@ -89,6 +89,25 @@ class TestRead:
         with pytest.raises(RefusedImage, match="single slices of at least 41x41 pixels; got 40x61x1"):
             read(pair(tmp_path, GREY[:, :40], GREY[:, :40]))
 
+    @pytest.mark.parametrize("first", ["image_a", "image_b"])
+    def test_refuses_a_picture_beside_a_section(self, tmp_path, first):
+        """A section in DICOM's directions and the PNG of its own pixels would be turned against each other."""
+        pictures = pair(tmp_path, GREY, GREY)
+        sections = slices(tmp_path, GREY.T[..., None], GREY.T[..., None], *[np.diag([-1.0, -1.0, 3.0, 1.0])] * 2)
+        for same in (pictures, sections):
+            case = read(same)
+            np.testing.assert_array_equal(case["luminance"][0], case["luminance"][1])
+        with pytest.raises(RefusedImage, match="both images of a pair must say where they lie, or neither") as refusal:
+            read(pictures | {first: sections[first]})
+        assert refusal.value.reason == "bad_geometry"
+
+    def test_a_picture_that_knows_its_pixels_size_is_one_still(self, tmp_path):
+        """As a DICOM picture, say a screenshot of a PET, does."""
+        item = pair(tmp_path, GREY, GREY)
+        shot = slices(tmp_path, GREY.T[..., None], GREY.T[..., None], *[np.diag([0.5, 0.5, 1.0, 1.0])] * 2)
+        case = read(item | {"image_b": shot["image_b"]})
+        assert np.corrcoef(case["luminance"].reshape(2, -1))[0, 1] > 0.99
+
     def test_refuses_slices_that_lie_elsewhere(self, tmp_path):
         array, shifted = RNG.normal(size=(50, 50, 1)), np.diag([1.0, 1.0, 3.0, 1.0])
         shifted[0, 3] = 0.05
