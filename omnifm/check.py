@@ -245,6 +245,9 @@ def _warnings(
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
     if not any(split.patients for split in findings.splits.values()):
         warnings.append("no item names its patient: whether one is in several splits cannot be told")
+    if min(findings.flats[True], findings.flats[False]):
+        kinds = f"{findings.flats[True]} of {findings.flats.total()} 2-D images are pictures without patient axes"
+        warnings.append(f"{kinds}: the others, in RAS, may lie another way round")
     if within:
         warnings.append(f"{len(within)} image(s) stand more than once within a split")
     if "label" not in plugin("tasks", task).required:

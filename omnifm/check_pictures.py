@@ -66,8 +66,9 @@ def _kind(item: Item) -> object:
 
 
 def _slice(volume: Volume, mask: Int[np.ndarray, "x y z"] | None, z: int) -> UInt8[np.ndarray, "rows columns 3"]:
-    """One slice, anterior up, true to its millimetres, classes outlined."""
-    plane = _upright(volume.array, z)
+    """One slice, anterior up, true to its millimetres, classes outlined; a picture as it was stored."""
+    rows = 1 if volume.is_picture else -1
+    plane = _upright(volume.array, z, rows)
     plane = plane[..., None] if plane.ndim == 2 else plane if plane.shape[2] == 3 else plane[..., :1]
     low, high = (0, 255) if plane.shape[2] == 3 and plane.max() <= 255 else np.percentile(plane, (1, 99))
     grey = (255 * np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
@@ -76,13 +77,16 @@ def _slice(volume: Volume, mask: Int[np.ndarray, "x y z"] | None, z: int) -> UIn
     rgb = Image.fromarray(np.broadcast_to(grey, (*plane.shape[:2], 3)).copy())
     drawn = np.array(rgb.resize((width, height)))
     if mask is not None:
-        classes = Image.fromarray(_upright(mask, z).astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+        classes = Image.fromarray(_upright(mask, z, rows).astype(np.int32)).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
         _outline(drawn, np.array(classes))
     return drawn
 
 
-def _upright(array: Shaped[np.ndarray, "x y z *c"], z: int) -> Shaped[np.ndarray, "y x *c"]:
-    return np.swapaxes(array[:, :, z], 0, 1)[:: -1 if array.shape[2] > 1 else 1]
+def _upright(array: Shaped[np.ndarray, "x y z *c"], z: int, rows: int) -> Shaped[np.ndarray, "y x *c"]:
+    """Slice z with its rows in the order of y (1), or from the last y to the first (-1)."""
+    return np.swapaxes(array[:, :, z], 0, 1)[::rows]
 
 
 def _outline(pixels: UInt8[np.ndarray, "rows columns 3"], classes: Int[np.ndarray, "rows columns"]) -> None:

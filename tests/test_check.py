@@ -199,6 +199,16 @@ class TestImages:
         modes = {Image.open(file).mode for file in folder.rglob("*.png")}
         assert (modes, report(folder, "image_fusion")["warnings"]) == ({"L", "RGB"}, [])
 
+    def test_pictures_beside_sections_are_told(self, tmp_path):
+        """A slice with patient axes lies another way round in RAS than its own export to PNG."""
+        names = [picture(tmp_path, f"{i}.png", i) for i in range(3)]
+        section = nibabel.Nifti1Image(np.random.default_rng(9).random((36, 40, 1)), np.diag([-1.0, -1.0, 3.0, 1.0]))
+        nibabel.save(section, tmp_path / "a.nii.gz")
+        items = [{"image": name, "label": 0, "patient": name} for name in [*names, "a.nii.gz"]]
+        said = "3 of 4 2-D images are pictures without patient axes: the others, in RAS, may lie another way round"
+        assert said in report(site(tmp_path, {"training": items}, labels={"0": "a"}))["warnings"]
+        assert "RAS" not in str(report(site(tmp_path, {"training": items[:3]}, labels={"0": "a"}))["warnings"])
+
     def test_2d_beside_3d_cannot_train(self, tmp_path):
         folder = write_site(tmp_path / "s")
         for part, value in (("images", 3.0), ("labels", 1.0)):
@@ -387,6 +397,25 @@ class TestPage:
         assert (rows.min(), columns.min()) == (5 * scale, 10 * scale)
         assert (rows.max(), columns.max()) == (15 * scale - 1, 18 * scale - 1)
         assert not blue[round(9 * scale), round(13 * scale)]  # inside
+
+    @pytest.mark.parametrize("name", ["a.png", "a.nii.gz"])
+    def test_a_section_is_drawn_as_its_own_export_is(self, tmp_path, name):
+        """Bright in front: the upper rows of a DICOM's pixels, whose rows run to the back of the patient."""
+        pixels, mask = np.zeros((2, 40, 40), np.uint8)
+        pixels[:10], mask[:10, :20] = 200, 1
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        Image.fromarray(mask).save(tmp_path / "m.png")
+        for file, array in (("a.nii.gz", pixels), ("m.nii.gz", mask)):
+            placed = nibabel.Nifti1Image(array.T[..., None], np.diag([-1.0, -1.0, 3.0, 1.0]))
+            nibabel.save(placed, tmp_path / file)
+        item = {"image": name, "label": name.replace("a", "m", 1)}
+        _, drawn = check.check_site(site(tmp_path, {"training": [item]}, labels={"0": "no", "1": "yes"}))
+        (tmp_path / "drawn.png").write_bytes(next(iter(drawn.values())))
+        shown = np.asarray(Image.open(tmp_path / "drawn.png"))
+        blue = (shown == [0, 114, 178]).all(axis=2)
+        assert shown[:60].mean() > shown[-60:].mean()
+        assert blue[:65].any()
+        assert not blue[65:].any()
 
     def test_every_class_has_its_picture(self, tmp_path):
         items = [{"image": picture(tmp_path, f"{i}.png", i, mode="RGB"), "label": i % 3} for i in range(30)]

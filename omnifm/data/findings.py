@@ -140,6 +140,7 @@ class Findings:
         flat: images of one value.
         empty: masks without foreground.
         header: images whose header names another modality than dataset.json.
+        flats: 2-D images by whether they are pictures, which know no patient axes.
     """
 
     def __init__(self, datalist: Datalist) -> None:
@@ -152,6 +153,7 @@ class Findings:
         self.flat: list[Place] = []
         self.empty: list[Place] = []
         self.header: list[Place] = []
+        self.flats: Counter[bool] = Counter()
         self.known: dict[Path, bytes] = {}
         self.is_asked = any("question" in item for items in datalist.splits().values() for item in items)
         self.same: dict[bytes, list[tuple[Place, Path]]] = {}
@@ -204,6 +206,7 @@ class Findings:
         images.spacings_mm.append(volume.spacing_mm)
         images.channels[array.shape[3] if array.ndim == 4 else 1] += 1
         images.sample.append(self._sample(array))
+        self.flats[volume.is_picture] += array.shape[2] == 1
         images.low, images.high = min(images.low, low), max(images.high, high)
         if volume.modality not in ("", modality):
             self.header.append(origin)

@@ -4,6 +4,10 @@ Letters: x y z voxel axes, c channel.  Geometry is RAS (right, anterior, superio
 A picture (PNG, JPEG, ...) is `(x, y, 1)` or `(x, y, 1, 3)`: x runs along its columns to the right, y down its
 rows.  It knows no patient axes, so its affine is the identity: spacing 1, and `in_ras()` leaves it upright.
 
+One slice with patient axes (NIfTI, DICOM) is no picture: in RAS an axial one runs to the right and to the front, where
+the PNG of its own pixels runs to the left and to the back.  A task that turns to RAS sees the two turned against each
+other by 180 degrees, so the 2-D images of a federation should be of one kind; `omnifm check` tells a site that mixes.
+
 Reading happens in a child process of bounded memory and time (`reader.py`); what it decodes with is in `decode.py`.
 """
 
