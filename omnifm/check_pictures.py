@@ -53,8 +53,8 @@ class Pictures:
         z = depth // 2 if case.mask is None or not case.mask.any() else int((case.mask > 0).sum((0, 1)).argmax())
         words = [f"{name} {position}", " | ".join(modality_of(item, key) for key in IMAGE_KEYS if key in item)]
         words += [f"z {z}/{depth}"] if depth > 1 else []
-        if isinstance(label := item.get("label"), (int, str)):
-            words.append(str(label) if isinstance(label, str) else self.labels.get(label, f"class {label}"))
+        if isinstance(label := item.get("label"), int):
+            words.append(self.labels.get(label, f"class {label}"))
         panels = [_slice(volume, case.mask, min(z, volume.array.shape[2] - 1)) for volume in volumes]
         self.drawn[" · ".join(words)] = _png(panels)
 

@@ -33,7 +33,7 @@ class Datalist:
         modality: channel number -> DICOM code, e.g. {"0": "MR"}.
         labels: value -> meaning, values 0, 1, 2...; empty for tasks without labels.
         training, validation, test: items as in the file; files are absolute paths, "modality" is filled in,
-            and "origin" is (list in the file, position in it counted from 0).
+            a class's name is its number, and "origin" is (list in the file, position in it counted from 0).
         root: the site's folder.
         source: "demo" for the embedded synthetic data.
     """

@@ -144,7 +144,6 @@ class Findings:
     """
 
     def __init__(self, datalist: Datalist) -> None:
-        self.values = {name: value for value, name in datalist.labels.items()}
         self.split_of = {item["origin"]: name for name, items in datalist.splits().items() for item in items}
         self.per_image = max(64, SAMPLE // max(1, 2 * len(self.split_of)))
         self.generator = np.random.default_rng(0)
@@ -178,8 +177,8 @@ class Findings:
                 self.same.setdefault(self.known[path], []).append((origin, path))
         if case.mask is not None:
             self._see_mask(split, origin, case.mask)
-        elif isinstance(label := item.get("label"), (int, str)):  # not the mask of another task
-            split.label_cases[self.values[label] if isinstance(label, str) else label] += 1
+        elif isinstance(label := item.get("label"), int):  # not the mask of another task
+            split.label_cases[label] += 1
 
     def duplicates(self) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
         """Groups of equal images: those in several splits, and those that stand several times within one.

@@ -54,15 +54,15 @@ class ItemReader:
             raise ValueError(f"'patient' of {where} must be a text or a number; got {type(patient).__name__}")
         return str(patient)
 
-    def _label(self, label: object, where: str) -> Path | int | str:
-        """A class number, a declared class name, or else the path of a mask."""
+    def _label(self, label: object, where: str) -> Path | int:
+        """A class number, that of a declared class name, or else the path of a mask."""
         if isinstance(label, int) and not isinstance(label, bool):
             # A class may lack its name: real federations number their classes together and name only some.
             if not 0 <= label < MAX_CLASSES:
                 raise ValueError(f"{where} must be a class number, 0 to {MAX_CLASSES - 1}; got {label}")
             return label
         if isinstance(label, str) and label in self.labels.values():
-            return label
+            return next(number for number, name in self.labels.items() if name == label)
         return self._path(label, where)
 
     def _path(self, text: object, where: str) -> Path:

@@ -95,21 +95,20 @@ class Classification(Task):
 
     def __init__(self, settings: Any, model: Any) -> None:
         super().__init__(settings, model)
-        self.majority: int | str | None = None
+        self.majority: int | None = None
 
     # Before round 0.
     def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
         """Read an image, in RAS, and its class number."""
-        return {"class": self._class(item["label"], labels), **_read_image(item)}
+        return {"class": self._class(item["label"]), **_read_image(item)}
 
-    def _class(self, label: Path | int | str, labels: Mapping[int, str]) -> int:
+    def _class(self, label: Path | int) -> int:
         if isinstance(label, Path):  # the datalist takes an undeclared name for a mask's path
             raise RefusedImage("label_values", "label must be a class number or a name in 'labels'; it is neither")
-        number = label if isinstance(label, int) else next(n for n, name in labels.items() if name == label)
         limit = len(self.spec["labels"]) if self.spec else self.settings.num_classes
-        if limit != "auto" and number >= limit:
-            raise RefusedImage("label_values", f"label must be one of the federation's {limit} classes; got {number}")
-        return number
+        if limit != "auto" and label >= limit:
+            raise RefusedImage("label_values", f"label must be one of the federation's {limit} classes; got {label}")
+        return label
 
     def case_facts(self, case: Batch) -> dict[str, Any]:
         """Dimensions, channels, longest side in voxels, class."""
@@ -151,7 +150,7 @@ class Classification(Task):
         }
 
     def observe(self, training: Sequence[Mapping[str, Any]]) -> None:
-        """Find the site's most frequent training class, a number or a name; the first of equals."""
+        """Find the site's most frequent training class, by number; the first of equals."""
         self.majority = Counter(item["label"] for item in training).most_common(1)[0][0]
 
     # The network and its loss.
@@ -227,9 +226,7 @@ class Classification(Task):
         names = ("balanced_accuracy", "accuracy")
         if self.majority is None:
             return {f"{name}_majority": None for name in names}
-        labels = {name: int(number) for number, name in self.spec["labels"].items()}
-        said = labels[self.majority] if isinstance(self.majority, str) else self.majority
-        sure = np.tile(np.eye(len(labels))[said], (len(truth), 1))
+        sure = np.tile(np.eye(len(self.spec["labels"]))[self.majority], (len(truth), 1))
         scores = class_scores(sure, truth)
         return {f"{name}_majority": scores[name] for name in names}
 
