@@ -43,6 +43,8 @@ from omnifm.metrics.overlap import overlap
 from omnifm.pictures import common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
 
+MAX_LABELS = 256
+"""Class numbers are held in a byte per voxel."""
 logger = logging.getLogger("omnifm.tasks.segmentation")
 
 
@@ -82,6 +84,8 @@ class Segmentation(Task):
         """Read image and mask on one grid, in RAS; classes are numbered in the order of the label values."""
         if not isinstance(item["label"], Path):
             raise RefusedImage("not_an_image", "label must be the path of a mask; it is a class")
+        if len(labels) > MAX_LABELS:
+            raise RefusedImage("label_values", f"'labels' must name at most {MAX_LABELS} values; got {len(labels)}")
         volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
         mask = Volume(read_label(item["label"], volume, labels), volume.affine).in_ras()
         classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)

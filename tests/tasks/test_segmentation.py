@@ -71,6 +71,16 @@ class TestRead:
         assert np.array_equal(turned["array"], straight["array"])
         assert np.array_equal(turned["native_label"], straight["native_label"])
 
+    def test_a_byte_holds_every_class_and_more_are_refused(self, tmp_path):
+        item, _ = volume(tmp_path)
+        mask = (np.arange(20 * 18 * 12) % 256).reshape(20, 18, 12).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(mask, np.diag([1.0, 1.0, 2.0, 1.0])), item["label"])
+        labels = {value: f"region {value}" for value in range(256)}
+        assert np.array_equal(load_task(experiment()).read(item, labels)["native_label"], mask)
+        with pytest.raises(RefusedImage, match="'labels' must name at most 256 values; got 257") as refusal:
+            load_task(experiment()).read(item, labels | {256: "region 256"})
+        assert refusal.value.reason == "label_values"
+
     def test_refuses_undeclared_labels_and_other_grids(self, tmp_path):
         item, _ = volume(tmp_path)
         with pytest.raises(RefusedImage, match="4"):
