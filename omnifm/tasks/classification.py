@@ -169,10 +169,10 @@ class Classification(Task):
     def prepare(self, case: Batch) -> Batch:
         """One size, padded around; clipped and standardised over all channels together, so that hue stays."""
         image = torch.from_numpy(in_channels(case["array"], self.spec["channels"]).astype(np.float32))
-        extent = np.array(image.shape[1:]) * case["spacing_mm"]
-        size = np.maximum(1, np.round(extent / extent.max() * max(self.spec["size"]))).astype(int)
         flat = self.spec["dims"] == 2
-        image, size = (image[..., 0], size[:2]) if flat else (image, size)
+        image = image[..., 0] if flat else image
+        extent = np.array(image.shape[1:]) * case["spacing_mm"][: self.spec["dims"]]  # a slice's thickness is no side
+        size = np.maximum(1, np.round(extent / extent.max() * max(self.spec["size"]))).astype(int)
         if tuple(size) != tuple(image.shape[1:]):
             smooth = bool(np.any(size < np.array(image.shape[1:])))
             image = Resize(size.tolist(), mode="bilinear" if flat else "trilinear", anti_aliasing=smooth)(image)

@@ -139,6 +139,16 @@ class TestPrepare:
         assert not image[:, :5].any() and not image[:, -5:].any()
         assert image[:, 5:10].mean() > 1 > 0 > image[:, 10:25].mean()
 
+    @pytest.mark.parametrize("thickness", [1.0, 100.0])
+    def test_a_thick_slice_is_no_smaller(self, tmp_path, thickness):
+        """20 x 10 pixels of 0.1 mm fill 16 x 8 of 16 x 16, however thick the slice is."""
+        data = np.random.default_rng(0).normal(size=(20, 10, 1)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(data, np.diag([0.1, 0.1, thickness, 1.0])), tmp_path / "s.nii.gz")
+        task = load_task(job(image_size=16))
+        case = task.read({"image": tmp_path / "s.nii.gz", "label": 1}, LABELS)
+        image = configured(task, [case]).prepare(case)["image"][0]
+        assert [int(image.any(dim=axis).sum()) for axis in (1, 0)] == [16, 8]
+
     def test_hue_stays(self, tmp_path):
         """Channels are scaled together: a red picture stays red."""
         Image.fromarray(np.full((20, 20, 3), (200, 40, 40), np.uint8)).save(tmp_path / "red.png")
