@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1
 HUNG_S = 120.0
-"""Seconds without any CPU time of the process while it is asked: it is stopped, deadlocked, or waits for a dead disk.
-Longer than it may wait for another process, such as the one that reads images."""
+"""Seconds without any CPU time of the process and those it started while it is asked: they are stopped, deadlocked, or
+wait for a dead disk.  An image may take its reader longer than this, but not without CPU time of the reader's."""
 MODULE = "omnifm_flare.trainer_process"
 
 
@@ -127,13 +127,11 @@ class Trainer:
             return json.loads(line)
 
     def _cpu_ticks(self) -> int | None:
-        """CPU time that the process has used, in clock ticks; None where the system does not say."""
+        """CPU time that the process and those it started have used, in clock ticks; None where nobody says."""
         assert self.process is not None
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            return None
-        return int(fields[11]) + int(fields[12])
+        ticks = [_ticks(pid) for pid in (self.process.pid, *_children(self.process.pid))]
+        known = [used for used in ticks if used is not None]
+        return sum(known) if known else None
 
     def _obituary(self) -> str:
         """Say how it died, and start the next one: its imports then overlap the wait for the next round."""
@@ -154,6 +152,23 @@ class Trainer:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
+
+
+def _ticks(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return int(fields[11]) + int(fields[12])
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that any thread of this one has started; none where the system does not say."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += map(int, file.read_text().split())
+    return found
 
 
 def _listen(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:

@@ -82,6 +82,29 @@ class TestTrainer:
         monkeypatch.setattr("omnifm_flare.trainer.HUNG_S", 60.0)
         assert trainer.ask(DESCRIBE).site == "site-1"
 
+    def test_the_work_of_a_process_that_it_started_counts(self):
+        """A large image may keep the reader, which some thread started, busy for minutes; the trainer only waits."""
+        code = """
+import subprocess, sys, threading
+burn = "import time\\nwhile time.process_time() < 1: pass\\nprint('done', flush=True); input()"
+def start():
+    subprocess.Popen([sys.executable, "-c", burn], stdin=sys.stdin, start_new_session=True)
+threading.Thread(target=start).start()
+print("started", flush=True)
+threading.Event().wait()
+"""
+        trainer = Trainer()
+        trainer.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        assert trainer.process.stdout.readline() == "started\n"
+        before = trainer._cpu_ticks()
+        assert trainer.process.stdout.readline() == "done\n"
+        assert trainer._cpu_ticks() - before > os.sysconf("SC_CLK_TCK") // 2
+        trainer._kill()
+        trainer.process.stdin.close(), trainer.process.stdout.close()
+
     def test_stop_removes_process_and_folder(self, job, tmp_path):
         trainer = Trainer()
         trainer.start()
