@@ -20,9 +20,8 @@ from omnifm.data.refusal import refusing
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 """DICOM SEG and its label-map kind."""
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "IssuerOfPatientID",
-    "Modality", "SeriesDescription", "ProtocolName", "Rows", "ReferencedSeriesSequence",
-    "ReferencedFrameOfReferenceSequence",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality",
+    "SeriesDescription", "ProtocolName", "Rows", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence",
 ]  # fmt: skip
 
 
@@ -38,8 +37,8 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
 
     Returns:
         `kind`: "image", "label" (SEG, RTSTRUCT), "other" (DICOM without pixels) or "" (no DICOM); and for
-        DICOM digests `patient` (of the study where there is no ID), `series`, `instance`, the list `refers` of
-        series that a label is about, `modality`, `wanted`, `has_patient`.
+        DICOM digests `patient` (of PatientID, or of the study where there is none), `series`, `instance`, the list
+        `refers` of series that a label is about, `modality`, `wanted`.
 
     Raises:
         RefusedImage: the header cannot be read.
@@ -54,12 +53,12 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
         excluded = bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE))
         code = str(header.get("Modality", ""))
         identity = f"{header.get('PatientID') or ''}".strip()
-        issuer = f"{header.get('IssuerOfPatientID') or ''}".strip()
-        who = f"patient {issuer} {identity}" if identity else f"study {header.get('StudyInstanceUID', '')}"
+        # Without IssuerOfPatientID, which scanners and archives fill in for some of a patient's objects only: one
+        # patient taken for two may be trained and tested on, two who share a number are merely kept together.
+        who = f"patient {identity}" if identity else f"study {header.get('StudyInstanceUID', '')}"
         return {
             "kind": _kind(header),
             "patient": _digest(salt, who),
-            "has_patient": bool(identity),
             "series": _digest(salt, f"series {header.get('SeriesInstanceUID', '')}"),
             "instance": _digest(salt, f"instance {header.get('SOPInstanceUID', '')}"),
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],

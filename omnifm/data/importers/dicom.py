@@ -52,6 +52,8 @@ def prepare(
 ) -> None:
     """Write one site, split 60/20/20 by patient; what cannot be read or has no mask is counted and left out.
 
+    A patient is a PatientID whatever its issuer: two people of two issuers who share a number stay in one split.
+
     Args:
         source: folder tree with DICOM files in any order.
         destination: folder for the site; made if needed.

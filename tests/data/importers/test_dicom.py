@@ -72,6 +72,14 @@ def write_seg(file: Path, images: list[Path], drawn: np.ndarray) -> None:
     ).save_as(file)  # fmt: skip
 
 
+def edit(file: Path, **elements: object) -> None:
+    """Say something else in a file's header."""
+    data = dcmread(file)
+    for keyword, value in elements.items():
+        setattr(data, keyword, value)
+    data.save_as(file)
+
+
 def items_of(site: Path, required: tuple[str, ...] = ("image",)) -> list[dict]:
     return [item for split in read_datalist(site, required=required).splits().values() for item in split]
 
@@ -116,6 +124,16 @@ class TestPatients:
         assert len(set(one)) == 2
         assert sorted(one) == sorted(two)
         assert not set(one) & set(other)
+
+    def test_an_issuer_in_some_objects_only_makes_no_second_patient(self, tmp_path):
+        """One who counts as two may be trained on and tested on."""
+        series(tmp_path / "src", "anna", said="T1 a")
+        for file in series(tmp_path / "src", "anna", said="T1 b"):
+            edit(file, IssuerOfPatientID="HOSPITAL")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        patients = [item["patient"] for item in items_of(tmp_path / "dst/site-1")]
+        assert len(patients) == 2
+        assert len(set(patients)) == 1
 
     def test_the_salt_is_the_owners_alone(self, tmp_path):
         series(tmp_path / "src", "anna")
