@@ -91,7 +91,7 @@ def _single(path: Path, max_bytes: int) -> File:
 
 
 def _series(folder: Path, max_bytes: int) -> list[File]:
-    paths = [path for path in sorted(folder.iterdir()) if _may_be_slice(path)]
+    paths = [path for path in sorted(folder.iterdir()) if may_be_slice(path)]
     check_budget(max((path.stat().st_size for path in paths), default=0), max_bytes)
     files = [file for path in paths if _holds_image(file := open_file(path, max_bytes))]
     if not files:
@@ -99,7 +99,7 @@ def _series(folder: Path, max_bytes: int) -> list[File]:
     return files
 
 
-def _may_be_slice(path: Path) -> bool:
+def may_be_slice(path: Path) -> bool:
     """Whether a file in a series folder is DICOM.
 
     Raises:
@@ -119,19 +119,27 @@ def _may_be_slice(path: Path) -> bool:
     raise RefusedImage("not_an_image", "a file in a series folder must be DICOM or another kind by its suffix")
 
 
+def promises_image(header: Dataset, sop_class: str) -> bool:
+    """Whether a header is that of an image; one without rows or pixels was then cut short."""
+    return not _holds_no_image(header, sop_class) and (
+        "Rows" in header or text(header, "Modality") in MODALITIES | {""}
+    )
+
+
+def _holds_no_image(header: Dataset, sop_class: str) -> bool:
+    return text(header, "Modality") in NO_IMAGE or sop_class.startswith(NO_IMAGE_CLASSES)
+
+
 def _holds_image(file: File) -> bool:
     """Whether a file is an image.
 
     Raises:
         RefusedImage: `truncated`, when it should be one and its pixels are not there.
     """
-    modality = text(file.header, "Modality")
-    if modality in NO_IMAGE or file.sop_class.startswith(NO_IMAGE_CLASSES):
-        return False
     # Without pixels it may be a slice cut short: ignoring it would lose the end of a series unseen.
-    if file.pixels_at is None and ("Rows" in file.header or modality in MODALITIES | {""}):
+    if file.pixels_at is None and promises_image(file.header, file.sop_class):
         raise RefusedImage("truncated", "an image must hold its pixels; the file ends before them")
-    return file.pixels_at is not None
+    return file.pixels_at is not None and not _holds_no_image(file.header, file.sop_class)
 
 
 def _check_kind(file: File, burned_in_text: BurnedIn) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset, FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
+from omnifm.data.dicom import may_be_slice, promises_image
+from omnifm.data.dicom_geometry import TOMOGRAPHIC
 from omnifm.data.items import MODALITY
 from omnifm.data.refusal import refusing
 
@@ -21,7 +22,8 @@ SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 """DICOM SEG and its label-map kind."""
 TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality",
-    "SeriesDescription", "ProtocolName", "Rows", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence",
+    "SeriesDescription", "ProtocolName", "Rows", "ImagePositionPatient", "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
 ]  # fmt: skip
 
 
@@ -36,18 +38,19 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
         exclude: pattern that must not be found there; "" excludes nothing.
 
     Returns:
-        `kind`: "image", "label" (SEG, RTSTRUCT), "other" (DICOM without pixels) or "" (no DICOM); and for
-        DICOM digests `patient` (of PatientID, or of the study where there is none), `series`, `instance`, the list
-        `refers` of series that a label is about, `modality`, `wanted`.
+        `kind`: "image", "label" (SEG, RTSTRUCT), "other" (DICOM of other kinds) or "" (no DICOM by its name, and
+        hidden files); and for DICOM digests `patient` (of PatientID, or of the study where there is none), `series`,
+        `instance`, the list `refers` of series that a label is about, `modality`, `wanted`, and `section`: whether
+        it may be one slice of several; an X-ray or a photograph is an image by itself.
 
     Raises:
-        RefusedImage: the header cannot be read.
+        RefusedImage: the header cannot be read, or the file should be DICOM by its name and is not: it may be a
+            spoilt slice.
     """
     with refusing():
-        try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-        except InvalidDicomError:
+        if not may_be_slice(path):
             return {"kind": ""}
+        header = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
         text = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
         said = bool(re.search(description, text, re.IGNORECASE))
         excluded = bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE))
@@ -63,14 +66,16 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
             "instance": _digest(salt, f"instance {header.get('SOPInstanceUID', '')}"),
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],
             "modality": code if MODALITY.fullmatch(code) else "",
+            "section": code in TOMOGRAPHIC or "ImagePositionPatient" in header,
             "wanted": modality in ("", code) and said and not excluded,
         }
 
 
-def _kind(header: Dataset) -> str:
-    if header.get("SOPClassUID") in (*SEGMENTATIONS, RTStructureSetStorage):
+def _kind(header: FileDataset) -> str:
+    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+    if sop_class in (*SEGMENTATIONS, RTStructureSetStorage):
         return "label"
-    return "image" if header.get("Rows") else "other"
+    return "image" if promises_image(header, sop_class) else "other"
 
 
 def _referred(header: Dataset) -> Iterator[str]:

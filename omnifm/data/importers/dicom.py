@@ -36,6 +36,10 @@ class Series:
     """By instance: a file exported twice counts once."""
     labels: list[Path] = field(default_factory=list)
     """SEG and RTSTRUCT objects that name this series as their image."""
+    sections: bool = False
+    """Whether its files are slices, of which one may be missing."""
+    whole: bool = True
+    """False for slices beside a file that cannot be read: it may be one of them."""
 
 
 def prepare(
@@ -53,6 +57,8 @@ def prepare(
     """Write one site, split 60/20/20 by patient; what cannot be read or has no mask is counted and left out.
 
     A patient is a PatientID whatever its issuer: two people of two issuers who share a number stay in one split.
+    A file that should be DICOM and cannot be read may be a slice of any volume in its folder: they are left out with
+    it, until it is mended or taken away.
 
     Args:
         source: folder tree with DICOM files in any order.
@@ -74,13 +80,7 @@ def prepare(
     found = _index(source, _salt(destination), (modality, description, exclude), left_out)
     try:
         with new_folder(destination / site) as folder:
-            items = []
-            for name, series in tqdm(sorted(found.items()), unit="series", desc="reading", disable=None):
-                try:
-                    items.append(_write_series(folder, name, series, meanings, mask))
-                except RefusedImage as refusal:
-                    left_out[refusal.reason] += 1
-                    shutil.rmtree(folder / "images" / name, ignore_errors=True)
+            items = _write_all(folder, found, meanings, mask, left_out)
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "nothing"
             if not items:
                 raise ValueError(f"source must hold a usable series; {len(found)} matched, left out: {counts}")
@@ -126,22 +126,44 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
     found: dict[str, Series] = {}
     labels: list[tuple[Path, list[str]]] = []
     keys: dict[str, Any] = dict(zip(("modality", "description", "exclude"), wanted, strict=True))
-    files = sorted(file for file in source.rglob("*") if file.is_file() and not file.is_symlink())
+    files = sorted(file for file in source.rglob("*") if file.is_symlink() or not file.is_dir())
+    unread: set[Path] = set()
     for file in tqdm(files, unit="file", desc="indexing", disable=None):
         try:
             facts, _ = READER.ask(file, what="header", max_bytes=MAX_BYTES, salt=salt, **keys)
         except RefusedImage as refusal:
             left_out[f"file {refusal.reason}"] += 1
+            unread.add(file.parent)
             continue
         if facts["kind"] == "label":
             labels.append((file, facts["refers"]))
         elif facts["kind"] == "image" and facts["wanted"]:
             series = found.setdefault(facts["series"], Series(facts["patient"], facts["modality"]))
             series.files.setdefault(facts["instance"], file)
+            series.sections |= facts["section"]
     for file, refers in labels:
         for name in set(refers) & found.keys():
             found[name].labels.append(file)
+    for series in found.values():
+        series.whole = not (series.sections and unread & {file.parent for file in series.files.values()})
     return found
+
+
+def _write_all(
+    folder: Path, found: dict[str, Series], labels: Labels, mask: str, left_out: Counter[str]
+) -> list[dict[str, Any]]:
+    """Write the series that can be read; returns their items."""
+    items = []
+    for name, series in tqdm(sorted(found.items()), unit="series", desc="reading", disable=None):
+        if not series.whole:
+            left_out["series beside a file left out"] += 1
+            continue
+        try:
+            items.append(_write_series(folder, name, series, labels, mask))
+        except RefusedImage as refusal:
+            left_out[refusal.reason] += 1
+            shutil.rmtree(folder / "images" / name, ignore_errors=True)
+    return items
 
 
 def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask: str) -> dict[str, Any]:

@@ -13,14 +13,22 @@ import numpy as np
 import pytest
 from highdicom.sr.coding import CodedConcept
 from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 from typer.testing import CliRunner
 
 from omnifm.cli import app
 from omnifm.data.datalist import read_datalist
 from omnifm.data.importers.dicom import prepare
-from omnifm.data.volume import read_label, read_volume
+from omnifm.data.volume import RefusedImage, read_label, read_volume
 
 
 def series(
@@ -191,6 +199,73 @@ class TestMasks:
         source = shared_data / "dicom/series/ct_with_rtstruct"
         with pytest.raises(ValueError, match="1 matched, left out: 1 label_geometry"):
             prepare(source, tmp_path / "dst", modality="CT", labels="ROI-1")
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def wiped(file: Path) -> None:
+    file.write_bytes(bytes(512) + file.read_bytes()[512:])
+
+
+def cut_before_rows(file: Path) -> None:
+    """At an element's end: what is left parses, and is no image."""
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"\x28\x00\x10\x00")])
+
+
+def linked(file: Path) -> None:
+    file.rename(file.parent.parent / "elsewhere.dcm")
+    file.symlink_to(file.parent.parent / "elsewhere.dcm")
+
+
+class TestDamage:
+    """The last slice of four is spoilt: three equally spaced ones look like a whole series."""
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [
+            (emptied, "1 file not_an_image, 1 series beside a file left out"),
+            (wiped, "1 file not_an_image, 1 series beside a file left out"),
+            (cut_before_rows, "1 truncated"),
+            (linked, "1 file not_an_image, 1 series beside a file left out"),
+        ],
+    )
+    def test_a_series_loses_no_slice_unseen(self, tmp_path, capsys, spoil, said):
+        spoil(series(tmp_path / "src/sub", "anna")[-1])
+        series(tmp_path / "src", "berta")
+        with pytest.raises(RefusedImage):  # the reader, asked for the folder itself, agrees
+            read_volume(tmp_path / "src/sub/anna")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        assert f"1 of 2 matching series prepared; left out: {said}\n" in capsys.readouterr().out
+        (item,) = items_of(tmp_path / "dst/site-1")
+        assert read_volume(item["image"]).array.shape == (6, 5, 4)
+
+    def test_an_x_ray_beside_a_spoilt_file_is_whole_all_the_same(self, tmp_path, capsys):
+        (good,) = series(tmp_path / "src", "anna", num=1)
+        data = dcmread(good)
+        data.Modality, data.SOPClassUID = "CR", ComputedRadiographyImageStorage
+        del data.ImagePositionPatient, data.ImageOrientationPatient
+        data.save_as(good)
+        (tmp_path / "src/anna/spoilt.dcm").write_bytes(b"")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        assert "1 of 1 matching series prepared; left out: 1 file not_an_image\n" in capsys.readouterr().out
+
+    def test_what_is_no_slice_by_its_name_or_kind_costs_nothing(self, tmp_path, capsys):
+        files = series(tmp_path / "src", "anna")
+        for name in ("notes.txt", "._hidden", "DICOMDIR", "thumbs.db"):
+            (tmp_path / "src/anna" / name).write_bytes(b"no DICOM")
+        report = dcmread(files[0])
+        for keyword in ("Rows", "Columns", "PixelData"):
+            delattr(report, keyword)
+        report.SOPClassUID, report.SOPInstanceUID, report.Modality = BasicTextSRStorage, generate_uid(), "SR"
+        report.save_as(tmp_path / "src/anna/report.dcm")
+        shutil.copy(
+            get_testdata_file("DICOMDIR"), tmp_path / "src/anna/DICOMDIR.old.1"
+        )  # its kind is in the meta header
+        prepare(tmp_path / "src", tmp_path / "dst")
+        assert "1 of 1 matching series prepared; left out: nothing" in capsys.readouterr().out
 
 
 class TestRefusals:
