@@ -4,6 +4,7 @@ Files are grouped by series whatever their folders and names.  Folders and files
 digests; the salt stays beside them in `.omnifm-salt`, readable by its owner only, and links a patient who comes again.
 """
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -32,8 +33,8 @@ class Series:
 
     patient: str
     modality: str
-    files: dict[str, Path] = field(default_factory=dict)
-    """By instance: a file exported twice counts once."""
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    """With the instance that each says it is."""
     labels: list[Path] = field(default_factory=list)
     """SEG and RTSTRUCT objects that name this series as their image."""
     sections: bool = False
@@ -139,13 +140,13 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
             labels.append((file, facts["refers"]))
         elif facts["kind"] == "image" and facts["wanted"]:
             series = found.setdefault(facts["series"], Series(facts["patient"], facts["modality"]))
-            series.files.setdefault(facts["instance"], file)
+            series.files.append((facts["instance"], file))
             series.sections |= facts["section"]
     for file, refers in labels:
         for name in set(refers) & found.keys():
             found[name].labels.append(file)
     for series in found.values():
-        series.whole = not (series.sections and unread & {file.parent for file in series.files.values()})
+        series.whole = not (series.sections and unread & {file.parent for _, file in series.files})
     return found
 
 
@@ -170,7 +171,7 @@ def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask:
     """Link one series into the site and read it as training will."""
     target = folder / "images" / name
     target.mkdir(parents=True)
-    for number, file in enumerate(series.files.values()):
+    for number, file in enumerate(_distinct(series.files)):
         link_or_copy(file, target / f"{number:05d}.dcm")
     image = read_volume(target)
     item = {"image": f"images/{name}", "patient": series.patient, "modality": series.modality or "OT"}
@@ -184,9 +185,27 @@ def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask:
     return item
 
 
+def _distinct(files: Sequence[tuple[str, Path]]) -> list[Path]:
+    """The files without copies of one: an instance exported twice counts once.
+
+    Of an instance whose files differ all are kept, for the reader to judge: some anonymisers call all slices the same.
+    """
+    counts = Counter(instance for instance, _ in files)
+    kept: dict[tuple[str, str], Path] = {}
+    for instance, file in files:
+        content = _digest_of(file) if counts[instance] > 1 else ""
+        kept.setdefault((instance, content), file)
+    return list(kept.values())
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def _label_of(series: Series, mask: str) -> Path:
     if mask:
-        folders = {file.parent for file in series.files.values()}
+        folders = {file.parent for _, file in series.files}
         found = [folder / mask for folder in sorted(folders) if (folder / mask).is_file()]
     else:
         found = series.labels

@@ -108,6 +108,21 @@ class TestGrouping:
         (item,) = items_of(tmp_path / "dst/site-1")
         assert read_volume(item["image"]).array.shape == (6, 5, 4)
 
+    def test_slices_that_all_claim_one_instance_are_all_kept(self, tmp_path):
+        """Some anonymisers write the same SOPInstanceUID everywhere."""
+        for file in series(tmp_path / "src", "anna"):
+            edit(file, SOPInstanceUID="1.2.3")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        (item,) = items_of(tmp_path / "dst/site-1")
+        assert read_volume(item["image"]).array.shape == (6, 5, 4)
+
+    def test_an_instance_in_two_versions_is_the_readers_to_judge(self, tmp_path):
+        files = series(tmp_path / "src", "anna")
+        shutil.copy(files[0], tmp_path / "src/anna/again.dcm")
+        edit(tmp_path / "src/anna/again.dcm", RescaleIntercept=100)
+        with pytest.raises(ValueError, match="1 matched, left out: 1 duplicate_slices"):
+            prepare(tmp_path / "src", tmp_path / "dst")
+
     def test_modality_and_description_choose(self, tmp_path, capsys):
         series(tmp_path / "src", "anna")
         series(tmp_path / "src", "anna", said="T2 tse")
