@@ -16,7 +16,7 @@ from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 from omnifm.data.dicom import may_be_slice, promises_image
 from omnifm.data.dicom_geometry import TOMOGRAPHIC
 from omnifm.data.items import MODALITY
-from omnifm.data.refusal import refusing
+from omnifm.data.refusal import RefusedImage, refusing
 
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 """DICOM SEG and its label-map kind."""
@@ -39,35 +39,38 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
 
     Returns:
         `kind`: "image", "label" (SEG, RTSTRUCT), "other" (DICOM of other kinds) or "" (no DICOM by its name, and
-        hidden files); and for DICOM digests `patient` (of PatientID, or of the study where there is none), `series`,
-        `instance`, the list `refers` of series that a label is about, `modality`, `wanted`, and `section`: whether
-        it may be one slice of several; an X-ray or a photograph is an image by itself.
+        hidden files); and for DICOM digests `patient` ("" without a PatientID), `study`, `series`, `instance`, the
+        list `refers` of series that a label is about, `modality`, `wanted`, `excluded`, and `section`: whether it may
+        be one slice of several; an X-ray or a photograph is an image by itself.
 
     Raises:
-        RefusedImage: the header cannot be read, or the file should be DICOM by its name and is not: it may be a
-            spoilt slice.
+        RefusedImage: the header cannot be read, the file should be DICOM by its name and is not, or an image does not
+            say of which series it is: it may be a slice of any.
     """
     with refusing():
         if not may_be_slice(path):
             return {"kind": ""}
         header = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+        kind, series = _kind(header), f"{header.get('SeriesInstanceUID') or ''}".strip()
+        if kind == "image" and not series:
+            raise RefusedImage("corrupt", "an image must name its series; its SeriesInstanceUID is empty")
         text = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
         said = bool(re.search(description, text, re.IGNORECASE))
-        excluded = bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE))
         code = str(header.get("Modality", ""))
         identity = f"{header.get('PatientID') or ''}".strip()
-        # Without IssuerOfPatientID, which scanners and archives fill in for some of a patient's objects only: one
-        # patient taken for two may be trained and tested on, two who share a number are merely kept together.
-        who = f"patient {identity}" if identity else f"study {header.get('StudyInstanceUID', '')}"
         return {
-            "kind": _kind(header),
-            "patient": _digest(salt, who),
-            "series": _digest(salt, f"series {header.get('SeriesInstanceUID', '')}"),
+            "kind": kind,
+            # Without IssuerOfPatientID, which scanners and archives fill in for some of a patient's objects only: one
+            # patient taken for two may be trained and tested on, two who share a number are merely kept together.
+            "patient": _digest(salt, f"patient {identity}") if identity else "",
+            "study": _digest(salt, f"study {header.get('StudyInstanceUID', '')}"),
+            "series": _digest(salt, f"series {series}"),
             "instance": _digest(salt, f"instance {header.get('SOPInstanceUID', '')}"),
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],
             "modality": code if MODALITY.fullmatch(code) else "",
             "section": code in TOMOGRAPHIC or "ImagePositionPatient" in header,
-            "wanted": modality in ("", code) and said and not excluded,
+            "wanted": modality in ("", code) and said,
+            "excluded": bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE)),
         }
 
 

@@ -31,14 +31,19 @@ Labels = dict[int, str]
 class Series:
     """One series found in the tree."""
 
-    patient: str
     modality: str
+    study: str
+    patients: set[str] = field(default_factory=set)
+    """None where the headers name nobody, several where they contradict each other."""
     files: list[tuple[str, Path]] = field(default_factory=list)
     """With the instance that each says it is."""
     labels: list[Path] = field(default_factory=list)
     """SEG and RTSTRUCT objects that name this series as their image."""
     sections: bool = False
     """Whether its files are slices, of which one may be missing."""
+    wanted: bool = False
+    excluded: bool = False
+    """What one file of it says of both counts for all: a part of a series is no volume."""
     whole: bool = True
     """False for slices beside a file that cannot be read: it may be one of them."""
 
@@ -138,10 +143,14 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
             continue
         if facts["kind"] == "label":
             labels.append((file, facts["refers"]))
-        elif facts["kind"] == "image" and facts["wanted"]:
-            series = found.setdefault(facts["series"], Series(facts["patient"], facts["modality"]))
+        elif facts["kind"] == "image":
+            series = found.setdefault(facts["series"], Series(facts["modality"], facts["study"]))
+            series.patients |= {facts["patient"]} - {""}
             series.files.append((facts["instance"], file))
             series.sections |= facts["section"]
+            series.wanted |= facts["wanted"]
+            series.excluded |= facts["excluded"]
+    found = {name: series for name, series in found.items() if series.wanted and not series.excluded}
     for file, refers in labels:
         for name in set(refers) & found.keys():
             found[name].labels.append(file)
@@ -169,12 +178,15 @@ def _write_all(
 
 def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask: str) -> dict[str, Any]:
     """Link one series into the site and read it as training will."""
+    if len(series.patients) > 1:
+        raise RefusedImage("corrupt", f"a series must be of one patient; got {len(series.patients)}")
     target = folder / "images" / name
     target.mkdir(parents=True)
     for number, file in enumerate(_distinct(series.files)):
         link_or_copy(file, target / f"{number:05d}.dcm")
     image = read_volume(target)
-    item = {"image": f"images/{name}", "patient": series.patient, "modality": series.modality or "OT"}
+    patient = next(iter(series.patients), series.study)
+    item = {"image": f"images/{name}", "patient": patient, "modality": series.modality or "OT"}
     if labels:
         label = _label_of(series, mask)
         ending = ".dcm" if label in series.labels else "".join(Path(mask).suffixes[-2:])

@@ -123,6 +123,40 @@ class TestGrouping:
         with pytest.raises(ValueError, match="1 matched, left out: 1 duplicate_slices"):
             prepare(tmp_path / "src", tmp_path / "dst")
 
+    def test_what_names_no_series_is_left_out(self, tmp_path):
+        """Two patients, all UIDs blanked: their slices interleave without a gap."""
+        for shift, patient in enumerate(("anna", "berta")):
+            for number, file in enumerate(series(tmp_path / "src", patient)):
+                place = [0, 0, 2.0 * (2 * number + shift)]
+                edit(file, SeriesInstanceUID="", FrameOfReferenceUID="", ImagePositionPatient=place)
+        with pytest.raises(ValueError, match="0 matched, left out: 8 file corrupt"):
+            prepare(tmp_path / "src", tmp_path / "dst")
+
+    def test_a_series_of_two_patients_is_left_out(self, tmp_path):
+        for file in series(tmp_path / "src", "anna")[2:]:
+            edit(file, PatientID="berta")
+        with pytest.raises(ValueError, match="1 matched, left out: 1 corrupt"):
+            prepare(tmp_path / "src", tmp_path / "dst")
+
+    def test_without_patients_several_studies_are_one_series(self, tmp_path):
+        """Some anonymisers make up a study for each file."""
+        for number, file in enumerate(series(tmp_path / "src", "anna")):
+            edit(file, PatientID="", StudyInstanceUID=f"1.2.{number}")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        (item,) = items_of(tmp_path / "dst/site-1")
+        assert read_volume(item["image"]).array.shape == (6, 5, 4)
+
+    def test_a_slice_described_otherwise_is_a_slice_all_the_same(self, tmp_path):
+        edit(series(tmp_path / "src", "anna")[-1], SeriesDescription="")
+        prepare(tmp_path / "src", tmp_path / "dst", description="t1")
+        (item,) = items_of(tmp_path / "dst/site-1")
+        assert read_volume(item["image"]).array.shape == (6, 5, 4)
+
+    def test_a_slice_excluded_excludes_its_series(self, tmp_path):
+        edit(series(tmp_path / "src", "anna")[-1], SeriesDescription="T1 derived")
+        with pytest.raises(ValueError, match="0 matched"):
+            prepare(tmp_path / "src", tmp_path / "dst", exclude="derived")
+
     def test_modality_and_description_choose(self, tmp_path, capsys):
         series(tmp_path / "src", "anna")
         series(tmp_path / "src", "anna", said="T2 tse")
