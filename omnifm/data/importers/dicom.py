@@ -34,7 +34,7 @@ class Series:
     modality: str
     study: str
     patients: set[str] = field(default_factory=set)
-    """None where the headers name nobody, several where they contradict each other."""
+    """One in the end, or several where the headers contradict each other."""
     files: list[tuple[str, Path]] = field(default_factory=list)
     """With the instance that each says it is."""
     labels: list[Path] = field(default_factory=list)
@@ -150,6 +150,7 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
             series.sections |= facts["section"]
             series.wanted |= facts["wanted"]
             series.excluded |= facts["excluded"]
+    _name_by_study(found)
     found = {name: series for name, series in found.items() if series.wanted and not series.excluded}
     for file, refers in labels:
         for name in set(refers) & found.keys():
@@ -157,6 +158,14 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
     for series in found.values():
         series.whole = not (series.sections and unread & {file.parent for _, file in series.files})
     return found
+
+
+def _name_by_study(found: dict[str, Series]) -> None:
+    """Give series without a PatientID their study's, or the study itself: nobody may be in two splits."""
+    named = {series.study: patient for series in found.values() for patient in series.patients}
+    for series in found.values():
+        if not series.patients:
+            series.patients = {named.get(series.study, series.study)}
 
 
 def _write_all(
@@ -185,7 +194,7 @@ def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask:
     for number, file in enumerate(_distinct(series.files)):
         link_or_copy(file, target / f"{number:05d}.dcm")
     image = read_volume(target)
-    patient = next(iter(series.patients), series.study)
+    (patient,) = series.patients
     item = {"image": f"images/{name}", "patient": patient, "modality": series.modality or "OT"}
     if labels:
         label = _label_of(series, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import highdicom as hd
@@ -191,6 +192,16 @@ class TestPatients:
         patients = [item["patient"] for item in items_of(tmp_path / "dst/site-1")]
         assert len(patients) == 2
         assert len(set(patients)) == 1
+
+    def test_a_series_without_an_id_is_its_studys_patients(self, tmp_path):
+        files = {kind: series(tmp_path / "src", "anna", said=kind) for kind in ("T1 a", "T1 b", "T1 c")}
+        for file in (*files["T1 a"], *files["T1 b"]):
+            edit(file, StudyInstanceUID="1.2.3")
+        for file in (*files["T1 b"], *files["T1 c"]):
+            edit(file, PatientID="")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        patients = [item["patient"] for item in items_of(tmp_path / "dst/site-1")]
+        assert sorted(Counter(patients).values()) == [1, 2]
 
     def test_the_salt_is_the_owners_alone(self, tmp_path):
         series(tmp_path / "src", "anna")
