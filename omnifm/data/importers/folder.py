@@ -5,6 +5,7 @@ Source layouts: `images/a.nii.gz` with the mask `labels/a.nii.gz` or `labels/a.p
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def prepare(
         first: number of the first site.
 
     Raises:
-        ValueError: an option is out of range, the source has neither layout, too many images are refused, or a site
-            is already there.
+        ValueError: an option is out of range, the source has neither layout, names leave open whose a mask is, too
+            many images are refused, or a site is already there.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     check_modality(modality, "modality")
@@ -89,20 +90,42 @@ def _stem(file: Path) -> tuple[str, str]:
 
 
 def _pairs(source: Path, pattern: re.Pattern[str], modality: str) -> list[Case]:
-    masks = {_stem(file)[0]: file for file in _files(source, "labels")}
     images = _files(source, "images")
-    patients = _patients(images, pattern)
+    patients, masks = _patients(images, pattern), _masks(source, images)
     cases = []
-    for number, image in enumerate(images):
-        stem, ending = _stem(image)
-        mask = masks.get(stem, source / "labels" / image.name)  # a missing one is refused when it is read
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         item = {
-            "image": f"images/{number:05d}{ending}",
+            "image": f"images/{number:05d}{_stem(image)[1]}",
             "label": f"labels/{number:05d}{_stem(mask)[1]}",
             "patient": patients[image],
         }
         cases.append(Case(item, patients[image], modality, "", {item["image"]: image, item["label"]: mask}))
     return cases
+
+
+def _masks(source: Path, images: list[Path]) -> list[Path]:
+    """Each image's mask: the file of its name, else the one that only differs in its ending; or a missing file.
+
+    Raises:
+        ValueError: an image's mask could be another image's, or one of several.
+    """
+    masks_of: dict[str, list[Path]] = {}
+    for file in _files(source, "labels"):
+        masks_of.setdefault(_stem(file)[0], []).append(file)
+    num_images = Counter(_stem(image)[0] for image in images)
+    found, unsure = [], 0
+    for image in images:
+        stem, same = _stem(image)[0], source / "labels" / image.name
+        fitting = masks_of.get(stem, [])
+        if same in fitting or not fitting:
+            found.append(same)  # a missing one is refused when it is read
+        else:
+            found.append(fitting[0])
+            unsure += num_images[stem] > 1 or len(fitting) > 1
+    if unsure:
+        rule = "an image must share its whole name with a mask, or all but the ending with one mask and no other image"
+        raise ValueError(f"{rule}; {unsure} of {len(images)} do not")
+    return found
 
 
 def _classes(source: Path, names: list[str], pattern: re.Pattern[str], modality: str) -> list[Case]:

@@ -28,6 +28,44 @@ def test_images_keep_their_masks(tmp_path):
         assert label.max() == image.array.max() % 2
 
 
+def test_of_two_images_with_one_stem_each_keeps_its_mask(tmp_path):
+    source = layouts.folder(tmp_path / "source")
+    for kind, level in (("images", 31), ("labels", 1)):  # beside image and mask 4, whose mask is full of 0
+        picture(source / kind / "Doe_1_4.bmp", level)
+    prepare(source, tmp_path / "out", **MASKS)
+    items = items_of(tmp_path / "out")
+    assert len(items) == 25
+    for item in items:
+        image = read_volume(item["image"])
+        assert read_label(item["label"], image, {0: "", 1: ""}).max() == image.array.max() % 2
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (["images/Doe_1_4.bmp"], "1 of 25 do not"),  # the mask is Doe_1_4.png's
+        (["images/new.png", "labels/new.bmp", "labels/new.tif"], "1 of 25 do not"),
+        (["images/new.png", "images/new.bmp", "labels/new.tif"], "2 of 26 do not"),
+    ],
+)
+def test_rejects_masks_that_could_be_anothers(tmp_path, made, message):
+    source = layouts.folder(tmp_path / "source")
+    for name in made:
+        picture(source / name, 1)
+    with pytest.raises(ValueError, match=f"share its whole name with a mask, .*; {message}") as caught:
+        prepare(source, tmp_path / "out", **MASKS)
+    assert not (tmp_path / "out").exists()
+    assert "Doe" not in str(caught.value)
+
+
+def test_a_mask_may_have_another_ending(tmp_path):
+    source = layouts.folder(tmp_path / "source")
+    (source / "labels/Doe_1_4.png").unlink()
+    picture(source / "labels/Doe_1_4.bmp", 0)
+    prepare(source, tmp_path / "out", **MASKS)
+    assert len(items_of(tmp_path / "out")) == 24
+
+
 def test_images_keep_their_class(tmp_path):
     prepare(layouts.class_folders(tmp_path / "source"), tmp_path / "out", **CLASSES)
     items = items_of(tmp_path / "out")
