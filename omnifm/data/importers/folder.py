@@ -43,15 +43,16 @@ def prepare(
         modality: DICOM code of the images: MR, CT, US, CR, ...
         labels: names with commas: meanings of the mask values 0, 1, 2, ..., or the names of the class folders.
         seed: of the partition and the splits.
-        patient: regular expression whose first group, in a file's name, is the patient; by default each image is one.
+        patient: regular expression whose first group, in every image's name, is the patient; by default each name is
+            one.
         partition: natural and modality (one site), dirichlet (skewed classes) or count (alike).
         sites: number of sites of dirichlet and count, 3 by default.
         gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
         first: number of the first site.
 
     Raises:
-        ValueError: an option is out of range, the source has neither layout, names leave open whose a mask is, too
-            many images are refused, or a site is already there.
+        ValueError: an option is out of range, the source has neither layout, names leave open whose an image or a
+            mask is, too many images are refused, or a site is already there.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     check_modality(modality, "modality")
@@ -146,9 +147,16 @@ def _classes(source: Path, names: list[str], pattern: re.Pattern[str], modality:
 
 
 def _patients(images: list[Path], pattern: re.Pattern[str]) -> dict[Path, str]:
-    """Image -> "p1", "p2", ...; an image whose name does not fit the pattern is a patient of its own."""
+    """Image -> "p1", "p2", ...
+
+    Raises:
+        ValueError: a name has no patient in it: counted as one of its own, a patient could be in two splits.
+    """
     found = {image: pattern.search(image.name) for image in images}
-    keys = {image: (match[1] or "") if match else f"/{image}" for image, match in found.items()}
+    keys = {image: match[1] for image, match in found.items() if match and match[1]}
+    if len(keys) < len(images):
+        rule = "patient must find a patient in the name of every image"
+        raise ValueError(f"{rule}; it does not in {len(images) - len(keys)} of {len(images)}")
     numbers = {key: number for number, key in enumerate(sorted(set(keys.values())), start=1)}
     return {image: f"p{numbers[key]}" for image, key in keys.items()}
 

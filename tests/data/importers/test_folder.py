@@ -99,6 +99,15 @@ def test_patients_are_read_from_names(tmp_path):
     assert groups == {f"p{patient + 1}": [patient] * 3 for patient in range(8)}
 
 
+@pytest.mark.parametrize(("make", "options"), [(layouts.folder, MASKS), (layouts.class_folders, CLASSES)])
+@pytest.mark.parametrize("pattern", ["Doe_([0-6])_", "Doe_(?:([0-6])|7)_", "([^7]?)_[0-9]+.png$"])
+def test_rejects_a_pattern_that_misses_a_name(tmp_path, make, options, pattern):
+    """Patient 7's three images must not become three patients, nor the nameless one."""
+    with pytest.raises(ValueError, match="find a patient in the name of every image; it does not in 3 of 24") as caught:
+        prepare(make(tmp_path / "source"), tmp_path / "out", patient=pattern, **options)
+    assert "Doe" not in str(caught.value)
+
+
 def test_numbers_follow_the_alphabet_also_where_images_are_left_out(tmp_path):
     source = layouts.folder(tmp_path / "source")
     sorted((source / "images").iterdir())[2].write_bytes(b"")
