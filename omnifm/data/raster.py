@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 NPZ_ARRAY = "images"
+TRANSPARENT = "picture must be opaque; some pixels are transparent"
 
 
 def read(path: Path, max_bytes: int, *, as_mask: bool = False) -> Float[np.ndarray, "x y 1 *c"]:
@@ -116,6 +117,9 @@ def _check(picture: Any, path: Path, max_bytes: int) -> None:
     check_budget(width * height * bands * 9, max_bytes)  # decoded, turned upright, and as float32
     if picture.mode not in GREY_MODES and _bits_per_channel(picture, path) > 8:
         raise RefusedImage("unsupported_format", "colour must have 8 bits per channel; Pillow drops the rest")
+    if picture.format == "TIFF" and not _grey_is_plain(picture):
+        rule = "TIFF must say which grey is black (above 8 bits: 0), and its bytes must be unsigned"
+        raise RefusedImage("unsupported_format", f"{rule}; it is otherwise")
 
 
 def _check_to_the_end(path: Path) -> None:
@@ -133,23 +137,40 @@ def _bits_per_channel(picture: Any, path: Path) -> int:
     return 8
 
 
+def _grey_is_plain(picture: Any) -> bool:
+    # Pillow turns white-is-zero (0, and its guess where nothing is said) round up to 8 bits and not above, and takes
+    # signed bytes (sample format 2) for unsigned ones.
+    white, signed = picture.tag_v2.get(262), 2 in picture.tag_v2.get(339, ())
+    turned = white == 0 and picture.mode in ("1", "L")
+    return (white not in (0, None) or turned) and not (signed and picture.mode == "L")
+
+
 def _pixels(picture: Any, as_mask: bool) -> Shaped[np.ndarray, "rows columns *c"]:
     picture = ImageOps.exif_transpose(picture)
     if as_mask and picture.mode == "P":
         return np.asarray(picture)
+    if "transparency" in picture.info and picture.mode in GREY_MODES:
+        return _opaque(np.asarray(picture), picture.info["transparency"])
     if "transparency" in picture.info:
-        picture = picture.convert("LA" if picture.mode in ("1", "L") else "RGBA")
+        picture = picture.convert("RGBA")
     if picture.mode == "P":
         picture = picture.convert("RGB")
         return _grey_if_grey(np.asarray(picture))
     if picture.mode in ("LA", "RGBA"):
         pixels = np.asarray(picture)
         if (pixels[..., -1] != 255).any():
-            raise RefusedImage("unsupported_format", "picture must be opaque; some pixels are transparent")
+            raise RefusedImage("unsupported_format", TRANSPARENT)
         return pixels[..., 0] if picture.mode == "LA" else pixels[..., :3]
     if picture.mode not in (*GREY_MODES, "RGB"):
         raise RefusedImage("unsupported_format", f"picture must be grey or RGB; got {picture.mode}")
     return np.asarray(picture)
+
+
+def _opaque(pixels: Shaped[np.ndarray, "rows columns"], clear: int) -> Shaped[np.ndarray, "rows columns"]:
+    # Not by Pillow's conversion to grey and alpha: it clips 16 bits to 8 and makes 255 of a bit.
+    if (pixels == np.array(clear).astype(pixels.dtype)).any():
+        raise RefusedImage("unsupported_format", TRANSPARENT)
+    return pixels
 
 
 def _grey_if_grey(pixels: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "rows columns *c"]:

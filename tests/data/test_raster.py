@@ -67,10 +67,66 @@ def test_a_cameras_rotation_is_applied(tmp_path):
     np.testing.assert_array_equal(rows(path), PIXELS[::-1, ::-1])
 
 
-def test_refuses_16_bit_colour_rather_than_lose_bits(tmp_path):
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+
+@pytest.mark.parametrize(
+    ("pixels", "clear"),
+    [
+        (np.array([[0, 1000], [40000, 65535]], np.uint16), 7),
+        (np.array([[0, 100], [200, 255]], np.uint8), 7),
+        (np.array([[True, True]]), 0),
+    ],
+)
+def test_a_grey_level_that_is_declared_transparent(tmp_path, pixels, clear):
+    """Unused it changes nothing; used it is a hole in the picture."""
+    path = saved(tmp_path, Image.fromarray(pixels))
+    plain = path.read_bytes()
+    for level in (clear, int(pixels[0, 1])):
+        at = plain.index(b"IDAT") - 4
+        path.write_bytes(plain[:at] + chunk(b"tRNS", struct.pack(">H", level)) + plain[at:])
+        if level == clear:
+            np.testing.assert_array_equal(rows(path), pixels)
+    with refused("unsupported_format", "opaque"):
+        read_volume(path)
+
+
+def tagged(path, tag, old, new):
+    """A little-endian TIFF that says something else in a tag of one short number."""
+    entry = struct.pack("<HHI", tag, 3, 1)
+    content = path.read_bytes()
+    assert content.count(entry + struct.pack("<I", old)) == 1
+    path.write_bytes(content.replace(entry + struct.pack("<I", old), entry + struct.pack("<I", new)))
+    return path
+
+
+def test_a_tiff_whose_white_is_zero_is_turned_round_or_refused(tmp_path):
+    """PhotometricInterpretation (262) 0: Pillow turns up to 8 bits round, and no more."""
+    grey = np.array([[0, 1], [200, 255]], np.uint8)
+    path = tagged(saved(tmp_path, Image.fromarray(grey), "a.tif"), 262, 1, 0)
+    np.testing.assert_array_equal(rows(path), 255 - grey)
+    for kind in (np.uint16, np.float32):
+        with refused("unsupported_format", r"\(above 8 bits: 0\)"):
+            read_volume(tagged(saved(tmp_path, Image.fromarray(grey.astype(kind)), "a.tif"), 262, 1, 0))
+
+
+def test_a_tiff_that_does_not_say_what_is_black_is_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.array([[0, 255]], np.uint8)), "a.tif")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<HHI", 262, 3, 1), struct.pack("<HHI", 60000, 3, 1)))
+    with refused("unsupported_format", "must say which grey is black"):
+        read_volume(path)
+
+
+def test_a_tiff_of_signed_bytes_is_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.array([[1, 255]], np.uint8)), "a.tif", tiffinfo={339: 1})
+    with refused("unsupported_format", "bytes must be unsigned"):
+        read_volume(tagged(path, 339, 1, 2))
+
+
+def test_refuses_16_bit_colour_rather_than_lose_bits(tmp_path):
     head, body = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(bytes(7))
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(png)
