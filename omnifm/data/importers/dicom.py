@@ -2,6 +2,8 @@
 
 Files are grouped by series whatever their folders and names.  Folders and files of the result are named by salted
 digests; the salt stays beside them in `.omnifm-salt`, readable by its owner only, and links a patient who comes again.
+The split follows seed and salt: nothing else about a patient may order them, and a copy of the salt in another
+destination gives the same split there.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
+from omnifm.state import write_atomic
 
 SALT_FILE = ".omnifm-salt"
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -69,7 +72,7 @@ def prepare(
     Args:
         source: folder tree with DICOM files in any order.
         destination: folder for the site; made if needed.
-        seed: of the split.
+        seed: of the split, with the destination's salt: another salt splits otherwise.
         site: name of the site's folder: letters, digits, _ and -.
         modality: DICOM code such as MR or CT that a series must have; empty takes all.
         description: pattern that a series' description or protocol must hold, e.g. "t1.*(gd|post)"; empty takes all.
@@ -118,9 +121,8 @@ def _salt(destination: Path) -> str:
     """The site's secret, made on first use; hexadecimal."""
     destination.mkdir(parents=True, exist_ok=True)
     file = destination / SALT_FILE
-    if not file.exists():
-        file.touch(mode=0o600, exist_ok=False)
-        file.write_text(secrets.token_hex(32))
+    if not file.exists() or file.stat().st_size == 0:  # earlier versions left it empty when they were killed
+        write_atomic(file, secrets.token_hex(32).encode())
     text = file.read_text().strip()
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError(f"{SALT_FILE} must hold 64 hexadecimal digits; it does not")

@@ -208,6 +208,33 @@ class TestPatients:
         prepare(tmp_path / "src", tmp_path / "dst")
         assert (tmp_path / "dst/.omnifm-salt").stat().st_mode & 0o777 == 0o600
 
+    def test_a_salt_that_cannot_be_written_leaves_none(self, tmp_path, monkeypatch):
+        """Killed between making and filling it, an empty one would block all that follows."""
+        series(tmp_path / "src", "anna")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", lambda handle: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prepare(tmp_path / "src", tmp_path / "dst")
+        assert list((tmp_path / "dst").iterdir()) == []
+
+    def test_an_empty_salt_is_made_anew(self, tmp_path):
+        series(tmp_path / "src", "anna")
+        (tmp_path / "dst").mkdir()
+        (tmp_path / "dst/.omnifm-salt").touch(mode=0o644)
+        prepare(tmp_path / "src", tmp_path / "dst")
+        assert re.fullmatch("[0-9a-f]{64}", (tmp_path / "dst/.omnifm-salt").read_text())
+        assert (tmp_path / "dst/.omnifm-salt").stat().st_mode & 0o777 == 0o600
+
+    def test_a_copied_salt_gives_the_same_split_elsewhere(self, tmp_path):
+        for number in range(8):
+            series(tmp_path / "src", f"anna{number}", num=2)
+        prepare(tmp_path / "src", tmp_path / "dst", seed=1)
+        (tmp_path / "other").mkdir()
+        shutil.copy(tmp_path / "dst/.omnifm-salt", tmp_path / "other")
+        prepare(tmp_path / "src", tmp_path / "other", seed=1)
+        one, two = (json.loads((tmp_path / f"{folder}/site-1/dataset.json").read_text()) for folder in ("dst", "other"))
+        assert one == two
+
     def test_no_name_in_any_path_or_list(self, tmp_path):
         series(tmp_path / "src", "anna")
         prepare(tmp_path / "src", tmp_path / "dst")
