@@ -117,8 +117,10 @@ def write_sites(
         fill: writes a site's files and returns the cases' items, in their order.
 
     Raises:
-        ValueError: a site is already there, the cases do not fit the plan, or a site has no case to train on.
+        ValueError: a site is already there, the cases do not fit the plan, a site has no case to train on, or two
+            files of the source would take one place.
     """
+    _check_places(cases)
     patients = [case.patient for case in cases]
     sites = deal(
         plan.partition,
@@ -142,6 +144,14 @@ def write_sites(
             raise ValueError(f"{name!r} must have a case to train on; it has none: take another seed or fewer sites")
     for name, split in zip(names, splits, strict=True):
         _write_site(destination / name, cases, split, head, fill)
+
+
+def _check_places(cases: Sequence[Case]) -> None:
+    files = {placed for case in cases for placed in case.files.items()}  # questions share their image
+    num_places = len({target for target, _ in files})
+    if num_places < len(files):
+        rule = "source must hold each image once: keep one copy of the data set"
+        raise ValueError(f"{rule}; {len(files) - num_places} of {len(files)} have the place of another")
 
 
 def _write_site(

@@ -49,6 +49,16 @@ def test_names_that_are_no_case_and_slice_are_left_out(tmp_path, capsys):
     assert capsys.readouterr().out == "left out 1 of 25 pairs: malformed 1\n"
 
 
+def test_rejects_two_copies_of_the_tree(tmp_path):
+    """Some copies hold the pairs again in folders of their own: with other pixels, under the same names."""
+    source = layouts.harvard(tmp_path / "source")
+    for side in ("CT", "MRI"):
+        picture(source / f"MyDatasets/CT-MRI/test/{side}/2004.png", 99)
+    with pytest.raises(ValueError, match=r"must hold each image once: .*; 2 of 50 have the place of another"):
+        prepare(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_rejects_other_folders(tmp_path):
     picture(tmp_path / "MRI/2004.png")
     with pytest.raises(ValueError, match=r"source must hold pairs such as CT-MRI/CT/2004\.png"):
