@@ -75,6 +75,10 @@ def _institutions(source: Path) -> dict[int, list[str]]:
                 rule = "must hold a whole Partition_ID and a Subject_ID like FeTS2022_00001"
                 raise ValueError(f"line {line} of {PARTITION} {rule}; it does not")
             institutions.setdefault(int(number), []).append(subject)
+    listed = [subject for subjects in institutions.values() for subject in subjects]
+    if len(set(listed)) < len(listed):
+        rule = f"{PARTITION} must list every subject once"
+        raise ValueError(f"{rule}; {len(listed) - len(set(listed))} of {len(listed)} lines repeat one")
     return institutions
 
 

@@ -83,6 +83,17 @@ def test_rejects_a_row_that_is_no_subject(tmp_path, row):
         prepare(tmp_path / "src", tmp_path / "dst")
 
 
+@pytest.mark.parametrize("institution", [2, 3])
+def test_rejects_a_subject_listed_twice(tmp_path, institution):
+    """At one institution, or at two, which would both know the patient."""
+    source = fets(tmp_path / "src", subjects(i2=3))
+    with (source / "partitioning_1.csv").open("a") as text:
+        text.write(f"\n{institution},FeTS2022_00001\n")
+    with pytest.raises(ValueError, match=r"must list every subject once; 1 of 4 lines repeat one"):
+        prepare(source, tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()
+
+
 def test_rejects_a_group_without_institutions(tmp_path):
     with pytest.raises(ValueError, match=r"institution of group 2, .*; got \[3\]"):
         prepare(fets(tmp_path / "src", subjects(i3=1)), tmp_path / "dst", group=2)
