@@ -90,8 +90,8 @@ def outliers(
 def capped(counts: Mapping[str, int], ratio: float) -> dict[str, int]:
     """Weights of the sites: their training cases, but at most `ratio` times the median site's.
 
-    The median is over all sites of the federation with any case, not over one round's replies: methods keep sums over
-    rounds (SCAFFOLD, FedDyn), in which a site's weight must not change.  Fewer than MIN_PEERS sites are not capped.
+    The median is over all sites of the federation with any case, not over one round's replies: a site weighs the same
+    whoever else was drawn, until others join.  Fewer than MIN_PEERS sites are not capped.
     """
     present = [count for count in counts.values() if count > 0]
     if len(present) < MIN_PEERS:

@@ -10,11 +10,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import LocalRound, Output, Tensors, weighted_mean
+from omnifm.method import LocalRound, Output, Tensors, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch
-from omnifm.update import Update
+from omnifm.update import Update, prefixed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -34,38 +34,45 @@ class FedDyn(FedAvg):
 
     The server's model is the mean minus h / alpha, where h is the mean of all h_k, absent sites included (algorithm
     1).  Sites count by n_k / N, where the paper counts them alike.  Libraries that leave the norm unsquared are not
-    followed.  Nothing but the weights leaves a site: the server works h out from them.  A reply that is lost after the
-    site has saved its state leaves h that much behind the mean of the h_k.
+    followed.
+
+    Nothing but the weights leaves a site: the server works h_k out from them and keeps that of every site, so that
+    one may come to weigh more or less: N times what travels, in memory and in each checkpoint, 4 GB for a thousand
+    sites and a million weights.  A reply that is lost after the site has saved its state leaves the server's h_k that
+    much behind the site's.
     """
 
     Settings = Settings
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
-        self.total: Tensors = {}
+        self.h: dict[str, Tensors] = {}
 
-    # The server's half: `total` is the sum of n_k h_k.
-    def start(self, shared: Tensors) -> None:
-        """h = 0."""
-        self.total = {name: torch.zeros_like(shared[name], dtype=torch.float64) for name in self.weights}
+    # Both ends.
+    def advance(self, h: Tensor, w: Tensor, received: Tensor) -> Tensor:
+        """h_k <- h_k - alpha (w_k - w_received)."""
+        return h - self.settings.alpha * (w - received)
 
+    # The server's half: `h` holds every site's h_k.
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Mean of those who replied, minus h / alpha of all."""
-        alpha, everyone = self.settings.alpha, sum(self.sizes.values())
+        nothing = {name: torch.zeros_like(shared[name]) for name in self.weights}
         for update in updates:
-            for name, h in self.total.items():
-                h -= alpha * update.num_samples * (update.shared[name].double() - shared[name].double())
-        mean = weighted_mean(shared, updates)
-        moved = {name: (mean[name].double() - h / (everyone * alpha)) for name, h in self.total.items()}
-        return mean | {name: value.to(shared[name].dtype) for name, value in moved.items()}
+            own = self.h.get(update.site, nothing)
+            self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
+        mean, everyone = weighted_mean(shared, updates), sum(self.sizes.values())
+        for name in self.weights:
+            h = sum(self.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
+            mean[name] = (mean[name].double() - h / (everyone * self.settings.alpha)).to(shared[name].dtype)
+        return mean
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """The sum behind h."""
-        return dict(self.total), {}
+        """Every site's h_k."""
+        return prefixed(**self.h), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        self.total = tensors
+        self.h = to_sites(tensors)
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
@@ -88,8 +95,7 @@ class FedDyn(FedAvg):
         torch.nn.utils.clip_grad_norm_(local.model.parameters(), self.settings.max_norm)
 
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """h_k <- h_k - alpha (w_k - w_received)."""
+        """Remember h_k."""
         for name, h in local.scratch["h"].items():
-            change = local.model.get_parameter(name).detach() - local.received[name]
-            local.memory[name] = h - self.settings.alpha * change
+            local.memory[name] = self.advance(h, local.model.get_parameter(name).detach(), local.received[name])
         return {}, {}

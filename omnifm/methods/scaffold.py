@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from omnifm.config import STRICT
 from omnifm.method import LocalRound, Model, Tensors, weighted_mean
@@ -30,8 +31,12 @@ class Scaffold(FedAvg):
     For SGD that mean is exactly the paper's option II, c_k - c + (x - y) / (K eta); unlike that formula it also holds
     for Adam, momentum and weight decay, whose steps are no multiples of the gradient.  The server's step is 1.
     Sites count by n_k / N, in c as in the average, where the paper counts them alike; a site that was never drawn
-    counts in c with zeros.  What leaves a site is the change of c_k, one vector over all weights.  A reply that is
-    lost after the site has saved its state leaves c that much behind the mean of the c_k.
+    counts in c with zeros.
+
+    What leaves a site is c_k itself, one vector over all weights, where the paper sends its change: then a lost reply
+    is made good by the site's next one, a site may come to weigh more or less, and a site's first reply is of the size
+    of the others'.  The server keeps the last c_k of every site, in memory and in each checkpoint: N times the
+    weights, 4 GB for a thousand sites and a million of them.
     """
 
     Settings = Settings
@@ -39,7 +44,8 @@ class Scaffold(FedAvg):
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
-        self.total = torch.zeros(0)
+        self.controls: Tensors = {}
+        self.c, self.counted = torch.zeros(0), dict[str, int]()
 
     # Both ends.
     def build(self, task: Task) -> Model:
@@ -57,35 +63,40 @@ class Scaffold(FedAvg):
                 return f"control must be {self.num_weights} finite float32 numbers"
         return reason
 
-    # The server's half: `total` is the sum of n_k c_k.
-    def start(self, shared: Tensors) -> None:
-        """c = 0."""
-        self.total = torch.zeros(self.num_weights, dtype=torch.float64)
-
+    # The server's half: `controls` holds every site's c_k, as it sent it last.
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
         """The model and c."""
-        return shared, {"control": (self.total / sum(self.sizes.values())).float()}
+        if self.counted != self.sizes:  # once a round, not once a site
+            self.c, self.counted = self._mean(), self.sizes
+        return shared, {"control": self.c}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
-        """Weighted mean; absent sites keep their share in c."""
-        for update in updates:
-            self.total += update.num_samples * update.extra["control"].double()
+        """Weighted mean; absent sites keep their c_k."""
+        self.controls |= {update.site: update.extra["control"] for update in updates}
+        self.counted = {}
         return weighted_mean(shared, updates)
 
+    def _mean(self) -> Tensor:
+        """c, the sum of n_k c_k over N of all sites of the federation, by the sizes that they have now."""
+        total = torch.zeros(self.num_weights, dtype=torch.float64)
+        for site in sorted(self.controls):  # in one order, before and after a restart
+            total.add_(self.controls[site], alpha=self.sizes[site])
+        return (total / sum(self.sizes.values())).float()
+
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """The sum behind c."""
-        return {"total": self.total}, {}
+        """Every site's c_k."""
+        return dict(self.controls), {}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        self.total = tensors["total"]
+        self.controls, self.counted = tensors, {}
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
         """Take c_k from the site's memory; zeros at first."""
         c = local.extra["control"]
         own = local.memory.get("control", torch.zeros_like(c)).to(c.device)
-        local.scratch.update(own=own, shift=c - own, sum=torch.zeros_like(c), steps=0)
+        local.scratch.update(shift=c - own, sum=torch.zeros_like(c), steps=0)
 
     def correct_gradients(self, local: LocalRound) -> None:
         """g <- g - c_k + c, after noting g."""
@@ -99,7 +110,6 @@ class Scaffold(FedAvg):
                 parameter.grad += shift.view_as(parameter)
 
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """The change of c_k; c_k itself stays."""
-        control = local.scratch["sum"] / local.scratch["steps"]
-        local.memory["control"] = control
-        return {"control": control - local.scratch["own"]}, {}
+        """c_k, which the site remembers too."""
+        local.memory["control"] = local.scratch["sum"] / local.scratch["steps"]
+        return {"control": local.memory["control"]}, {}

@@ -2,6 +2,8 @@
 
 import torch
 
+from omnifm.methods.feddyn import FedDyn, Settings
+from omnifm.update import Update
 from tests.methods.reference import (
     SIZES,
     batches,
@@ -39,7 +41,25 @@ def test_rule_with_absent_sites(toys, tmp_path):
         w = {n: average[n] - everyones[n] / ALPHA for n in w}
     close(run.shared, w)
     for site in SIZES:
-        close(part(kept(tmp_path, site), "memory/"), h[site])
+        own = part(kept(tmp_path, site), "memory/")
+        close(own, h[site])
+        assert all(torch.equal(value, own[name]) for name, value in run.method.h[site].items())
+
+
+def test_h_counts_every_site_by_its_size_of_now():
+    """Sites that join change the others' caps: h is a mean, not a sum of what once was counted."""
+    method, w = FedDyn(Settings(alpha=0.5)), {"w": torch.zeros(1)}
+    method.weights, track = ("w",), []
+    for sizes, moves in (({"a": 1, "b": 1, "c": 2}, {"a": 1.0, "b": 3.0}), ({"a": 1, "b": 3, "c": 4}, {"a": 1.0})):
+        method.sizes = sizes
+        replies = [
+            Update(site, "train", 1, "", shared={"w": w["w"] + move}, num_samples=sizes[site])
+            for site, move in moves.items()
+        ]
+        w = method.aggregate(w, replies, 1)
+        track.append(w["w"].item())
+    first = 2 + (0.5 + 1.5) / 4 / 0.5  # the mean, minus h / alpha with h_a = -0.5 and h_b = -1.5
+    assert track == [first, first + 1 + (1.0 + 3 * 1.5) / 8 / 0.5]  # h_a = -1
 
 
 def test_gradients_are_clipped(toys, tmp_path):

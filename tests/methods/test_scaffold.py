@@ -5,10 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from omnifm.config import SiteConfig
+from omnifm.methods.scaffold import Scaffold, Settings
+from omnifm.rounds import Federation
+from omnifm.update import Update
 from tests.methods.reference import (
     LR,
     SIZES,
     STEPS,
+    Watched,
     batches,
     build,
     close,
@@ -18,6 +23,7 @@ from tests.methods.reference import (
     loss_on,
     mean,
     parameters,
+    toy_job,
 )
 
 METHOD = {"name": "scaffold"}
@@ -46,6 +52,50 @@ def test_rule_with_absent_sites(toys, tmp_path):
         memory = kept(tmp_path, site).get("memory/control", torch.zeros(0))
         expected = torch.cat([controls[site][name].flatten() for name in x])
         torch.testing.assert_close(memory, expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(run.method.controls.get(site, torch.zeros(0)), memory)
+
+
+def test_c_counts_what_each_site_sent_last_by_the_sizes_of_now():
+    """Sites that join change the others' caps: c is the mean over all, not a sum of what once was counted."""
+    method = Scaffold(Settings())
+    method.num_weights = 1
+
+    def after(sizes, **controls):
+        method.sizes = sizes
+        replies = [
+            Update(site, "train", 1, "", shared={"w": torch.zeros(1)}, extra={"control": torch.tensor([value])})
+            for site, value in controls.items()
+        ]
+        method.aggregate({"w": torch.zeros(1)}, replies, 1)
+        assert method.payload("a", {})[1]["control"].shape == (1,)
+        return method.payload("a", {})[1]["control"].item()
+
+    assert after({"a": 1, "b": 1, "c": 2}, a=1.0, b=5.0) == pytest.approx((1 + 5) / 4)
+    assert after({"a": 1, "b": 1, "c": 6}, c=-1.0) == pytest.approx((1 + 5 - 6) / 8)
+    assert after({"a": 1, "b": 1, "c": 6}, a=2.0, b=0.0) == pytest.approx((2 - 6) / 8)
+    method.sizes = {"a": 1, "b": 1, "c": 6, "late": 8}
+    assert method.payload("late", {})[1]["control"].item() == pytest.approx((2 - 6) / 16)
+
+
+@pytest.mark.parametrize("lost", [0, 2], ids=["accepted", "lost on its way"])
+def test_a_late_sites_first_reply_is_like_the_others_and_made_good_if_lost(toys, tmp_path, lost):
+    """At a small step gradients hardly change from round to round: changes of c_k would be tiny, but for the first."""
+
+    class Late(Watched):
+        def sites(self):
+            return [*SIZES][: 3 if run.round else 2]
+
+        def exchange(self, payloads, accept):
+            lossy = lambda u: "lost" if (u.stage, u.round, u.site) == ("train", lost, "site-3") else accept(u)  # noqa: E731
+            return super().exchange(payloads, lossy)
+
+    job = toy_job(METHOD, lr=1e-4)
+    configs = {name: SiteConfig(str(toys / name), str(tmp_path / name), "cpu") for name in SIZES}
+    run = Federation(job, tmp_path / "server", tmp_path / "results", Late(job, configs))
+    assert [[*entry["missing"]] for entry in run.run()["history"]] == [[], ["site-3"] if lost else [], []]
+    own = {site: kept(tmp_path, site)["memory/control"] for site in SIZES}
+    c = sum(SIZES[site] * own[site] for site in SIZES) / sum(SIZES.values())
+    torch.testing.assert_close(run.method.payload("site-1", {})[1]["control"], c)
 
 
 def test_control_variates_do_not_depend_on_the_optimiser(toys, tmp_path):
