@@ -44,7 +44,8 @@ class Backbone(nn.Module, ABC):
     def schedule(self, progress: float) -> None:
         """Freeze what is not trained when this share of the rounds, in [0, 1), is over; nothing by default.
 
-        The partition is fixed before: what is frozen for a while travels unchanged.
+        The partition is fixed before: what is frozen for a while travels unchanged, to the last bit, and no method
+        moves it meanwhile.
         """
 
 

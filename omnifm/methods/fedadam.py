@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import Tensors, weighted_mean
+from omnifm.method import Tensors, moved, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update
@@ -36,7 +36,8 @@ class Settings(Capacity):
 class FedAdam(FedAvg):
     """d = mean - w, m <- b1 m + (1 - b1) d, v <- b2 v + (1 - b2) d^2, w <- w + lr m / (sqrt(v) + tau).
 
-    As in the paper v starts at tau^2 and nothing is corrected for bias.
+    As in the paper v starts at tau^2 and nothing is corrected for bias.  What rests at every site keeps its moments for
+    later.
     """
 
     Settings = Settings
@@ -54,7 +55,7 @@ class FedAdam(FedAvg):
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """The step on the weights; statistics are plain means."""
         s, mean = self.settings, weighted_mean(shared, updates)
-        for name in self.weights:
+        for name in moved(updates, shared).intersection(self.weights):
             w, m, v = shared[name].double(), self.moments[f"m/{name}"], self.moments[f"v/{name}"]
             d = mean[name].double() - w
             m.mul_(s.beta1).add_((1 - s.beta1) * d)

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import Tensors, weighted_mean
+from omnifm.method import Tensors, moved, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update
@@ -29,7 +29,7 @@ class Settings(Capacity):
 
 
 class FedAvgM(FedAvg):
-    """v <- beta v + (mean - w), w <- w + lr v."""
+    """v <- beta v + (mean - w), w <- w + lr v; what rests at every site keeps its v for later."""
 
     Settings = Settings
 
@@ -44,8 +44,8 @@ class FedAvgM(FedAvg):
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """The momentum step on the weights; statistics are plain means."""
         mean = weighted_mean(shared, updates)
-        for name, v in self.velocity.items():
-            w = shared[name].double()
+        for name in moved(updates, shared).intersection(self.velocity):
+            w, v = shared[name].double(), self.velocity[name]
             v.mul_(self.settings.momentum).add_(mean[name].double() - w)
             mean[name] = (w + self.settings.lr * v).to(shared[name].dtype)
         return mean

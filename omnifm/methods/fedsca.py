@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import layers
-from omnifm.method import LocalRound, Model, Output, Partition, Tensors, to_sites, weighted_mean
+from omnifm.method import LocalRound, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch
@@ -69,7 +69,7 @@ class FedSCA(FedAvg):
     # The server's half.
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
         """The site's own mixture, which names no other site."""
-        return self.mixtures.get(site, shared), {}
+        return shared | self.mixtures.get(site, {}), {}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Mix for every site that replied; the average is what new sites start from."""
@@ -81,12 +81,13 @@ class FedSCA(FedAvg):
         flat = torch.stack([torch.cat([value.flatten() for value in weights.values()]) for weights in sent.values()])
         s = similarities(flat.double(), self.settings.metric)
         mix = simplex_projection(sizes / sizes.sum() + 0.5 * self.settings.alpha * s)
+        moving = moved(updates, shared, self.mixtures)
         for site, shares in zip(sent, mix, strict=True):
-            self.mixtures[site] = {
-                name: sum(w * sent[j][name].double() for w, j in zip(shares, sent, strict=True)).to(value.dtype)
-                for name, value in shared.items()
+            self.mixtures[site] = self.mixtures.get(site, {}) | {
+                name: sum(w * sent[j][name].double() for w, j in zip(shares, sent, strict=True)).to(mean[name].dtype)
+                for name in moving
             }
-        return mean
+        return shared | {name: mean[name] for name in moving}
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's mixture."""

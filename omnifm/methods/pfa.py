@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnifm.config import STRICT, Count
 from omnifm.layers import batch_norms
-from omnifm.method import Model, Partition, Tensors, to_sites, weighted_mean
+from omnifm.method import Model, Partition, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update, prefixed
@@ -55,7 +55,7 @@ class PFA(FedAvg):
 
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
         """The site's own model."""
-        return self.models.get(site, shared), {}
+        return shared | self.models.get(site, {}), {}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Mix the amplitudes of kernels, average the rest."""
@@ -63,13 +63,14 @@ class PFA(FedAvg):
         rate = s.start + min(1.0, round_number / s.ramp) * (s.end - s.start)
         sent = {update.site: update.shared for update in updates}
         sizes = [update.num_samples for update in updates]
-        self.models |= {site: {name: value.clone() for name, value in mean.items()} for site in sent}
-        for name, value in mean.items():
-            if value.ndim > 1:
+        moving = moved(updates, shared, self.models)
+        for name in moving:
+            mixed = [mean[name].clone() for _ in sent]
+            if mean[name].ndim > 1:
                 mixed = mix_amplitudes([weights[name] for weights in sent.values()], sizes, rate)
-                for site, own in zip(sent, mixed, strict=True):
-                    self.models[site][name] = own
-        return mean
+            for site, own in zip(sent, mixed, strict=True):
+                self.models.setdefault(site, {})[name] = own
+        return shared | {name: mean[name] for name in moving}
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's model."""

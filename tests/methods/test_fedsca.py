@@ -79,7 +79,7 @@ def test_every_site_gets_its_own_mixture():
     assert method.aggregate(shared, replies([0.0, 1.0, 3.0], [1, 1, 2]), 1)["w"].item() == pytest.approx(7 / 4)
     row = solved(np.array([0.25, 0.25, 0.5]), 1.0, np.array([0.0, -0.5, -1.5]))
     assert method.payload("site-0", shared)[0]["w"].item() == pytest.approx(row @ [0, 1, 3], abs=1e-5)
-    assert method.payload("late", shared)[0] is shared
+    assert method.payload("late", shared)[0] == shared
 
 
 def test_an_absent_site_keeps_its_mixture():

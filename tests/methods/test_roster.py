@@ -103,6 +103,18 @@ class TestRoster:
             close(run.shared, mean(last), travel)
         assert statistics <= set(run.partition.shared) | set(run.partition.buffers)
 
+    def test_what_rests_travels_unchanged(self, name, toys, tmp_path):
+        """All but the head rests from round 4 of 6 on: whatever a site receives of it, it receives it again."""
+        changes = RUN | {"rounds": 6, "model": MODEL | {"staged": True}}
+        _, run, network = federate(toys, tmp_path, {"name": name}, sites=SITES, **changes)
+        resting = [n for n in run.partition.shared if n.startswith(("backbone.conv", "backbone.mix"))]
+        first = build({"name": name}, MODEL)[1].state_dict()
+        assert name == "local" or any(not torch.equal(first[n], run.shared[n]) for n in resting)
+        for site in SITES:
+            rounds = {p.round: p.shared for receiver, p in network.payloads if receiver == site}
+            last, _ = run.method.payload(site, run.shared)
+            assert all(torch.equal(rounds[r][n], last[n]) for r in rounds if r > 3 for n in resting), site
+
     def test_nothing_undeclared_or_personal_leaves(self, name, whole):
         _, run, network, folder = whole
         for update in network.updates:

@@ -28,6 +28,8 @@ class Model:
 
     norm: Literal["none", "batch"] = "none"
     lora: bool = False
+    staged: bool = False
+    """Whether all that comes before the head rests in the second half."""
 
 
 class LowRank(nn.Linear):
@@ -56,6 +58,8 @@ class ToyBackbone(Backbone):
         self.adn = nn.Sequential(nn.BatchNorm2d(self.width) if model.norm == "batch" else nn.Identity(), nn.Tanh())
         self.mix = LowRank(self.width) if model.lora else nn.Linear(self.width, self.width)
         self.fc = nn.Linear(self.width, 2)
+        self.first = [p for part in (self.conv, self.mix) for p in part.parameters() if p.requires_grad]
+        self.staged = model.staged
 
     def encode(self, batch):
         return self.mix(self.adn(self.conv(batch["image"])).flatten(2).transpose(1, 2)), None
@@ -65,6 +69,10 @@ class ToyBackbone(Backbone):
 
     def head(self):
         return [self.fc]
+
+    def schedule(self, progress):
+        for parameter in self.first:
+            parameter.requires_grad_(progress < 0.5 or not self.staged)
 
 
 class Toy(Task):
