@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -301,21 +301,20 @@ def to_sites(tensors: Tensors) -> dict[str, Tensors]:
     return models
 
 
-def moved(updates: Iterable[Update], shared: Tensors, own: Mapping[str, Tensors] | None = None) -> set[str]:
-    """Names of the tensors that any reply changed in any bit.
+def moved(updates: Iterable[Update], received: Callable[[str], Tensors]) -> set[str]:
+    """Names of the shared tensors that any site changed in any bit.
 
     The others rest (`Backbone.schedule`), so a method that does more than average must not step or mix them either.
 
     Args:
         updates: gone through until every tensor has been seen to move, so mostly the first one only.
-        shared: what was sent to all.
-        own: what was sent to single sites instead, by site.
+        received: what a site was sent, by its name.
     """
     found: set[str] = set()
     for update in updates:
-        sent = shared | (own or {}).get(update.site, {})
+        sent = received(update.site)
         found |= {n for n, v in update.shared.items() if n not in found and not torch.equal(v, sent[n])}
-        if len(found) == len(shared):
+        if len(found) == len(update.shared):
             break
     return found
 

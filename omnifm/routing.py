@@ -54,13 +54,13 @@ def contradict(labels: Mapping[str, str], others: Mapping[str, str]) -> bool:
 
 def mixtures(
     updates: Iterable[Update], profiles: Mapping[str, Tensor], names: Iterable[str], reach: float,
-    labels: Mapping[str, Mapping[str, str]],
+    labels: Mapping[str, Mapping[str, str]], least: Mapping[str, int],
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
-    """For every site with a profile its own mean of the replies: weights n_j times the likeness of i and j, 0 where
-    their labels contradict each other.
+    """For every site its own mean of the replies: weights n_j times the likeness of i and j, 0 where their labels
+    contradict each other.
 
-    A reply without a profile counts fully: what cannot be compared is not turned away.  Summed in float64 in the order
-    given.
+    Without a profile of both, a reply counts fully: what cannot be compared is not turned away.  Summed in float64 in
+    the order given.
 
     Args:
         updates: this round's replies; may be gone through once only.
@@ -68,15 +68,18 @@ def mixtures(
         names: tensors that are mixed.
         reach: as for `likeness`.
         labels: site -> label value -> name; a site without any contradicts nobody.
+        least: site -> sum of weights below which it gets no mixture; without an entry any will do that is not zero.
     """
-    sites, wanted = list(profiles), list(names)
+    sites, wanted = sorted({*profiles, *labels}), list(names)
     if not sites:
         return {}
-    alike = likeness(torch.stack([profiles[site] for site in sites]), reach)
+    alike = torch.ones(len(sites), len(sites), dtype=torch.float64)
+    if known := [row for row, site in enumerate(sites) if site in profiles]:
+        alike[torch.tensor(known)[:, None], known] = likeness(torch.stack([profiles[sites[r]] for r in known]), reach)
     sums: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
     totals, dtypes = torch.zeros(len(sites), dtype=torch.float64), dict[str, torch.dtype]()
     for update in updates:
-        column = alike[:, sites.index(update.site)] if update.site in profiles else torch.ones(len(sites)).double()
+        column = alike[:, sites.index(update.site)] if update.site in sites else torch.ones(len(sites)).double()
         own = labels.get(update.site, {})
         column = column * torch.tensor([not contradict(own, labels.get(site, {})) for site in sites])
         totals += column * update.num_samples
@@ -88,5 +91,7 @@ def mixtures(
                 sums[site][name] = sums[site][name].add_(term) if name in sums[site] else term
     means = zip(sites, totals.tolist(), strict=True)
     return {
-        site: {n: (v / total).to(dtypes[n]) for n, v in sums[site].items()} for site, total in means if total > TINY
+        site: {n: (v / total).to(dtypes[n]) for n, v in sums[site].items()}
+        for site, total in means
+        if total > TINY and total >= least.get(site, 0)
     }

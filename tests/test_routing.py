@@ -41,7 +41,7 @@ class TestMixtures:
     def test_golden(self):
         profiles = {"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([2.0, 2.0])}
         e = math.exp(-1)  # distance 4, spreads 4; "c" has no profile and counts fully
-        found = mixtures(REPLIES, profiles, ["w"], 1.0, {})
+        found = mixtures(REPLIES, profiles, ["w"], 1.0, {}, {})
         assert {site: list(own) for site, own in found.items()} == {"a": ["w"], "b": ["w"]}
         a = (10 * 1 + e * 30 * 2 + 20 * 7) / (10 + e * 30 + 20)
         b = (e * 10 * 1 + 30 * 2 + 20 * 7) / (e * 10 + 30 + 20)
@@ -51,28 +51,40 @@ class TestMixtures:
     def test_a_huge_reach_is_the_plain_average(self):
         profiles = {site: torch.rand(5) for site in "abc"}
         plain = weighted_mean(REPLIES[0].shared, REPLIES)
-        for own in mixtures(REPLIES, profiles, ["w"], 1e12, {}).values():
+        for own in mixtures(REPLIES, profiles, ["w"], 1e12, {}, {}).values():
             torch.testing.assert_close(own["w"], plain["w"])
 
     def test_a_tiny_reach_keeps_every_site_to_itself(self):
         profiles = {site: torch.tensor([float(i), 0.5]) for i, site in enumerate("abc")}
-        found = mixtures(REPLIES, profiles, ["w"], 1e-6, {})
+        found = mixtures(REPLIES, profiles, ["w"], 1e-6, {}, {})
         assert {site: own["w"].tolist() for site, own in found.items()} == {"a": [1, 1], "b": [2, 2], "c": [7, 7]}
 
     def test_an_absent_site_receives_from_those_like_it(self):
         profiles = {"a": torch.tensor([0.0, 1e-9]), "b": torch.tensor([1.0, 1e-9]), "late": torch.tensor([1.0, 1e-9])}
-        assert mixtures(REPLIES[:2], profiles, ["w"], 1.0, {})["late"]["w"].tolist() == [2, 2]
+        assert mixtures(REPLIES[:2], profiles, ["w"], 1.0, {}, {})["late"]["w"].tolist() == [2, 2]
 
     def test_a_site_that_none_is_like_gets_the_plain_average_of_the_server(self):
         assert mixtures(
-            REPLIES[:1], {"far": torch.tensor([9.0, 0.0]), "a": torch.tensor([0.0, 0.0])}, ["w"], 1.0, {}
+            REPLIES[:1], {"far": torch.tensor([9.0, 0.0]), "a": torch.tensor([0.0, 0.0])}, ["w"], 1.0, {}, {}
         ).keys() == {"a"}
+
+    def test_a_site_keeps_what_it_has_where_those_like_it_weigh_less_than_it_should(self):
+        """Distance 1, spreads 1: c is e^-1 like a and b, whose 10 and 30 cases are worth 14.7 of its own."""
+        profiles = {"a": torch.tensor([0.0, 0.5]), "b": torch.tensor([0.0, 0.5]), "c": torch.tensor([1.0, 0.5])}
+        for least, expected in ((14, {"a", "b", "c"}), (15, {"a", "b"})):
+            assert mixtures(REPLIES[:2], profiles, ["w"], 1.0, {}, {"a": 10, "b": 30, "c": least}).keys() == expected
+
+    def test_a_site_without_profile_averages_those_it_does_not_contradict(self):
+        labels = {"a": {"1": "vessel"}, "b": {"1": "lesion"}, "c": {"1": "lesion"}}
+        found = mixtures(REPLIES, {}, ["w"], 1.0, labels, {})
+        assert found["a"]["w"].tolist() == [1, 1]
+        torch.testing.assert_close(found["c"]["w"], torch.full((2,), (30 * 2 + 20 * 7) / 50))
 
     def test_sites_whose_labels_contradict_average_nothing(self):
         """All are equally like, and "c" has no profile; "a" alone calls label 1 a vessel."""
         profiles = dict.fromkeys("ab", torch.tensor([0.0, 1.0]))
         labels = {"a": {"0": "background", "1": "vessel"}, "b": {"1": "Lesion"}, "c": {"1": "lesion"}}
-        found = mixtures(REPLIES, profiles, ["w"], 1.0, labels)
+        found = mixtures(REPLIES, profiles, ["w"], 1.0, labels, {})
         assert found["a"]["w"].tolist() == [1, 1]
         torch.testing.assert_close(found["b"]["w"], torch.full((2,), (30 * 2 + 20 * 7) / 50))
 
@@ -85,7 +97,7 @@ class TestMixtures:
         assert contradict(one, other) == contradict(other, one) == expected
 
     def test_nobody_with_a_profile(self):
-        assert mixtures(REPLIES, {}, ["w"], 1.0, {}) == {}
+        assert mixtures(REPLIES, {}, ["w"], 1.0, {}, {}) == {}
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class FedAdam(FedAvg):
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """The step on the weights; statistics are plain means."""
         s, mean = self.settings, weighted_mean(shared, updates)
-        for name in moved(updates, shared).intersection(self.weights):
+        for name in moved(updates, lambda _site: shared).intersection(self.weights):
             w, m, v = shared[name].double(), self.moments[f"m/{name}"], self.moments[f"v/{name}"]
             d = mean[name].double() - w
             m.mul_(s.beta1).add_((1 - s.beta1) * d)

@@ -44,7 +44,7 @@ class FedAvgM(FedAvg):
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """The momentum step on the weights; statistics are plain means."""
         mean = weighted_mean(shared, updates)
-        for name in moved(updates, shared).intersection(self.velocity):
+        for name in moved(updates, lambda _site: shared).intersection(self.velocity):
             w, v = shared[name].double(), self.velocity[name]
             v.mul_(self.settings.momentum).add_(mean[name].double() - w)
             mean[name] = (w + self.settings.lr * v).to(shared[name].dtype)

@@ -61,7 +61,9 @@ class FedDyn(FedAvg):
             own = self.h.get(update.site, nothing)
             self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
         mean, everyone = weighted_mean(shared, updates), sum(self.sizes.values())
-        for name in moved(updates, shared).intersection(self.weights):  # what rests has been moved by its h already
+        for name in moved(updates, lambda _site: shared).intersection(
+            self.weights
+        ):  # what rests has been moved by its h already
             h = sum(self.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
             mean[name] = (mean[name].double() - h / (everyone * self.settings.alpha)).to(shared[name].dtype)
         return mean

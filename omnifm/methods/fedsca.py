@@ -81,7 +81,7 @@ class FedSCA(FedAvg):
         flat = torch.stack([torch.cat([value.flatten() for value in weights.values()]) for weights in sent.values()])
         s = similarities(flat.double(), self.settings.metric)
         mix = simplex_projection(sizes / sizes.sum() + 0.5 * self.settings.alpha * s)
-        moving = moved(updates, shared, self.mixtures)
+        moving = moved(updates, lambda site: self.payload(site, shared)[0])
         for site, shares in zip(sent, mix, strict=True):
             self.mixtures[site] = self.mixtures.get(site, {}) | {
                 name: sum(w * sent[j][name].double() for w, j in zip(shares, sent, strict=True)).to(mean[name].dtype)

@@ -5,6 +5,7 @@ Where the paper is silent the defaults are ours and say so; the ablations of tab
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -18,9 +19,10 @@ from torch import Tensor
 from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, to_sites, weighted_mean
+from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
-from omnifm.routing import is_profile, mixtures, profile
+from omnifm.routing import contradict, is_profile, mixtures, profile
+from omnifm.spectral import SpectralTokenizer
 from omnifm.task import Batch, Task
 from omnifm.update import Update, prefixed, under
 
@@ -88,7 +90,9 @@ class Settings:
     reach: Positive | None = None
     """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
     other's average of backbone and shared head (`omnifm.routing`, ours); sites whose label names contradict each other
-    count nothing.  Null is the paper's one average for all, and so is a huge one where names agree."""
+    count nothing.  A site absent from a round keeps its own average, unless those who replied weigh at least as much
+    as it does itself, by their likeness.  Null is the paper's one average for all, and so is a huge one where names
+    agree."""
     soup: bool = False
     """Whether a site keeps the mixture of received and trained weights that its validation split likes best
     (`omnifm.soup`, ours)."""
@@ -113,6 +117,7 @@ class OmniFM(Method):
         self.last: dict[str, Tensor] = {}
         self.profiles: dict[str, Tensor] = {}
         self.mixed: dict[str, Tensors] = {}
+        self.initial: Tensors = {}
         self.mean_sum, self.mean_count = torch.zeros(s.dim), 0
 
     # Both ends.
@@ -123,6 +128,7 @@ class OmniFM(Method):
                  "fusion", "prompting")  # fmt: skip
         parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
         model = OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
+        self.first_tokenizer = copy.deepcopy(model.tokenizer).eval()  # of the same initial values everywhere
         # Tokens are compared across sites, so the tokenizer and what attends to its tokens stay one for all.
         self.one_for_all = {f"tokenizer.{n}" for n in model.tokenizer.state_dict()}
         self.one_for_all |= {f"fusion.{n}" for n in model.fusion.state_dict()}
@@ -138,27 +144,25 @@ class OmniFM(Method):
         return Partition.of(model, personal=personal, only=only, share_buffers=self.settings.share_buffers)
 
     # The server's half.
+    def start(self, shared: Tensors) -> None:
+        """Remember what routed sites start from; drawn again after a restart."""
+        if self.settings.reach:
+            self.initial = {name: value for name, value in shared.items() if name not in self.one_for_all}
+
     def receive_seeds(self, updates: Sequence[Update]) -> None:
         """Seed the bank: K(0) = {s_k}."""
         self._insert(updates, 0)
-        for update in updates:
-            if "profile" not in update.extra:
-                continue
-            if is_profile(update.extra["profile"], self.settings.dim):
-                self.profiles[update.site] = update.extra["profile"]
-            else:
-                self.dropped[update.site] = (
-                    f"its profile must be {self.settings.dim + 1} sane float32 numbers; it is not"
-                )
+        self._profile(updates)
 
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
-        """The shared part with this site's own shortlist, which names no site."""
-        shared = shared | self.mixed.get(site, {})
+        """The shared part with this site's own shortlist, which names no site; an empty profile asks for the site's."""
+        shared, extra = self._routed(site, shared), dict[str, Tensor]()
+        if self.settings.reach and site not in self.profiles:
+            extra["profile"] = torch.zeros(0)
         if self.settings.retrieval == "mean":
-            return shared, {"prototypes": self._running_mean()}
+            return shared, extra | {"prototypes": self._running_mean()}
         queries = self.last.get(site, torch.zeros(0, self.settings.dim))
-        self.sent[site], prototypes = self.bank.shortlist(queries, site, self.settings.shortlist)
-        extra = {"prototypes": prototypes}
+        self.sent[site], extra["prototypes"] = self.bank.shortlist(queries, site, self.settings.shortlist)
         return shared, extra | {"mean": self.bank.mean.clone()} if self.settings.center else extra
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
@@ -170,10 +174,27 @@ class OmniFM(Method):
             if self.sent.get(update.site) and not self._refuse(update)
         }
         self.bank.step(round_number, hits, self.settings.num_retrieved)
-        if self.settings.reach:
-            routed = [name for name in shared if name not in self.one_for_all]
-            self.mixed = mixtures(updates, self.profiles, routed, self.settings.reach, self.labels)
-        return weighted_mean(shared, updates)
+        mean = weighted_mean(shared, updates)
+        if self.settings.reach is None:
+            return mean
+        self._profile(updates)
+        moving = moved(updates, lambda site: self._routed(site, shared))
+        names, least = moving - self.one_for_all, {s: n for s, n in self.sizes.items() if s in self.mixed}
+        for site, own in mixtures(updates, self.profiles, names, self.settings.reach, self.labels, least).items():
+            self.mixed[site] = self.mixed.get(site, {}) | own
+        return shared | {name: mean[name] for name in moving}
+
+    def _routed(self, site: str, shared: Tensors) -> Tensors:
+        """The shared part with the site's own mixture.
+
+        A site that has none yet gets the mean of all; where its label names contradict anybody's it starts from the
+        initial weights instead, as it would alone.
+        """
+        if site in self.mixed:
+            return shared | self.mixed[site]
+        names = self.labels.get(site, {})
+        foreign = any(contradict(names, others) for others in self.labels.values())
+        return shared | self.initial if foreign else shared
 
     def monitors(self) -> dict[str, Any]:
         """Size, effective rank, mean cosine and provenance counts of the bank."""
@@ -192,6 +213,18 @@ class OmniFM(Method):
         self.last, self.profiles = under(tensors, "last"), under(tensors, "profile")
         self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
         self.mixed = to_sites(under(tensors, "mixed"))
+
+    def _profile(self, updates: Iterable[Update]) -> None:
+        """Keep the first profile of each site; all are of the initial tokenizer, or they could not be compared."""
+        for update in updates:
+            if "profile" not in update.extra or update.site in self.profiles:
+                continue
+            if is_profile(update.extra["profile"], self.settings.dim):
+                self.profiles[update.site] = update.extra["profile"]
+            else:
+                self.dropped[update.site] = (
+                    f"its profile must be {self.settings.dim + 1} sane float32 numbers; it is not"
+                )
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
@@ -244,17 +277,17 @@ class OmniFM(Method):
 
     # The site's half.
     def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """Round 0: centroids of the training tokens under the initial tokenizer, and how far they spread."""
-        means = self._patients(local)
-        extra, facts = self._centroids(means)
-        patients = torch.cat(list(means.values()))
-        if self.settings.reach and len(patients) >= MIN_PATIENTS:
-            extra["profile"] = profile(patients)
-        return extra, facts
+        """Round 0: centroids of the training tokens under the initial tokenizer, and how far they spread.
+
+        A site that was not there, or whose reply was lost, is asked for its profile with the next model.
+        """
+        extra, facts = self._centroids(self._patients(local))
+        return extra | (self._own_profile(local) if self.settings.reach else {}), facts
 
     def begin(self, local: LocalRound) -> None:
         """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
         local.scratch["centroids"] = self._centroids(self._patients(local))
+        local.scratch["profile"] = self._own_profile(local) if "profile" in local.extra else {}
         local.scratch["hits"] = torch.zeros(len(local.extra["prototypes"]), device=local.extra["prototypes"].device)
         local.scratch["queries"] = 0
 
@@ -271,16 +304,22 @@ class OmniFM(Method):
         """Centroids, their modalities, and each prototype's share of the round's queries."""
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
-        return extra | {"hits": hits}, facts
+        return extra | {"hits": hits} | local.scratch["profile"], facts
 
-    def _patients(self, local: LocalRound) -> dict[str, Tensor]:
-        """Patients' mean tokens (n d) by modality."""
+    def _own_profile(self, local: LocalRound) -> Tensors:
+        """How the patients' tokens spread under the initial tokenizer; nothing where they are few."""
+        patients = torch.cat(list(self._patients(local, self.first_tokenizer).values()))
+        return {"profile": profile(patients)} if len(patients) >= MIN_PATIENTS else {}
+
+    def _patients(self, local: LocalRound, tokenizer: SpectralTokenizer | None = None) -> dict[str, Tensor]:
+        """Patients' mean tokens (n d) by modality, of the model's tokenizer or another."""
         assert isinstance(local.model, OmniModel)
+        tokenizer = tokenizer or local.model.tokenizer
         tokens: dict[str, dict[str, list[Tensor]]] = {}
         local.model.eval()
         with torch.no_grad():
             for view, patient, modality in local.views():
-                token = local.model.tokenizer(view, local.model.spacing_mm)[0].cpu()
+                token = tokenizer.to(view.device)(view, local.model.spacing_mm)[0].cpu()
                 tokens.setdefault(modality, {}).setdefault(patient, []).append(token)
         return {
             modality: torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])

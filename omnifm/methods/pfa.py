@@ -63,7 +63,7 @@ class PFA(FedAvg):
         rate = s.start + min(1.0, round_number / s.ramp) * (s.end - s.start)
         sent = {update.site: update.shared for update in updates}
         sizes = [update.num_samples for update in updates]
-        moving = moved(updates, shared, self.models)
+        moving = moved(updates, lambda site: self.payload(site, shared)[0])
         for name in moving:
             mixed = [mean[name].clone() for _ in sent]
             if mean[name].ndim > 1:

@@ -273,4 +273,5 @@ class TestBadBankContributions:
         job = toy_job(METHODS[name] | {"reach": 1e12}, rounds=1)
         run = Federation(job, tmp_path / "server", tmp_path / "results", Replay(replies, ORDERS[0], odd))
         assert run.run()["status"] == "COMPLETE"
-        assert set(run.method.mixed) == {BAD}
+        assert set(run.method.mixed) == set(SIZES)
+        assert set(run.method.profiles) == {BAD}

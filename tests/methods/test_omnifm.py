@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from omnifm import simulation
+from omnifm.config import SiteConfig
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
+from omnifm.rounds import Federation
 from omnifm.update import Update
 from tests.conftest import experiment, write_site
-from tests.methods.reference import federate
+from tests.methods.reference import SIZES, Watched, federate, toy_job
 from tests.methods.test_roster import SPEC
 
 
@@ -239,6 +241,55 @@ class TestRoutedAverage:
         method.receive_seeds([replace(seed, extra=seed.extra | {"profile": torch.full((9,), 2.0)})])
         assert method.profiles == {}
         assert "sane float32 numbers" in method.dropped["a"]
+
+    def test_an_absent_site_keeps_its_mixture_and_a_new_one_never_starts_from_foreign_labels(self):
+        method = self.routed(reach=1.0)
+        method.start({"w": torch.zeros(1)})
+        method.sizes = dict.fromkeys("abcd", 1)
+        method.labels = {"a": {"1": "polyp"}, "b": {"1": "polyp"}, "c": {"1": "vessel"}, "d": {"1": "vessel"}}
+
+        def receive(number, **values):
+            replies = [
+                replace(update(site, unit((0, 1.0)), stage="train", number=number), shared={"w": torch.tensor([value])})
+                for site, value in values.items()
+            ]
+            shared = method.aggregate({"w": torch.full((1,), 5.0)}, replies, number)
+            return {site: method.payload(site, shared)[0]["w"].item() for site in "abcd"}
+
+        assert receive(1, a=1.0, b=3.0) == {"a": 2, "b": 2, "c": 0, "d": 0}
+        assert receive(2, a=1.0, c=9.0) == {"a": 1, "b": 1, "c": 9, "d": 9}
+        assert receive(3, a=4.0, b=4.0) == {"a": 4, "b": 4, "c": 9, "d": 9}
+        method.labels = {}
+        assert method.payload("new", {"w": torch.full((1,), 5.0)})[0]["w"].item() == 5
+
+    def test_a_late_site_sends_the_profile_that_it_would_have_sent_at_first(self, toys, tmp_path):
+        """Of the initial tokenizer, with its first reply; from then on nobody asks."""
+        method = {"name": "omnifm", "reach": 1.0, "dim": 8, "num_bands": 8}
+        _, early, network = federate(toys, tmp_path / "early", method, sites=3)
+        assert not any("profile" in payload.extra for _, payload in network.payloads)
+
+        class Late(Watched):
+            def sites(self):
+                return [*SIZES][: 3 if run.round else 2]
+
+        configs = {name: SiteConfig(str(toys / name), str(tmp_path / name), "cpu") for name in SIZES}
+        late = Late(toy_job(method), configs)
+        run = Federation(toy_job(method), tmp_path / "server", tmp_path / "results", late)
+        assert run.run()["status"] == "COMPLETE"
+        assert torch.equal(run.method.profiles["site-3"], early.method.profiles["site-3"])
+        asked = [(site, payload.round) for site, payload in late.payloads if "profile" in payload.extra]
+        assert asked == [("site-3", 2)]
+        assert [u.site for u in late.updates if "profile" in u.extra] == ["site-3"]
+
+    def test_what_rests_is_routed_no_further(self, toys, tmp_path):
+        method = {"name": "omnifm", "reach": 0.3, "share": "all", "dim": 8, "num_bands": 8}
+        _, run, network = federate(toys, tmp_path, method, sites=3, rounds=4, model={"staged": True})
+        for site in SIZES:
+            received = {payload.round: payload.shared for name, payload in network.payloads if name == site}
+            last, _ = run.method.payload(site, run.shared)
+            for name in ("backbone.conv.weight", "backbone.mix.weight"):
+                assert torch.equal(received[3][name], received[4][name]) and torch.equal(received[4][name], last[name])
+                assert not torch.equal(received[2][name], received[3][name])
 
     @pytest.mark.parametrize(
         ("reach", "label", "same"),
