@@ -43,15 +43,17 @@ class FedALA(FedAvg):
 
     w_k is what the site trained last, W one number per weight, at first 1.  A layer is a matrix or kernel with the
     vectors that follow it, where the published code counts tensors; batches are drawn at random, where it cuts a
-    contiguous piece.
+    contiguous piece.  Layers are the backbone's in either capacity: the matched model's suffix and reader stand before
+    its head and are taken over whole.
     """
 
     Settings = Settings
 
     def build(self, task: Task) -> Model:
-        """The plain backbone, its upper layers noted."""
+        """The plain or the matched model, its upper layers noted."""
         model = super().build(task)
-        self.upper = [name for layer in layers(model)[-self.settings.num_layers :] for name in layer]
+        upper = layers(model.backbone)[-self.settings.num_layers :]
+        self.upper = [f"backbone.{name}" for layer in upper for name in layer]
         return model
 
     def begin(self, local: LocalRound) -> None:
@@ -82,7 +84,7 @@ class FedALA(FedAvg):
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
         """Remember what was trained."""
         for name in self.upper:
-            local.memory[f"own/{name}"] = local.model.get_parameter(name).detach()
+            local.memory[f"own/{name}"] = local.model.get_parameter(name).detach().clone()  # soup writes into it
         return {}, {}
 
     def _some(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """FedALA against algorithm 1 on full batches."""
 
+import pytest
 import torch
 
 from omnifm.methods.fedala import FedALA, Settings
@@ -53,8 +54,9 @@ def test_rule(toys, tmp_path):
         assert any((value < 1).any() for value in mix[site].values())
 
 
-def test_layers_are_counted_from_the_prediction(toys, tmp_path):
-    method, _ = build({"name": "fedala", "num_layers": 2}, {"norm": "batch"})
+@pytest.mark.parametrize("capacity", ["paper", "matched"])
+def test_layers_are_counted_from_the_prediction(capacity):
+    method, _ = build({"name": "fedala", "num_layers": 2, "capacity": capacity}, {"norm": "batch"})
     assert method.upper == ["backbone.mix.weight", "backbone.mix.bias", *UPPER]
 
 

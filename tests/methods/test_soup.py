@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from omnifm.method import LocalRound, Partition
+from omnifm.plugins import names, plugin
 from omnifm.soup import stir
 from omnifm.update import Score
 from tests.methods.reference import federate
@@ -49,13 +50,15 @@ class TestStir:
         assert site.model.weight.item() == 1
 
 
-@pytest.mark.parametrize(
-    "method",
-    [{"name": "omnifm", "dim": 8, "num_bands": 8, "share": "all"}, {"name": "fedavg", "capacity": "matched"}],
-    ids=lambda method: method["name"],
-)
+SOUPS = [name for name in names("methods") if "soup" in plugin("methods", name).Settings.__dataclass_fields__]
+
+
+@pytest.mark.parametrize("method", [*({"name": name} for name in SOUPS), {"name": "omnifm", "share": "all"}], ids=str)
 def test_the_federation_goes_on_as_without_it_and_a_site_is_never_worse_on_validation(toys, tmp_path, method):
-    runs = {soup: federate(toys, tmp_path / str(soup), method | {"soup": soup}) for soup in (False, True)}
+    runs = {
+        soup: federate(toys, tmp_path / str(soup), method | {"soup": soup}, model={"lora": True})
+        for soup in (False, True)
+    }
     (plain, _, sites), (summary, _, mixing) = runs.values()
     assert (summary["status"], summary["final_hash"]) == ("COMPLETE", plain["final_hash"])
     pairs = zip(mixing.updates, sites.updates, strict=True)
