@@ -29,7 +29,7 @@ from omnifm.data.datalist import Datalist, fingerprint, owners, read_datalist, w
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, StateError, decode, encode, locked, write_atomic
-from omnifm.task import Batch, Task
+from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Payload, Score, Update, clean, digest, under
 
 SPLITS = ("training", "validation", "test")
@@ -168,7 +168,9 @@ class Site:
         home = under(state, "personal")
         model.load_state_dict({**payload.shared, **home}, strict=False)
         model.to(self.device)
-        model.backbone.schedule(max(0, payload.round - 1) / self.experiment.train.num_rounds)
+        progress = max(0, payload.round - 1) / self.experiment.train.num_rounds
+        for backbone in [module for module in model.modules() if isinstance(module, Backbone)]:  # Ditto has two
+            backbone.schedule(progress)
         seed = _seed_all(self.experiment.seed, self.name, payload.stage, payload.round)
         train, on_device = self.experiment.train, self._on_device
         extra = on_device(payload.extra)

@@ -103,8 +103,8 @@ class TestRoster:
             close(run.shared, mean(last), travel)
         assert statistics <= set(run.partition.shared) | set(run.partition.buffers)
 
-    def test_what_rests_travels_unchanged(self, name, toys, tmp_path):
-        """All but the head rests from round 4 of 6 on: whatever a site receives of it, it receives it again."""
+    def test_what_rests_travels_and_stays_unchanged(self, name, toys, tmp_path):
+        """All but the head rests from round 4 of 6 on: what a site receives and keeps of it remains the same."""
         changes = RUN | {"rounds": 6, "model": MODEL | {"staged": True}}
         _, run, network = federate(toys, tmp_path, {"name": name}, sites=SITES, **changes)
         resting = [n for n in run.partition.shared if n.startswith(("backbone.conv", "backbone.mix"))]
@@ -113,7 +113,11 @@ class TestRoster:
         for site in SITES:
             rounds = {p.round: p.shared for receiver, p in network.payloads if receiver == site}
             last, _ = run.method.payload(site, run.shared)
-            assert all(torch.equal(rounds[r][n], last[n]) for r in rounds if r > 3 for n in resting), site
+            late = [number for number in rounds if number > 3]
+            assert all(torch.equal(rounds[number][n], last[n]) for number in late for n in resting), site
+            own = [part(kept(tmp_path, site, number + 1), "personal/") for number in late]
+            home = [n for n in own[-1] if "backbone.conv" in n or "backbone.mix" in n]
+            assert all(torch.equal(state[n], own[-1][n]) for state in own for n in home), site
 
     def test_nothing_undeclared_or_personal_leaves(self, name, whole):
         _, run, network, folder = whole
