@@ -307,9 +307,10 @@ class OmniFM(Method):
         return extra | {"hits": hits} | local.scratch["profile"], facts
 
     def _own_profile(self, local: LocalRound) -> Tensors:
-        """How the patients' tokens spread under the initial tokenizer; nothing where they are few."""
-        patients = torch.cat(list(self._patients(local, self.first_tokenizer).values()))
-        return {"profile": profile(patients)} if len(patients) >= MIN_PATIENTS else {}
+        """How the patients' tokens spread under the initial tokenizer; nothing where no modality has enough of them."""
+        tokens = self._patients(local, self.first_tokenizer).values()
+        few = max(map(len, tokens)) < MIN_PATIENTS  # one patient in three modalities is one
+        return {} if few else {"profile": profile(torch.cat(list(tokens)))}
 
     def _patients(self, local: LocalRound, tokenizer: SpectralTokenizer | None = None) -> dict[str, Tensor]:
         """Patients' mean tokens (n d) by modality, of the model's tokenizer or another."""

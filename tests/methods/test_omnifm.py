@@ -1,5 +1,6 @@
 """OmniFM's two halves: what a site uploads, what the server sends back, and every switch."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from omnifm.config import SiteConfig
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
 from omnifm.rounds import Federation
-from omnifm.update import Update
+from omnifm.training import Site
+from omnifm.update import Payload, Update
 from tests.conftest import experiment, write_site
 from tests.methods.reference import SIZES, Watched, federate, toy_job
 from tests.methods.test_roster import SPEC
@@ -290,6 +292,21 @@ class TestRoutedAverage:
             for name in ("backbone.conv.weight", "backbone.mix.weight"):
                 assert torch.equal(received[3][name], received[4][name]) and torch.equal(received[4][name], last[name])
                 assert not torch.equal(received[2][name], received[3][name])
+
+    @pytest.mark.parametrize(("modalities", "sent"), [(("MR", "CT", "PT"), False), (("MR", "MR", "MR"), True)])
+    def test_one_patient_in_three_modalities_is_no_three_patients(self, tmp_path, modalities, sent):
+        """The same three images, of one patient, or of three who share a modality: a mean of one is that one."""
+        folder = write_site(tmp_path / "site-1", num=5)
+        listed = json.loads((folder / "dataset.json").read_text())
+        for number, (item, modality) in enumerate(zip(listed["training"], modalities, strict=True)):
+            item |= {"patient": str(number) if sent else "one", "modality": modality}
+        (folder / "dataset.json").write_text(json.dumps(listed))
+        routed = experiment(method={"name": "omnifm", "dim": 8, "num_bands": 8, "reach": 1.0})
+        site = Site(routed, "site-1", SiteConfig(str(folder), str(tmp_path / "state"), "cpu"))
+        spec = site.task.agree({"site-1": site.reply(Payload("describe", 0, "r")).facts["data"]})
+        model, partition = site._model(spec)
+        reply = site.reply(Payload("seed", 0, "r", spec, partition.pick(model, "shared"), {}))
+        assert ("profile" in reply.extra) == sent
 
     @pytest.mark.parametrize(
         ("reach", "label", "same"),
