@@ -253,6 +253,9 @@ class Method:
         """Answer round 0: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
 
+    def receive(self, local: LocalRound) -> None:
+        """Before the received model is scored: what it needs beside its tensors."""
+
     def begin(self, local: LocalRound) -> None:
         """Before the first step."""
 

@@ -180,6 +180,7 @@ class Site:
             batches=self._batches(seed), views=self._views, optimizer=self._optimizer,
             validate=lambda: self._scores(model, extra, "validation"),
         )  # fmt: skip
+        self.method.receive(local)
         return local, partition
 
     def _model(self, spec: dict[str, Any]) -> tuple[Model, Partition]:

@@ -46,7 +46,7 @@ class ConditionalValve(nn.Module):
 
 class Conditions(nn.Module):
     """What the valve is told: `anchors` (c q), the class embeddings as the site last received them, and `share` (c),
-    how frequent each class is at the site, zeros before its first round."""
+    how frequent each class is at the site, zeros at the server."""
 
     share: Tensor
     anchors: Tensor
@@ -103,8 +103,8 @@ class GPFL(Method):
         """The head and the conditions stay home."""
         return Partition.of(model, personal=model.personal(), share_buffers=self.settings.share_buffers)
 
-    def begin(self, local: LocalRound) -> None:
-        """Fix the conditions of this round; count classes once."""
+    def receive(self, local: LocalRound) -> None:
+        """Fix the conditions of this round, by which the received model is scored too; count classes once."""
         assert isinstance(local.model, TwoFeatures)
         told = local.model.conditions
         told.anchors.copy_(local.received["embeddings.weight"])

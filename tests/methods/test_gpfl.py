@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from omnifm.methods.gpfl import GPFL, Settings
 from omnifm.plugins import load_task
+from omnifm.training import Site
 from tests.conftest import experiment
 from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part
 from tests.methods.test_roster import SPEC
@@ -69,6 +70,23 @@ def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path):
     for site, batch in batches(network).items():
         share = kept(tmp_path, site)["personal/conditions.share"]
         torch.testing.assert_close(share[1], batch["label"].float().mean())
+
+
+def test_the_received_model_is_scored_under_its_own_conditions(toys, tmp_path, monkeypatch):
+    """Before and after training alike the valve is told the embeddings that were received, and the site's classes."""
+    told, scores = [], Site._scores
+
+    def noted(site, model, extra, split):
+        told.append((split, model.conditions.anchors.clone(), model.conditions.share.sum().item()))
+        return scores(site, model, extra, split)
+
+    monkeypatch.setattr(Site, "_scores", noted)
+    _, _, network = federate(toys, tmp_path, METHOD)
+    received = [payload.shared["embeddings.weight"] for _, payload in network.payloads for _moment in range(2)]
+    assert len(received) == 12
+    for (split, anchors, total), embeddings in zip(told, received, strict=False):
+        assert (split, total) == ("validation", 1)
+        assert torch.equal(anchors, embeddings)
 
 
 def test_a_task_without_one_class_per_image_is_refused():
