@@ -149,6 +149,8 @@ class LocalRound:
         extra: the method's own tensors as received.
         memory: the method's tensors that persist at this site from round to round; written to its disk.
         batches: () -> the epoch's training batches on the device, in a new random order each call.
+        aside: the same in orders of their own, for what is learnt beside training: the orders of `batches` are those of
+            every other method.
         views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
             Where the list names no patient, all cases of one image are one patient's.
         optimizer: makes the round's optimiser for some parameters.
@@ -167,6 +169,7 @@ class LocalRound:
     extra: Tensors
     memory: Tensors
     batches: Callable[[], Iterator[Batch]]
+    aside: Callable[[], Iterator[Batch]]
     views: Callable[[], Iterator[tuple[Tensor, str, str]]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     validate: Callable[[], dict[str, Score]]

@@ -177,7 +177,7 @@ class Site:
         local = LocalRound(
             site=self.name, round=payload.round, seed=seed, num_epochs=train.local_epochs, model=model, task=self.task,
             partition=partition, received=on_device(payload.shared), extra=extra, memory=under(state, "memory"),
-            batches=self._batches(seed), views=self._views, optimizer=self._optimizer,
+            batches=self._batches(seed), aside=self._batches(seed + 1), views=self._views, optimizer=self._optimizer,
             validate=lambda: self._scores(model, extra, "validation"),
         )  # fmt: skip
         self.method.receive(local)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from omnifm.method import Partition
-from omnifm.plugins import names
+from omnifm.plugins import names, plugin
 from tests.methods.reference import build, close, federate, kept, mean, part
 
 SPEC = {
@@ -24,6 +24,21 @@ RUN = {"model": MODEL, "participation": 0.7, "rounds": 3, "batch_size": 3, "loca
 
 class Power(Exception):
     """Somebody pulled the plug."""
+
+
+def batches_of(name, toys, folder):
+    """The pictures of each step, by the seed of the site's round."""
+    seen, kind = {}, plugin("methods", name)
+    step = kind.step
+
+    def noted(self, local, batch, optimizer):
+        seen.setdefault(local.seed, []).append(batch["image"])
+        return step(self, local, batch, optimizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", noted)
+        federate(toys, folder, {"name": name}, sites=SITES, **RUN)
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +133,16 @@ class TestRoster:
             own = [part(kept(tmp_path, site, number + 1), "personal/") for number in late]
             home = [n for n in own[-1] if "backbone.conv" in n or "backbone.mix" in n]
             assert all(torch.equal(state[n], own[-1][n]) for state in own for n in home), site
+
+    def test_it_trains_on_the_same_batches_as_fedavg(self, name, undisturbed, toys, tmp_path):
+        """Rows of a table differ by method, not by luck; what FedRep takes more comes after them."""
+        if "batches" not in undisturbed:
+            undisturbed["batches"] = batches_of("fedavg", toys, tmp_path / "fedavg")
+        expected, found = undisturbed["batches"], batches_of(name, toys, tmp_path)
+        assert found.keys() == expected.keys()
+        for seed, batches in expected.items():
+            assert len(batches) == len(found[seed]) or name == "fedrep"
+            assert all(torch.equal(own, theirs) for own, theirs in zip(found[seed], batches, strict=False))
 
     def test_nothing_undeclared_or_personal_leaves(self, name, whole):
         _, run, network, folder = whole
