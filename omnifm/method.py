@@ -192,6 +192,8 @@ class Method:
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.num_rounds = 1
+        """At the server: rounds of the run."""
         self.sizes: dict[str, int] = {}
         """At the server, before each payload: training cases of every site of the federation, present or not, capped
         (`admission.capped`); the same numbers come back as `Update.num_samples`."""

@@ -77,6 +77,7 @@ class Federation:
     def __init__(self, experiment: Experiment, state_dir: Path, results_dir: Path, transport: Transport) -> None:
         self.experiment, self.transport, self.results_dir = experiment, transport, results_dir
         self.method, self.task = load_method(experiment), load_task(experiment)
+        self.method.num_rounds = experiment.train.num_rounds
         self.folder = state_dir / experiment.job
         self.checkpoints = History(self.folder, "server", keep=2)
         self.run_id, self.round = "", 0

@@ -30,8 +30,8 @@ class Settings(Capacity):
     """Share of each frequency axis whose amplitudes are averaged in round 0, [0, 1]; 0 is the mean value alone."""
     end: Rate = 0.95
     """The share it grows to, [0, 1]; at 1 all amplitudes are common and only phases stay a site's own."""
-    ramp: Count = 100
-    """Rounds over which it grows; the paper's are all of a run's."""
+    ramp: Count | None = None
+    """Rounds over which it grows; null is the paper's, all of the run's, a small one has its end early."""
 
 
 class PFA(FedAvg):
@@ -60,7 +60,7 @@ class PFA(FedAvg):
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Mix the amplitudes of kernels, average the rest."""
         s, mean = self.settings, weighted_mean(shared, updates)
-        rate = s.start + min(1.0, round_number / s.ramp) * (s.end - s.start)
+        rate = s.start + min(1.0, round_number / (s.ramp or self.num_rounds)) * (s.end - s.start)
         sent = {update.site: update.shared for update in updates}
         sizes = [update.num_samples for update in updates]
         moving = moved(updates, lambda site: self.payload(site, shared)[0])

@@ -6,7 +6,7 @@ import torch
 
 from omnifm.methods.pfa import PFA, Settings, mix_amplitudes
 from omnifm.update import Update
-from tests.methods.reference import build
+from tests.methods.reference import build, federate
 
 SHAPES = [(5, 4), (3, 2, 3, 3), (2, 3, 2, 3, 4)]
 
@@ -62,7 +62,7 @@ def replies(num_sites, number=1):
 
 
 def test_vectors_are_averaged_kernels_are_mixed_and_absent_sites_keep_theirs():
-    method, updates = PFA(Settings()), replies(3)
+    method, updates = PFA(Settings(ramp=100)), replies(3)
     shared = {"w": torch.zeros(3, 4), "b": torch.zeros(3)}
     method.aggregate(shared, updates, 1)
     average = sum((i + 1) * u.shared["b"] for i, u in enumerate(updates)) / 6
@@ -83,6 +83,15 @@ def test_the_band_grows_to_its_end_and_no_further(monkeypatch):
     for number in (1, 2, 4, 9):
         method.aggregate({"w": torch.zeros(3, 4), "b": torch.zeros(3)}, replies(2, number), number)
     assert rates == pytest.approx([0.3, 0.4, 0.6, 0.6])
+
+
+def test_the_band_reaches_its_end_with_the_run(toys, tmp_path, monkeypatch):
+    rates, mix = [], mix_amplitudes
+    monkeypatch.setattr(
+        "omnifm.methods.pfa.mix_amplitudes", lambda k, sizes, rate: rates.append(rate) or mix(k, sizes, rate)
+    )
+    federate(toys, tmp_path, {"name": "pfa", "start": 0.2, "end": 0.8}, rounds=3)
+    assert sorted(set(rates)) == pytest.approx([0.4, 0.6, 0.8])
 
 
 def test_batch_norm_stays_home():
