@@ -99,7 +99,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], text: Iterab
         for row in rows[:MAX_ROWS]
     ]  # fmt: skip
     hidden = len(rows) - MAX_ROWS
-    more = tag("p", f"{hidden:,} more rows are in the JSON beside this page.", class_="soft") if hidden > 0 else ""
+    more = tag("p", f"{hidden:,} more rows are in summary.json.", class_="soft") if hidden > 0 else ""
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), more, class_="scroll")
 
 
