@@ -243,7 +243,8 @@ def _warnings(
 ) -> list[str]:
     warnings = [f"{len(places)} {ODD[name]}" for name, places in odd.items()]
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
-    if not any(split.patients for split in findings.splits.values()):
+    read = [split for split in findings.splits.values() if split.cases]
+    if read and not any(split.patients for split in read):
         warnings.append("no item names its patient: whether one is in several splits cannot be told")
     if min(findings.flats[True], findings.flats[False]):
         kinds = f"{findings.flats[True]} of {findings.flats.total()} 2-D images are pictures without patient axes"

@@ -27,16 +27,17 @@ def columns_of(file: Path, scale: str) -> dict[str, Any]:
     return content.get("columns", {}) if content.get("scale") == scale else {}
 
 
-def reading(num_seeds: int, rival: str) -> list[str]:
-    """How to read any of our tables, a paragraph a line."""
+def reading(num_seeds: int, rival: str | None) -> list[str]:
+    """How to read any of our tables, a paragraph a line; without a rival nothing is compared."""
     interval = (
-        f"[ ] Student's 95 % interval of the paired difference to {rival}" if num_seeds > 1
-        else f"the difference to {rival} has no interval"
+        "" if rival is None
+        else f", [ ] Student's 95 % interval of the paired difference to {rival}" if num_seeds > 1
+        else f", the difference to {rival} has no interval"
     )  # fmt: skip
     return [
         f"{counted(num_seeds, 'seed')}; the same splits, initial backbone and local steps for every row.  Scores are "
         f"of the test split, at the checkpoint that each site's validation picks; ± is the spread over "
-        f"seeds, {interval}.",
+        f"seeds{interval}.",
         "Cost is that of all training rounds of the first seed, without the seed stage and the last evaluation; local "
         "steps are those planned: a method's own second pass over a batch is not counted.",
     ]

@@ -99,8 +99,8 @@ def _columns(file: Path, contender: str) -> list[tuple[str, Mapping[str, Any]]]:
     """
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: tables must be JSON files of `omnifm bench tables`; one is not: {error}") from None
     columns = content.get("columns") if isinstance(content, dict) else None
     if not columns or "table" not in content:
         raise ValueError(f"{file}: tables must be the JSON of `omnifm bench tables`; one is not")

@@ -36,14 +36,26 @@ def lint_folder(folder: Path) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text())
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file.name} must be JSON; {error}") from None
     return content if isinstance(content, dict) else {}
 
 
 def lint(document: Mapping[str, Any]) -> list[str]:
     """What cannot be true in one table, a line per finding with column, row and metric; empty if all can."""
     columns = document.get("columns", {"table": document})
-    return [f"{name}: {line}" for name, column in columns.items() for line in _column(column)]
+    if not columns:
+        return ["table must have a column; it has none"]
+    return [f"{name}: {line}" for name, column in columns.items() for line in _readable(column)]
+
+
+def _readable(column: Mapping[str, Any]) -> list[str]:
+    try:
+        return list(_column(column))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        return [f"must have the form that `bench tables` writes; reading it ends in {type(error).__name__}"]
 
 
 def _column(column: Mapping[str, Any]) -> Iterator[str]:
@@ -75,7 +87,7 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
 def _shape(column: Mapping[str, Any]) -> Iterator[str]:
     """Every contender has all metrics, every score all seeds and sites."""
     rows, shape = column["rows"], (column["seeds"], len(column["sites"]))
-    if rows and column["rival"] not in {*rows, *column["failed"]}:
+    if rows and column["rival"] not in {*rows, *column["failed"], None}:
         yield f"rival must be a row; got {column['rival']!r}"
     for name, row in (rows | column["trivial"]).items():
         metrics = [metric for metric in column["metrics"] if metric in row]

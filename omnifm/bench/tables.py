@@ -115,12 +115,13 @@ def _document(
     num_seeds = max(map(len, cells.values()))
     even = {name: runs for name, runs in cells.items() if len(runs) == num_seeds}
     budgets = dict.fromkeys(even, (train.batch_size, train.local_epochs))
+    rival = RIVAL if RIVAL in {*even, *failed} else None
     column = {
         "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
-        "local_epochs": train.local_epochs, "rival": RIVAL, "metrics": dict(metrics), "shown": [*rivals(metrics)][:2],
+        "local_epochs": train.local_epochs, "rival": rival, "metrics": dict(metrics), "shown": [*rivals(metrics)][:2],
         "failed": dict(failed), **compare(even, budgets, metrics),
     }  # fmt: skip
-    caption = ["Nothing is tuned here: learning rate and constants are the job's.", *document.reading(num_seeds, RIVAL)]
+    caption = ["Nothing is tuned here: learning rate and constants are the job's.", *document.reading(num_seeds, rival)]
     title = f"{experiment.job} on {data.name}"
     return {"table": "table", "title": title, "scale": None, "caption": caption, "columns": {data.name: column}}
 

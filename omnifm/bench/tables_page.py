@@ -171,14 +171,15 @@ def _curves(name: str, column: Column, metric: str) -> list[Html]:
 # Numbers.
 def _scores(column: Column, metric: str) -> Html:
     heads = ["", "After aggregation", "After local training", "Worst site", "Spread over sites",
-             f"Lost against {alone(column)}", f"Against {column['rival']} [95 %]", *column["sites"]]  # fmt: skip
+             f"Lost against {alone(column)}", *[f"Against {column['rival']} [95 %]"] * bool(column["rival"]),
+             *column["sites"]]  # fmt: skip
     trivial = {f"{name} (trivial)": row for name, row in column["trivial"].items() if metric in row}
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
-                     number(after["std_over_sites"]), after.get("sites_below_local", NONE), versus(after),
-                     *map(number, after["per_site"])])  # fmt: skip
+                     number(after["std_over_sites"]), after.get("sites_below_local", NONE),
+                     *[versus(after)] * bool(column["rival"]), *map(number, after["per_site"])])  # fmt: skip
     return tag("div", table(heads, rows), class_="tight")
 
 

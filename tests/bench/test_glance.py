@@ -125,8 +125,10 @@ def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
     good = table(tmp_path, "good", {FEDPER: [[0.5, 0.5]], "OmniFM": [[0.5, 0.5]]})
     with pytest.raises(ValueError, match=r"t\.json: tables must be"):
         glance([good, tmp_path / "t.json"], "OmniFM")
-    with pytest.raises(ValueError, match=r"u\.json: Expecting value"):
+    with pytest.raises(ValueError, match=r"u\.json: tables must be JSON files of .*Expecting value"):
         glance([good, tmp_path / "u.json"], "OmniFM")
+    with pytest.raises(ValueError, match=r"nowhere\.json: tables must be JSON files of"):
+        glance([good, tmp_path / "nowhere.json"], "OmniFM")
     for content in ("null", '{"columns": {}, "table": "t"}', '{"data": "d", "metrics": {}, "rows": {}}'):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(ValueError, match=r"t\.json: tables must be"):

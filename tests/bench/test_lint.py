@@ -132,8 +132,21 @@ def test_undefined_scores_are_left_out_alike(table):
     assert lint.lint({"columns": {"polyp": column}}) == []
 
 
+@pytest.mark.parametrize("change", [_set(("rows", *SCORE), "x"), _set(("rows", *SCORE, "values"), [["x", "y"]] * 2)])
+def test_what_is_no_table_is_a_finding_and_no_traceback(table, change):
+    change(table["columns"]["polyp"])
+    assert lint.lint(table) == ["polyp: must have the form that `bench tables` writes; reading it ends in TypeError"]
+
+
+def test_a_table_without_columns_is_a_finding():
+    assert lint.lint({"columns": {}}) == ["table must have a column; it has none"]
+
+
 def test_a_folder_without_a_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="folder must hold a table's JSON; it holds none"):
+        lint.lint_folder(tmp_path)
+    (tmp_path / "cut.json").write_text('{"columns"')
+    with pytest.raises(ValueError, match=r"cut\.json must be JSON; Expecting"):
         lint.lint_folder(tmp_path)
 
 

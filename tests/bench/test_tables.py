@@ -183,6 +183,12 @@ class TestRun:
         _, column = self.run(folder, monkeypatch, score, rows=["OmniFM"])
         assert list(column["rows"]) == ["Local", "OmniFM"]
 
+    def test_without_the_rival_nothing_is_compared_with_it(self, folder, monkeypatch):
+        findings, column = self.run(folder, monkeypatch, lambda *_: 0.5, rows=["Local", "OmniFM"])
+        assert (findings, column["rival"]) == ([], None)
+        out = folder.parent / "out"
+        assert "FedPer" not in (out / "table.md").read_text() + (out / "table.html").read_text()
+
     def test_other_data_under_the_same_name_run_anew(self, folder, monkeypatch):
         """One score for each dataset.json."""
         rows = {"rows": ["Local"]}

@@ -43,8 +43,7 @@ def prepare(
         modality: DICOM code of the images: MR, CT, US, CR, ...
         labels: names with commas: meanings of the mask values 0, 1, 2, ..., or the names of the class folders.
         seed: of the partition and the splits.
-        patient: regular expression whose first group, in every image's name, is the patient; by default each name is
-            one.
+        patient: regular expression whose first group, in every image's name, is the patient; else each name is one.
         partition: natural and modality (one site), dirichlet (skewed classes) or count (alike).
         sites: number of sites of dirichlet and count, 3 by default.
         gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
