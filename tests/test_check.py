@@ -62,6 +62,15 @@ def test_a_class_without_a_name_is_told(tmp_path):
     assert "2 class number(s) are none of the 1 declared in 'labels'" in found["warnings"]
 
 
+@pytest.mark.parametrize(("named", "told"), [(True, False), (False, True)])
+def test_nothing_is_said_of_patients_that_were_not_read(tmp_path, named, told):
+    """Of one broken picture with a patient, and of one that can be read and has none."""
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    items = [{"image": "a.png", "patient": "p"}] if named else [{"image": picture(tmp_path, "b.png", 1)}]
+    warnings = report(site(tmp_path, {"training": items}), "super_resolution")["warnings"]
+    assert any("names its patient" in line for line in warnings) == told
+
+
 def test_labels_concern_only_a_task_that_learns_them(tmp_path):
     items = [{"image": picture(tmp_path, f"{i}.png", i), "label": i, "patient": str(i)} for i in range(3)]
     folder = site(tmp_path, {"training": items[:1], "validation": items[1:2], "test": items[2:]}, labels={"0": "a"})
