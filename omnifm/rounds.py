@@ -161,7 +161,7 @@ class Federation:
         resumes = bool(found and same and not record["complete"])
         self.run_id = record["run_id"] if resumes else secrets.token_hex(8)
         if resumes:
-            self.facts, self.absent = dict(record["facts"]), dict(record["absent"])
+            self.facts, self.absent, self.spec = dict(record["facts"]), dict(record["absent"]), dict(record["spec"])
         missing = self._describe(self.transport.sites())
         if len(self.facts) < self.experiment.train.min_sites:
             raise FederationError(f"min_sites must describe their data; got {sorted(self.facts)}, missing {missing}")
@@ -325,11 +325,20 @@ class Federation:
         """Why a site's data facts are unusable, or differ from those of the sites that are in already."""
         others = {site: facts["data"] for site, facts in self.facts.items() if site != update.site}
         try:
-            self.task.agree(others | {update.site: update.facts["data"]})
+            agreed = self.task.agree(others | {update.site: update.facts["data"]})
         except ValueError as error:
             return str(error)
         except (KeyError, TypeError, IndexError, ArithmeticError) as error:
             return f"its data facts must have the task's form; got {type(error).__name__}"
+        return self._outgrown(agreed) if self.spec else None
+
+    def _outgrown(self, agreed: Mapping[str, Any]) -> str | None:
+        """Why the network, which is built already, cannot take what a late site would add; every round would fail."""
+        if more := sorted({*agreed.get("labels", ())} - {*self.spec.get("labels", ())}):
+            return f"its labels must be among the {len(self.spec['labels'])} that this run began with; got {more[:5]}"
+        most, wanted = self.spec.get("channels"), agreed.get("channels")
+        if most is not None and wanted > most:
+            return f"its images must have at most the {most} channel(s) that this run began with; got {wanted}"
         return None
 
     # Checkpoint.

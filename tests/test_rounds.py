@@ -4,8 +4,10 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Transport
@@ -54,6 +56,22 @@ def federate(tmp_path, federation, job=None, **faults):
     network = Network(job, federation, tmp_path / "sites", **faults)
     run = Federation(job, tmp_path / "server", tmp_path / "results", network)
     return run.run(), run, network
+
+
+def write_pictures(folder, num_classes, channels):
+    """Six PNG pictures per class, in files of their own, and their list."""
+    folder.mkdir(parents=True)
+    rng, items = np.random.default_rng(0), []
+    for label in range(num_classes):
+        for number in range(6):
+            name = f"{label}-{number}.png"
+            pixels = rng.integers(0, 256, (16, 16, channels), dtype=np.uint8)
+            Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(folder / name)
+            items.append({"image": name, "label": label, "patient": name})
+    labels = {str(label): f"kind {label}" for label in range(num_classes)}
+    record = {"name": "pictures", "modality": {"0": "XC"}, "labels": labels,
+              "training": items[::2] + items[1::6], "validation": items[3::6], "test": items[5::6]}  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(record))
 
 
 def only(stage, site, change):
@@ -228,6 +246,44 @@ class TestParticipation:
         summary, _, _ = federate(tmp_path, tmp_path / "f", job, **faults)
         assert sorted(summary["history"][-1]["sites"]) == ["site-1", "site-2"]
         assert "sites must agree on label values" in summary["history"][-1]["missing"]["site-3"]
+
+    @pytest.mark.parametrize(
+        ("classes", "channels", "reason"),
+        [
+            (3, 1, "its labels must be among the 2 that this run began with; got ['2']"),
+            (2, 3, "its images must have at most the 1 channel(s) that this run began with; got 3"),
+        ],
+    )
+    def test_a_late_site_that_the_network_cannot_take_is_left_out(self, tmp_path, classes, channels, reason):
+        """It would fail in every round."""
+        job = self.pictures(tmp_path / "f", classes, channels)
+        late = {"offline": lambda number: ("site-3",) if number == 1 else ()}
+        summary, _, network = federate(tmp_path, tmp_path / "f", job, **late)
+        assert [entry["missing"] for entry in summary["history"]] == [{}, {"site-3": reason}]
+        assert network.asked[-1] == ["site-1", "site-2"]
+
+    def test_a_resumed_run_keeps_its_labels(self, tmp_path):
+        job = self.pictures(tmp_path / "f", 3, 1)
+
+        def plug(payload, update):
+            if payload.round == 2:
+                raise Power
+            return update
+
+        with pytest.raises(Power):
+            federate(tmp_path, tmp_path / "f", job, spoil=plug, offline=lambda _number: ("site-3",))
+        summary, run, _ = federate(tmp_path, tmp_path / "f", job)
+        assert [*run.spec["labels"]] == ["0", "1"]
+        assert "must be among the 2 that this run began with" in summary["absent"]["site-3"]
+        assert [*summary["history"][-1]["sites"]] == ["site-1", "site-2"]
+
+    def pictures(self, folder, classes, channels):
+        """Two sites of two classes and grey pictures, and a third."""
+        for number in (1, 2):
+            write_pictures(folder / f"site-{number}", 2, 1)
+        write_pictures(folder / "site-3", classes, channels)
+        task, model = {"name": "classification"}, {"channels": (8, 8, 8, 8)}
+        return replace(experiment(method={"name": "fedavg"}), task=task, model=model)
 
     def test_one_reply_of_two_is_no_quorum(self, tmp_path, federation):
         """Otherwise one site's own weights would become everybody's model."""
