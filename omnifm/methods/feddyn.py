@@ -61,9 +61,8 @@ class FedDyn(FedAvg):
             own = self.h.get(update.site, nothing)
             self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
         mean, everyone = weighted_mean(shared, updates), sum(self.sizes.values())
-        for name in moved(updates, lambda _site: shared).intersection(
-            self.weights
-        ):  # what rests has been moved by its h already
+        for name in moved(updates, lambda _site: shared).intersection(self.weights):
+            # What rests is left alone: its h has moved it already, in the last round that trained it.
             h = sum(self.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
             mean[name] = (mean[name].double() - h / (everyone * self.settings.alpha)).to(shared[name].dtype)
         return mean
