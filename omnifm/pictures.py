@@ -35,7 +35,7 @@ def in_channels(array: Float[np.ndarray, "x y z *c"], channels: int) -> Float[np
     """Channels first; grey becomes `channels` equal channels.
 
     Raises:
-        ValueError: the array has other channels, as of a colour site that comes late to a grey federation.
+        ValueError: the array has other channels, as of a colour picture for a model of grey ones.
     """
     last = array if array.ndim == 4 else array[..., None]
     first = np.moveaxis(last, -1, 0)

@@ -4,10 +4,8 @@ import json
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from omnifm.config import SiteConfig
 from omnifm.rounds import Federation, Transport
@@ -15,6 +13,7 @@ from omnifm.simulation import InProcess
 from omnifm.spool import Spool
 from omnifm.state import StateError, locked
 from omnifm.update import Score, Update
+from tests import test_check
 from tests.conftest import experiment, write_site
 
 
@@ -58,20 +57,15 @@ def federate(tmp_path, federation, job=None, **faults):
     return run.run(), run, network
 
 
-def write_pictures(folder, num_classes, channels):
-    """Six PNG pictures per class, in files of their own, and their list."""
-    folder.mkdir(parents=True)
-    rng, items = np.random.default_rng(0), []
-    for label in range(num_classes):
-        for number in range(6):
-            name = f"{label}-{number}.png"
-            pixels = rng.integers(0, 256, (16, 16, channels), dtype=np.uint8)
-            Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(folder / name)
-            items.append({"image": name, "label": label, "patient": name})
-    labels = {str(label): f"kind {label}" for label in range(num_classes)}
-    record = {"name": "pictures", "modality": {"0": "XC"}, "labels": labels,
-              "training": items[::2] + items[1::6], "validation": items[3::6], "test": items[5::6]}  # fmt: skip
-    (folder / "dataset.json").write_text(json.dumps(record))
+def write_pictures(folder, num_classes, mode):
+    """A site of six pictures per class."""
+    items = [
+        {"image": test_check.picture(folder, name, 6 * label + number, mode=mode), "label": label, "patient": name}
+        for label in range(num_classes)
+        for number, name in enumerate(f"{label}-{number}.png" for number in range(6))
+    ]
+    splits = {"training": items[::2] + items[1::6], "validation": items[3::6], "test": items[5::6]}
+    test_check.site(folder, splits, labels={str(label): f"kind {label}" for label in range(num_classes)})
 
 
 def only(stage, site, change):
@@ -248,22 +242,22 @@ class TestParticipation:
         assert "sites must agree on label values" in summary["history"][-1]["missing"]["site-3"]
 
     @pytest.mark.parametrize(
-        ("classes", "channels", "reason"),
+        ("classes", "mode", "reason"),
         [
-            (3, 1, "its labels must be among the 2 that this run began with; got ['2']"),
-            (2, 3, "its images must have at most the 1 channel(s) that this run began with; got 3"),
+            (3, "L", "its labels must be among the 2 that this run began with; got ['2']"),
+            (2, "RGB", "its images must have at most the 1 channel(s) that this run began with; got 3"),
         ],
     )
-    def test_a_late_site_that_the_network_cannot_take_is_left_out(self, tmp_path, classes, channels, reason):
+    def test_a_late_site_that_the_network_cannot_take_is_left_out(self, tmp_path, classes, mode, reason):
         """It would fail in every round."""
-        job = self.pictures(tmp_path / "f", classes, channels)
+        job = self.pictures(tmp_path / "f", classes, mode)
         late = {"offline": lambda number: ("site-3",) if number == 1 else ()}
         summary, _, network = federate(tmp_path, tmp_path / "f", job, **late)
         assert [entry["missing"] for entry in summary["history"]] == [{}, {"site-3": reason}]
         assert network.asked[-1] == ["site-1", "site-2"]
 
     def test_a_resumed_run_keeps_its_labels(self, tmp_path):
-        job = self.pictures(tmp_path / "f", 3, 1)
+        job = self.pictures(tmp_path / "f", 3, "L")
 
         def plug(payload, update):
             if payload.round == 2:
@@ -277,11 +271,11 @@ class TestParticipation:
         assert "must be among the 2 that this run began with" in summary["absent"]["site-3"]
         assert [*summary["history"][-1]["sites"]] == ["site-1", "site-2"]
 
-    def pictures(self, folder, classes, channels):
+    def pictures(self, folder, classes, mode):
         """Two sites of two classes and grey pictures, and a third."""
         for number in (1, 2):
-            write_pictures(folder / f"site-{number}", 2, 1)
-        write_pictures(folder / "site-3", classes, channels)
+            write_pictures(folder / f"site-{number}", 2, "L")
+        write_pictures(folder / "site-3", classes, mode)
         task, model = {"name": "classification"}, {"channels": (8, 8, 8, 8)}
         return replace(experiment(method={"name": "fedavg"}), task=task, model=model)
 
