@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from omnifm import check
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import Datalist, fingerprint, owners, read_datalist, without
+from omnifm.data.refusal import RefusedImage
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.state import History, StateError, decode, encode, locked, write_atomic
@@ -47,7 +48,23 @@ class Prepare(Transform):
         self.task, self.labels = task, labels
 
     def __call__(self, data: dict[str, Any]) -> Batch:
-        return self.task.prepare(self.task.read(data, self.labels))
+        try:
+            return self.task.prepare(self.task.read(data, self.labels))
+        except RefusedImage as refusal:  # checked when the run began, but its file has changed or its disk has gone
+            split, position = data["origin"]
+            raise RefusedImage(refusal.reason, f"item {position} of '{split}': {refusal}") from None
+
+
+class Refusing(Compose):
+    """MONAI's Compose, but a refusal passes as it was raised, not as the cause of an error about transforms."""
+
+    def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, RefusedImage):
+                raise error.__cause__ from None
+            raise
 
 
 class Untracked(Compose):
@@ -292,7 +309,9 @@ class Site:
             share = len(items) / sum(len(getattr(self.datalist, s)) for s in SPLITS)
             budget = self.experiment.data.cache_gib * 2**30 * share
             held = int(budget // max(1, sum(v.nbytes for v in first.values() if hasattr(v, "nbytes"))))
-            self.datasets[split] = CacheDataset(items, prepare, cache_num=held, num_workers=None, progress=False)
+            self.datasets[split] = CacheDataset(
+                items, Refusing(prepare), cache_num=held, num_workers=None, progress=False
+            )
         return self.datasets[split]
 
     def _batches(self, seed: int) -> Callable[[], Iterator[Batch]]:

@@ -12,6 +12,8 @@ import torch
 from omnifm.check import check_site
 from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
+from omnifm.data.redaction import words_of
+from omnifm.data.refusal import RefusedImage
 from omnifm.state import History, decode
 from omnifm.training import Site
 from omnifm.update import Payload, Score
@@ -198,6 +200,16 @@ class TestTrain:
         site = open_site(tmp_path, experiment(train={"lr": 1e30}))
         with pytest.raises(ValueError, match=r"nothing is sent: the trained shared part '.*' must be finite"):
             site.reply(payload(site))
+
+    def test_an_image_that_goes_once_the_run_has_begun_is_named(self, tmp_path):
+        site = open_site(tmp_path)
+        asked = payload(site)
+        (tmp_path / "data" / site.datalist.training[1]["image"]).unlink()
+        rule = "image file must exist and be a regular file; it is not"
+        with pytest.raises(RefusedImage, match=f"^item 1 of 'training': {rule}$") as caught:
+            site.reply(asked)
+        assert caught.value.reason == "missing_file"
+        assert words_of(caught.value) == str(caught.value)  # the site's driver may tell it
 
     def test_cases_are_prepared_once(self, tmp_path, monkeypatch):
         site, calls = open_site(tmp_path), []

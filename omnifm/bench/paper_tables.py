@@ -165,7 +165,8 @@ class _Bench:
         def score(experiment: Experiment) -> float | None:
             try:
                 return course.validation(ran(experiment, "tuning"), main, metrics[main])
-            except ValueError:  # it diverged: never chosen
+            except ValueError as error:  # it diverged, or an image could not be read: never chosen
+                self.bar.write(f"{name}, {column.name}, a value tried is not counted: {error}")
                 return None
 
         for row in self.rows(table, column):

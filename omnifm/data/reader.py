@@ -25,9 +25,9 @@ from jaxtyping import Shaped
 from omnifm.data.refusal import RefusedImage
 
 SECONDS = 10.0
-"""Time for one image, plus a second per MiB that it takes on disk."""
-GRACE_S = 5.0
-"""The child ends itself at its limit; the parent kills one that cannot after this much longer."""
+"""Processor time for one image, plus a second per MiB that it takes on disk; past it the child ends itself."""
+PATIENCE = 6
+"""Times that limit on the clock, for a busy machine or a slow disk; past it the parent kills the child."""
 COMMAND = (sys.executable, "-P", "-m", "omnifm.data.reader_process")
 """-P: a file in the working directory must never pass for a library."""
 BROKEN = "the reading process must start; it did not: `python -m omnifm.data.reader_process` shows why"
@@ -53,7 +53,7 @@ class Reader:
 
         Args:
             path: file or folder.
-            seconds: limit; by default from the size on disk.
+            seconds: limit of processor time; by default from the size on disk.
             request: what to do, as `reader_process.answer` takes it.
 
         Returns:
@@ -68,8 +68,12 @@ class Reader:
             child = self._started()
             try:
                 _send(child, {**request, "path": str(path), "seconds": seconds})
-                facts, array = _receive(child, time.monotonic() + seconds + GRACE_S)
-            except (EOFError, BrokenPipeError, TimeoutError):
+                facts, array = _receive(child, time.monotonic() + seconds * PATIENCE)
+            except TimeoutError:  # it waits, or ignores its own limit
+                self.close()
+                limit = f"image must be read within {seconds * PATIENCE:.0f} s"
+                raise RefusedImage("too_slow", f"{limit}; its disk or this machine took longer") from None
+            except (EOFError, BrokenPipeError):
                 raise self._buried(child) from None
             except MemoryError:
                 self.close()
@@ -118,13 +122,10 @@ class Reader:
 
     def _buried(self, child: subprocess.Popen[bytes]) -> RefusedImage:
         """What the child's death says about the file."""
-        try:
-            code = child.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:  # alive but silent past its limit
-            code = -signal.SIGALRM
         self.close()
-        if code == -signal.SIGALRM:
-            return RefusedImage("too_slow", "image must decode within its time limit; it did not")
+        code = child.returncode
+        if code == -signal.SIGPROF:
+            return RefusedImage("too_slow", "image must decode within its limit of processor time; it did not")
         if code == -signal.SIGKILL:
             return RefusedImage("too_large", "image must fit in memory; the system ended its decoder")
         return RefusedImage("corrupt", f"image must decode; the decoder crashed with code {code}")
