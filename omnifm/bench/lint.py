@@ -126,7 +126,7 @@ def _scores(row: Mapping[str, Any], higher: bool) -> Iterator[str]:
     expected = {
         "mean": _mean([score for scores in row["values"] for score in scores]),
         "worst_site": (min if higher else max)(defined) if defined else None,
-        "std_over_seeds": pstdev(seeds) if seeds else None,
+        "std_over_seeds": pstdev(seeds) if len(seeds) > 1 else None,
         "std_over_sites": pstdev(defined) if defined else None,
     }
     for i, (told, right) in enumerate(zip(row["per_site"], per_site, strict=True), 1):

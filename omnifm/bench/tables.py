@@ -199,7 +199,7 @@ def _row(
     worst = (np.nanmin if higher else np.nanmax)(per_site)
     row: dict[str, Any] = {
         "mean": float(np.nanmean(values)),
-        "std_over_seeds": float(np.nanstd(np.nanmean(values, axis=1))),
+        "std_over_seeds": over_seeds(values),
         "worst_site": float(worst),
         "std_over_sites": float(np.nanstd(per_site)),
         "per_site": per_site.tolist(),
@@ -211,6 +211,12 @@ def _row(
     if rival in cells and name != rival:
         row["against_rival"] = paired(values, _matrix(cells[rival], metric, when))
     return row
+
+
+def over_seeds(values: np.ndarray) -> float | None:
+    """Standard deviation of the seeds' means of scores (seeds x sites); None of fewer than two, which have none."""
+    means = np.nanmean(values, axis=1)
+    return float(np.nanstd(means)) if np.isfinite(means).sum() > 1 else None
 
 
 def _matrix(runs: list[dict[str, Any]], metric: str, when: str) -> np.ndarray:

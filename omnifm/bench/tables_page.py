@@ -202,8 +202,10 @@ def cost_rows(column: Column, metric: str) -> list[list[str]]:
 
 
 def spread(row: Mapping[str, Any]) -> str:
-    """Mean and spread over seeds."""
-    return NONE if row["mean"] is None else f"{number(row['mean'])} ± {number(row['std_over_seeds'])}"
+    """Mean and spread over seeds; of one seed the mean alone."""
+    if row["mean"] is None or row["std_over_seeds"] is None:
+        return number(row["mean"])
+    return f"{number(row['mean'])} ± {number(row['std_over_seeds'])}"
 
 
 def versus(row: Mapping[str, Any]) -> str:

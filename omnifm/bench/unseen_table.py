@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omnifm.bench.tables import plain
+from omnifm.bench.tables import over_seeds, plain
 from omnifm.bench.tables_page import spread
 from omnifm.bench.tables_text import grid
 from omnifm.page import counted, number
@@ -48,8 +48,8 @@ def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a site or seed where nothing is defined has no mean: None
         per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
-        over_seeds = float(np.nanstd(np.nanmean(values, axis=1)))
-    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": over_seeds, "per_site": per_site})
+        spread = over_seeds(values)
+    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": spread, "per_site": per_site})
 
 
 def markdown(result: Mapping[str, Any], metric: str) -> str:

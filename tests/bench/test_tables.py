@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from omnifm.bench import cells, lint, tables
+from omnifm.bench.tables_page import spread
 from omnifm.plugins import plugin
 from tests.conftest import ROOT, experiment
 
@@ -22,6 +23,13 @@ def summary(before, after, distance=1.0):
         for n, (b, a) in enumerate(zip(before, after, strict=True), 1)
     }
     return {"sites": sites, "history": [{"sites": {"site-1": {"bytes_up": 10}}, "bank": {}}]}
+
+
+def test_one_seed_has_no_spread():
+    cells = {"OmniFM": [summary([0, 0], [0.6, 0.7])]}
+    row = tables.tabulate(cells, METRICS)["rows"]["OmniFM"]["dice"]["after"]
+    assert row["std_over_seeds"] is None
+    assert spread(row) == "0.650"
 
 
 def test_golden():

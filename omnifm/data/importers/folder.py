@@ -15,6 +15,8 @@ from omnifm.data.items import check_modality
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import read_label, read_volume
 
+BOOKKEEPING = ("thumbs.db", "desktop.ini")
+"""What Windows leaves in a folder of images."""
 ENDINGS = (".nii.gz", ".nii", ".dcm", *SUFFIXES)
 
 
@@ -79,8 +81,9 @@ def _pattern(patient: str) -> re.Pattern[str]:
 
 
 def _files(source: Path, folder: str) -> list[Path]:
-    found = sorted(file for file in (source / folder).iterdir() if not file.name.startswith("."))
-    return [inside(source, f"{folder}/{file.name}", f"every file of {folder!r}") for file in found]
+    names = sorted(file.name for file in (source / folder).iterdir())
+    found = [name for name in names if not name.startswith(".") and name.lower() not in BOOKKEEPING]
+    return [inside(source, f"{folder}/{name}", f"every file of {folder!r}") for name in found]
 
 
 def _stem(file: Path) -> tuple[str, str]:

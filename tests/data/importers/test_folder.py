@@ -66,6 +66,14 @@ def test_a_mask_may_have_another_ending(tmp_path):
     assert len(items_of(tmp_path / "out")) == 24
 
 
+def test_what_windows_leaves_beside_images_is_none(tmp_path):
+    source = layouts.folder(tmp_path / "source")
+    for name in ("images/Thumbs.db", "labels/desktop.ini", "images/._Doe_1_4.png"):
+        (source / name).write_bytes(b"no image")
+    prepare(source, tmp_path / "out", **MASKS)
+    assert len(items_of(tmp_path / "out")) == 24
+
+
 def test_images_keep_their_class(tmp_path):
     prepare(layouts.class_folders(tmp_path / "source"), tmp_path / "out", **CLASSES)
     items = items_of(tmp_path / "out")
