@@ -116,12 +116,15 @@ def _document(
     even = {name: runs for name, runs in cells.items() if len(runs) == num_seeds}
     budgets = dict.fromkeys(even, (train.batch_size, train.local_epochs))
     rival = RIVAL if RIVAL in {*even, *failed} else None
+    source = next(iter(even.values()))[0]["data_source"]
     column = {
-        "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
+        "data": data.name, "source": source, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
         "local_epochs": train.local_epochs, "rival": rival, "metrics": dict(metrics), "shown": [*rivals(metrics)][:2],
         "failed": dict(failed), **compare(even, budgets, metrics),
     }  # fmt: skip
     caption = ["Nothing is tuned here: learning rate and constants are the job's.", *document.reading(num_seeds, rival)]
+    if source == "demo":
+        caption.append("Synthetic demo data: what is better here need not be better on real data.")
     title = f"{experiment.job} on {data.name}"
     return {"table": "table", "title": title, "scale": None, "caption": caption, "columns": {data.name: column}}
 

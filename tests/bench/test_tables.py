@@ -98,7 +98,7 @@ def test_a_rival_that_hangs_on_the_model_is_named_after_it():
     }  # fmt: skip
 
 
-def fake_run(score):
+def fake_run(score, source="site"):
     """A simulation whose every score is `score(experiment, data)`; None fails."""
 
     def run(experiment, data, sites, device="cpu"):
@@ -108,7 +108,7 @@ def fake_run(score):
         metrics = plugin("tasks", experiment.task["name"]).metrics
         entry = {"metrics": dict.fromkeys(metrics, value), "bytes_up": 1, "bytes_down": 1}
         return {
-            "status": "COMPLETE", "reason": None, "init_hash": "i", "backbone_hash": "b",
+            "status": "COMPLETE", "reason": None, "data_source": source, "init_hash": "i", "backbone_hash": "b",
             "partition": {"hash": "p", "shared": 1, "personal": 1, "frozen": 0},
             "sites": {site: {"num_train": 8, "metrics": {m: {"before": value, "after": value} for m in metrics}}
                       for site in sites},
@@ -131,8 +131,8 @@ class TestRun:
     """What `run` writes, whatever the simulation returns."""
 
     @staticmethod
-    def run(folder, monkeypatch, score, **options):
-        monkeypatch.setattr(cells.simulation, "run", fake_run(score))
+    def run(folder, monkeypatch, score, source="site", **options):
+        monkeypatch.setattr(cells.simulation, "run", fake_run(score, source))
         out = folder.parent / "out"
         options = {"num_seeds": 2, "ablations": False} | options
         findings = tables.run(folder, out, job=ROOT / "jobs/seg_fets", **options)
@@ -149,6 +149,14 @@ class TestRun:
         assert column["failed"]["FedAvg"].endswith("got FAILED, train_loss must be finite")
         assert any("FedAvg: has no scores" in line for line in findings)
         assert "FedAvg failed:" in (folder.parent / "out/table.md").read_text()
+
+    @pytest.mark.parametrize("source", ["site", "demo"])
+    def test_demo_data_are_named(self, folder, monkeypatch, source):
+        _, column = self.run(folder, monkeypatch, lambda *_: 0.5, source, rows=[*tables.MAIN][:2])
+        assert column["source"] == source
+        for name in ("table.md", "table.html"):
+            text = (folder.parent / "out" / name).read_text()
+            assert ("Synthetic demo data: what is better here" in text) is (source == "demo")
 
     def test_when_all_fail_it_says_why(self, folder, monkeypatch):
         with pytest.raises(ValueError, match="train_loss must be finite"):
