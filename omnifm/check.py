@@ -7,7 +7,7 @@ travel; the report and the page say where, by list and position in dataset.json.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from omnifm.check_page import page
 from omnifm.check_pictures import Pictures
-from omnifm.config import Experiment, SiteConfig, parse
+from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.findings import SCALE_GAP, SPACING_GAP, Findings, witness
 from omnifm.data.items import Item
@@ -124,7 +124,7 @@ def check_site(
 
     Args:
         path: the site's folder or its dataset.json.
-        task: a file in `omnifm/tasks/`; None takes the experiment's, or tells it by the first item.
+        task: a file in `omnifm/tasks/`; None takes the experiment's, or what most items are for.
         site_file: the site's own configuration, for `allowed_roots` and `max_refused_fraction`.
         experiment: a job's, whose settings the task reads with; None takes the task's defaults.
 
@@ -138,13 +138,13 @@ def check_site(
         raise ValueError("path must be a dataset.json or a folder that holds one; it is neither")
     if task is not None:
         plugin("tasks", task)
-    config = SiteConfig(str(path), "") if site_file is None else parse(SiteConfig, site_file.read_bytes(), "site file")
+    config = SiteConfig(str(path), "") if site_file is None else read_site_file(site_file)
     roots = tuple(Path(root) for root in config.allowed_roots)
     if experiment is not None and task not in (None, experiment.task["name"]):
         raise ValueError(f"task must be the job's, {experiment.task['name']}; got {task}")
     task = task if experiment is None else experiment.task["name"]
     try:
-        task = task or _task_of(read_datalist(path, required=(), allowed_roots=roots).training[0])
+        task = task or _task_of(read_datalist(path, required=(), allowed_roots=roots).training)
         datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots)
     except ValueError as error:
         return _unusable(task, str(error)), {}
@@ -196,7 +196,12 @@ def in_words(report: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"problem: {problem}" for problem in report["problems"])
 
 
-def _task_of(item: Item) -> str:
+def _task_of(items: Sequence[Item]) -> str:
+    """What most items are for: one that lacks its label must not make all of them images without labels."""
+    return Counter(map(_kind_of, items)).most_common(1)[0][0]
+
+
+def _kind_of(item: Item) -> str:
     if "image_a" in item:
         return "image_fusion"
     if "question" in item:

@@ -99,8 +99,8 @@ def check(
     if html is not None:
         write_page(html, report, pictures)
     print(json.dumps(report, indent=1) if as_json else "\n".join(in_words(report)))
-    if not (as_json or task or job):
-        print("the first item told the task; --task or --job names it", file=sys.stderr)
+    if report["task"] and not (as_json or task or job):
+        print("most items told the task; --task or --job names it", file=sys.stderr)
     raise typer.Exit(0 if report["usable"] else 1)
 
 
@@ -125,6 +125,7 @@ def predict(
     question: Annotated[str | None, typer.Option(help="Question about the image (visual question answering).")] = None,
     second: Annotated[Path | None, typer.Option(help="The other image of the pair (image fusion).")] = None,
     split: Annotated[str | None, typer.Option(help="One list of dataset.json; by default every case in it.")] = None,
+    site_file: Annotated[Path | None, typer.Option(help="local/omnifm_site.json, for what it allows.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
 ) -> None:
     """Use a site's own trained model on new cases: exit code 0 if all could be predicted, 1 if some were refused.
@@ -140,7 +141,8 @@ def predict(
     """
     from omnifm.predict import predict as run
 
-    index = run(personal, source, output, job=job, second=second, question=question, split=split, device=device)
+    index = run(personal, source, output, job=job, second=second, question=question, split=split, site_file=site_file,
+                device=device)  # fmt: skip
     refused = Counter(case["reason"] for case in index["cases"] if case["status"] == "refused")
     reasons = "".join(f"; {number} refused: {reason}" for reason, number in sorted(refused.items()))
     print(f"predicted {len(index['cases']) - refused.total()} of {len(index['cases'])} cases{reasons}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -96,9 +96,9 @@ class Train:
     participation: Fraction = 1.0
     """Share of the connected sites drawn each round, (0, 1]; 1 is all of them."""
     min_sites: Count = 2
-    """Accepted replies without which a round, and so the run, fails."""
+    """Accepted replies without which a round changes nothing; three such rounds in a row, or no other, fail the run."""
     round_timeout_s: Positive = 86400.0
-    """Seconds until a round closes without the missing sites, if at least min_sites replied."""
+    """Seconds until a round closes without the missing sites."""
     grace_s: Positive = 86400.0
     """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
     max_norm_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
@@ -108,7 +108,7 @@ class Train:
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
     warm_start: bool = False
-    """Start from the personal state of the job's last completed run instead of afresh."""
+    """Start from the personal state that the job's last run left instead of afresh."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -186,7 +186,7 @@ def site_config(
         ValueError: the file or a folder it names is not as it must be.
     """
     if file.exists():
-        return _existing(parse(SiteConfig, file.read_bytes(), file.name))
+        return _existing(read_site_file(file))
     root, states = env_folder("OMNIFM_DATA", environ), env_folder("OMNIFM_STATE", environ)
     if root is None:
         return None
@@ -194,6 +194,26 @@ def site_config(
     if states is None and state is None:
         raise ValueError("OMNIFM_STATE must name a folder where OMNIFM_DATA is set; it is not set")
     return found
+
+
+def read_site_file(file: Path) -> SiteConfig:
+    """A site's own configuration.
+
+    Raises:
+        ValueError: it is not as it must be, or a folder in it hangs on where the command was typed.
+    """
+    config = parse(SiteConfig, file.read_bytes(), file.name)
+    for key, folders in (
+        ("data_root", [config.data_root]), ("state_dir", [config.state_dir]), ("allowed_roots", config.allowed_roots),
+    ):  # fmt: skip
+        require_absolute(file.name, key, folders)
+    return config
+
+
+def require_absolute(where: str, key: str, folders: Iterable[str]) -> None:
+    """Refuse relative folders, and "~", with a ValueError: FLARE's processes start in a folder of their own."""
+    if not all(Path(folder).is_absolute() for folder in folders):
+        raise ValueError(f"{where}: {key} must be an absolute path, as FLARE runs elsewhere; it is not")
 
 
 def env_folder(variable: str, environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnifm import __version__
-from omnifm.config import Experiment, parse
+from omnifm.config import Experiment, parse, read_site_file
 from omnifm.data.datalist import SPLITS, read_datalist
 from omnifm.data.items import Item, file_of
 from omnifm.data.volume import RefusedImage
@@ -63,7 +63,7 @@ class Personal:
 
 def predict(
     personal: Path, source: Path, output: Path, *, job: str | None = None, second: Path | None = None,
-    question: str | None = None, split: str | None = None, device: str = "auto",
+    question: str | None = None, split: str | None = None, site_file: Path | None = None, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Predict new cases and write them and predictions.json into a new folder; one bad case does not stop the rest.
 
@@ -75,6 +75,7 @@ def predict(
         second: image b of a fusion.
         question: about one image.
         split: training, validation or test of a dataset.json, as the job's seed completes them; None is every case.
+        site_file: the site's own configuration, for `allowed_roots` of a dataset.json.
         device: auto, cpu or cuda:N.
 
     Returns:
@@ -90,7 +91,8 @@ def predict(
     used = load_personal(job_folder(personal, job), device)
     if job not in (None, used.experiment.job):
         raise ValueError(f"job must be what its model was trained for, {used.experiment.job!r}; got {job!r}")
-    items = _items(used, source, second, question, split)
+    roots = () if site_file is None else tuple(map(Path, read_site_file(site_file).allowed_roots))
+    items = _items(used, source, second, question, split, roots)
     rows = [_predicted(used, item, output) for item in tqdm(items, desc="predict", unit="case", disable=None)]
     index = {
         "schema": SCHEMA, "job": used.experiment.job, "task": used.experiment.task["name"],
@@ -176,13 +178,13 @@ def _check_parts(partition: Partition, model: Model, parts: Tensors, extra: Tens
 
 
 def _items(
-    used: Personal, source: Path, second: Path | None, question: str | None, split: str | None
+    used: Personal, source: Path, second: Path | None, question: str | None, split: str | None, roots: tuple[Path, ...]
 ) -> tuple[Item, ...]:
     given = used.task.given
     if source.suffix.lower() == ".json" or (source / "dataset.json").is_file():
         if second is not None or question is not None:
             raise ValueError("second and question go with one image; dataset.json says them for each case")
-        lists = read_datalist(source, required=given, seed=used.experiment.seed).splits()
+        lists = read_datalist(source, required=given, allowed_roots=roots, seed=used.experiment.seed).splits()
         if split not in (None, *SPLITS):
             raise ValueError(f"split must be one of {list(SPLITS)}; got {split!r}")
         found = tuple(item for name, items in lists.items() if split in (None, name) for item in items)
@@ -211,5 +213,8 @@ def _predicted(used: Personal, item: Item, output: Path) -> dict[str, Any]:
             prediction = used.task.infer(used.forward, item)
     except RefusedImage as error:
         return row | {"status": "refused", "reason": error.reason, "message": str(error)}
+    except (MemoryError, torch.OutOfMemoryError):
+        rule = "case must fit in memory beside the model; it does not"
+        return row | {"status": "refused", "reason": "too_large", "message": rule}
     source = item[used.task.given[0]]
     return row | {"status": "ok"} | write(prediction, source, output, f"{name}-{position}", used.digest, __version__)

@@ -153,11 +153,12 @@ def device(name: str) -> str:
     """Whether a tensor can live on the configured device."""
     import torch
 
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    from omnifm.training import device_named
+
     try:
-        place = torch.ones(1, device=wanted).device
-    except (RuntimeError, AssertionError):  # torch built without CUDA asserts
-        raise ValueError(f"device must be auto, or one that this machine has; got {name!r}") from None
+        place = torch.ones(1, device=device_named(name)).device
+    except RuntimeError as error:  # there, but broken or in use
+        raise ValueError(f"device must take a tensor; {name!r} does not: {type(error).__name__}") from None
     if place.type == "cuda":
         free, total = torch.cuda.mem_get_info(place)
         return f"{place}, {torch.cuda.get_device_name(place)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

@@ -32,6 +32,8 @@ PATIENCE = 3
 """Rounds in a row that may close without a quorum before the run fails."""
 LOCK_WAIT_S = 10.0
 """Seconds that a run waits for a killed predecessor to be gone."""
+MALFORMED = (KeyError, TypeError, IndexError, ArithmeticError)
+"""What data facts of another form than the task's make it raise."""
 PAST = 5
 """Rounds whose accepted changes tell what is usual where too few sites reply to tell it among themselves."""
 Accept = Callable[[Update], str | None]
@@ -110,6 +112,7 @@ class Federation:
             self._begin()
             while self.round < self.experiment.train.num_rounds:
                 self._train(self.round + 1)
+            self._require_a_round()
             self._evaluate()
             status = "SUBSET" if self.absent or any(entry["missing"] for entry in self.history) else "COMPLETE"
         except FederationError as error:
@@ -133,16 +136,16 @@ class Federation:
         return reason
 
     def _keep(self, update: Update) -> str | None:
-        if update.stage == "train":
+        trained = update.stage == "train"
+        try:
+            self.spool.add(replace(update, num_samples=self.method.sizes[update.site]) if trained else update)
+        except OSError as error:
+            return f"the server cannot store it: {error.strerror}"
+        if trained:
             sent, judged = self.sent[update.site].shared, self.method.judges
             self.changes[update.site] = {"": change(sent, update.shared)} | {
                 name: (float(value.double().norm()), name) for name, value in update.extra.items() if name not in judged
             }
-            update = replace(update, num_samples=self.method.sizes[update.site])
-        try:
-            self.spool.add(update)
-        except OSError as error:
-            return f"the server cannot store it: {error.strerror}"
         return None
 
     def _audit(self, stage: str, number: int, site: str, rule: str) -> None:
@@ -182,6 +185,10 @@ class Federation:
     def _describe(self, sites: list[str]) -> dict[str, str]:
         missing = self._ask("describe", 0, sorted(sites))
         for update in self.spool:
+            if self.spec and (reason := self._misfit(update)):  # of two that come at once each alone may fit
+                missing[update.site] = reason
+                self._audit("describe", 0, update.site, reason)
+                continue
             self.facts[update.site] = update.facts
         return missing
 
@@ -190,6 +197,8 @@ class Federation:
             return self.task.agree({site: facts["data"] for site, facts in sorted(self.facts.items())})
         except ValueError as error:
             raise FederationError(str(error)) from None
+        except MALFORMED as error:
+            raise FederationError(f"sites' data facts must have one form; got {type(error).__name__}") from None
 
     def _build(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -211,7 +220,8 @@ class Federation:
         if late := sorted(set(self.transport.sites()) - set(self.facts)):
             self.absent.update(self._describe(late))
         connected = self._connected()
-        absent = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected") | self.absent
+        absent = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected")
+        absent |= {site: reason for site, reason in self.absent.items() if site not in self.facts}
         sampled = self._sample(number, connected)
         self.transport.opened(number, self.shared)
         missing = absent | self._ask("train", number, sampled) | self._withhold(number)
@@ -226,8 +236,8 @@ class Federation:
         self._note(number, missing)
         self.transport.closed(number, self.shared)
         self._checkpoint()
-        recent = [len(entry["sites"]) < self.experiment.train.min_sites for entry in self.history[-PATIENCE:]]
-        if len(recent) == PATIENCE and all(recent):
+        recent = self.history[-PATIENCE:]
+        if len(recent) == PATIENCE and not any(map(self._is_quorate, recent)):
             raise FederationError(
                 f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies; last missing {missing}"
             )
@@ -263,8 +273,18 @@ class Federation:
         wanted = max(round(train.participation * len(connected)), min(train.min_sites, len(connected)))
         return sorted(random.Random(f"{self.experiment.seed}:{number}").sample(connected, wanted))
 
+    def _require_a_round(self) -> None:
+        if not any(map(self._is_quorate, self.history)):
+            rule = f"a round must have {self.experiment.train.min_sites} accepted replies; none had"
+            raise FederationError(f"{rule}, so that the model is untrained; missing {sorted(self._missing_sites())}")
+
+    def _is_quorate(self, entry: Mapping[str, Any]) -> bool:
+        return len(entry["sites"]) >= self.experiment.train.min_sites
+
     def _evaluate(self) -> None:
-        missing = self._ask("evaluate", self.experiment.train.num_rounds, self._connected())
+        connected = self._connected()
+        missing = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected")
+        missing |= self._ask("evaluate", self.experiment.train.num_rounds, connected)
         self.results = {update.site: update for update in self.spool}
         self.absent.update(missing)
         if not self.results:
@@ -328,7 +348,7 @@ class Federation:
             agreed = self.task.agree(others | {update.site: update.facts["data"]})
         except ValueError as error:
             return str(error)
-        except (KeyError, TypeError, IndexError, ArithmeticError) as error:
+        except MALFORMED as error:
             return f"its data facts must have the task's form; got {type(error).__name__}"
         return self._outgrown(agreed) if self.spec else None
 
@@ -359,6 +379,8 @@ class Federation:
         self.shared = under(tensors, "shared")
         self.method.restore(under(tensors, "method"), record["method"])
         self.history = record["history"]
+        while self.history and not self._is_quorate(self.history[-1]):  # they gave nothing, and may now
+            self.history.pop()
         self.round = self.history[-1]["round"] if self.history else 0
         logger.info("resumed %s at round %d", self.experiment.job, self.round + 1)
 

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -37,6 +38,9 @@ SPLITS = ("training", "validation", "test")
 NUM_PICTURES = 3
 LOCK_WAIT_S = 60.0
 """Seconds that a trainer waits for the one of a job that is ending."""
+UNUSABLE: dict[str, str] = {}
+"""What this process found wrong with data, by their fingerprint: a site that cannot begin is asked again every round,
+and must not read all its cases, while everybody waits, until one of its files has changed."""
 Scores = dict[str, Score]
 logger = logging.getLogger("omnifm.training")
 
@@ -56,13 +60,13 @@ class Prepare(Transform):
 
 
 class Refusing(Compose):
-    """MONAI's Compose, but a refusal passes as it was raised, not as the cause of an error about transforms."""
+    """MONAI's Compose, but what is wrong with a case passes as it was raised, not as the cause of MONAI's own error."""
 
     def __call__(self, input_: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(input_, *args, **kwargs)
         except RuntimeError as error:
-            if isinstance(error.__cause__, RefusedImage):
+            if isinstance(error.__cause__, ValueError):
                 raise error.__cause__ from None
             raise
 
@@ -145,6 +149,7 @@ class Site:
         extra, facts = self.method.finish(local)
         shared = partition.pick(local.model, "shared")
         self.method.settle(local)
+        _refuse_divergence(local, shared)
         after = local.validate()
         self._keep_best("after", payload, local, after)
         self._save(payload, local)
@@ -165,6 +170,7 @@ class Site:
         loss = self.method.train(local)
         self.method.finish(local)
         self.method.settle(local)
+        _refuse_divergence(local, {})
         self._keep_best("after", payload, local, local.validate())
         before = self._scores(local.model, self._load_best("before", local), "test")
         best = self._load_best("after", local)
@@ -286,11 +292,16 @@ class Site:
         if (kept := _kept(file))["key"] == key:
             refusals = {(refusal["split"], refusal["position"]) for refusal in kept["report"]["refusals"]}
             return without(datalist, refusals), len(refusals), kept["facts"]
+        if key in UNUSABLE:
+            raise ValueError(UNUSABLE[key])
         name, limit = self.experiment.task["name"], self.config.max_refused_fraction
         found = check.inspect(datalist, self.task, limit, name=name)
         found.save(self.folder)
         if found.problems:
-            raise ValueError("; ".join(found.problems))
+            said = "; ".join(found.problems)
+            if not {refusal.reason for refusal in found.refusals} & {"too_slow", "too_large"}:  # which may pass
+                UNUSABLE[key] = said
+            raise ValueError(said)
         if found.refusals:
             logger.warning("%s: %d cases refused, see check.html in its state folder", self.name, len(found.refusals))
         for warning in found.report["warnings"]:
@@ -383,14 +394,34 @@ def _seed_all(*parts: Any) -> int:
     return seed
 
 
+def _refuse_divergence(local: LocalRound, shared: Tensors) -> None:
+    """Before anything is kept: the next round starts from what the site kept last, which must be usable.
+
+    Args:
+        shared: what would leave.
+
+    Raises:
+        ValueError: a trained tensor, or one that the method remembers, is not finite.
+    """
+    own = {
+        name: value
+        for part in ("personal", "buffers")
+        for name, value in local.partition.pick(local.model, part).items()
+    }
+    for what, tensors in (("shared", shared), ("personal", own), ("remembered", local.memory)):
+        for name, value in tensors.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                rule = f"the trained {what} part {name!r} must be finite; got NaN or infinity"
+                raise ValueError(f"nothing is sent: {rule}")
+
+
 def device_named(name: str) -> torch.device:
     """auto, cpu or cuda:N as a device; raises ValueError where this machine has none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu or cuda:N; got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must exist; got {name!r} on a machine without a usable GPU")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ValueError(f"device must be auto, cpu or cuda:N; got {name!r}")
+    device, num_gpus = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise ValueError(f"device must exist; got {name!r} on a machine with {num_gpus} usable GPUs")
     return device

@@ -327,6 +327,15 @@ class TestVerdict:
         with pytest.raises(ValueError, match="task must be the job's, super_resolution; got vqa"):
             check.check_site(folder, "vqa", None, job)
 
+    def test_one_item_without_its_label_makes_no_other_task(self, tmp_path):
+        folder = write_site(tmp_path / "s")
+        record = json.loads((folder / "dataset.json").read_text())
+        del record["training"][0]["label"]
+        (folder / "dataset.json").write_text(json.dumps(record))
+        found = report(folder)
+        assert (found["task"], found["usable"]) == ("segmentation", False)
+        assert "item 0 of 'training'" in found["problems"][0]
+
     def test_pictures_and_volumes_are_no_one_site(self, tmp_path):
         write_site(tmp_path)
         items = [{"image": "images/0.nii.gz", "label": 0}, {"image": picture(tmp_path, "a.png", 1), "label": 0}]
@@ -346,7 +355,7 @@ class TestVerdict:
         for case in (1, 2):
             (folder / f"images/{case}.nii.gz").write_bytes(b"no image")
         file = tmp_path / "omnifm_site.json"
-        file.write_text(json.dumps({"data_root": "x", "state_dir": "y", "max_refused_fraction": 0.5}))
+        file.write_text(json.dumps({"data_root": "/x", "state_dir": "/y", "max_refused_fraction": 0.5}))
         assert check.check_site(folder, None, file)[0]["usable"]
         assert not check.check_site(folder)[0]["usable"]
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from omnifm.config import Experiment, SiteConfig, parse, site_config
+from omnifm.config import Experiment, SiteConfig, parse, read_site_file, site_config
 from tests.conftest import ROOT, experiment
 
 JOBS = sorted(ROOT.glob("jobs/*/app/config/experiment.json"))
@@ -62,8 +62,18 @@ class TestSiteConfig:
     def test_the_file_wins_over_the_environment(self, tmp_path):
         (tmp_path / "a").mkdir()
         file = tmp_path / "omnifm_site.json"
-        file.write_text(json.dumps({"data_root": str(tmp_path / "a"), "state_dir": "s"}))
+        file.write_text(json.dumps({"data_root": str(tmp_path / "a"), "state_dir": str(tmp_path / "s")}))
         assert site_config("x", file, {"OMNIFM_DATA": str(tmp_path)}).data_root.endswith("/a")
+
+    @pytest.mark.parametrize(("key", "value"), [
+        ("data_root", "data"), ("state_dir", "~/state"), ("allowed_roots", ["/archive", "archive"]),
+    ])  # fmt: skip
+    def test_folders_do_not_hang_on_where_a_command_was_typed(self, tmp_path, key, value):
+        file = tmp_path / "omnifm_site.json"
+        file.write_text(json.dumps({"data_root": "/data", "state_dir": "/state", key: value}))
+        with pytest.raises(ValueError, match=f"^omnifm_site.json: {key} must be an absolute path") as caught:
+            read_site_file(file)
+        assert "archive" not in str(caught.value)
 
     def test_the_environment_names_a_folder_per_site(self, tmp_path):
         (tmp_path / "x").mkdir()

@@ -97,6 +97,31 @@ class TestSegmentation:
         assert index["cases"][-1]["voxels"] == {"ball": int(found.sum())}
         assert index["cases"][-1]["millilitres"] == {"ball": pytest.approx(found.sum() / 1000, abs=1e-3)}
 
+    def test_a_list_that_points_into_an_allowed_root(self, trained, federation, tmp_path):
+        image = shutil.copy(next((federation / "site-1/images").iterdir()), tmp_path / "archived.nii.gz")
+        (tmp_path / "list").mkdir()
+        record = {"name": "new", "modality": {"0": "MR"}, "training": [{"image": str(image)}]}
+        (tmp_path / "list/dataset.json").write_text(json.dumps(record))
+        allowed = {"data_root": "/data", "state_dir": "/state", "allowed_roots": [str(tmp_path)]}
+        (tmp_path / "omnifm_site.json").write_text(json.dumps(allowed))
+        asked = ["--personal", trained, "--input", tmp_path / "list", "--output", tmp_path / "out"]
+        assert run(*asked).exit_code == 1
+        assert run(*asked, "--site-file", tmp_path / "omnifm_site.json").stdout == "predicted 1 of 1 cases\n"
+
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+    def test_a_case_too_large_for_the_memory_stops_no_other(self, trained, federation, tmp_path, monkeypatch, error):
+        infer, seen = module.load_task(experiment()).__class__.infer, []
+
+        def narrow(self, forward, item):
+            seen.append(item)
+            if len(seen) == 2:
+                raise error
+            return infer(self, forward, item)
+
+        monkeypatch.setattr("omnifm.tasks.segmentation.Segmentation.infer", narrow)
+        cases = predict(trained, federation / "site-1", tmp_path / "out", device="cpu")["cases"]
+        assert [case.get("reason", case["status"]) for case in cases] == ["ok", "too_large", "ok", "ok", "ok", "ok"]
+
     def test_the_model_is_the_sites_own_and_trained(self, trained, federation):
         """Its weights are those of the checkpoint, and not those that the job's seed draws."""
         used = load_personal(job_folder(trained), "cpu")

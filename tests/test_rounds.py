@@ -180,6 +180,30 @@ class TestRefusals:
         missing = summary["history"][0]["missing"]
         assert missing == {"site-2": "the server cannot store it: No space left on device"}
 
+    def test_a_reply_that_was_not_stored_is_not_judged(self, tmp_path, federation, monkeypatch):
+        """Its change is out of size, too, and there is nothing to leave out."""
+        kept = Spool.add
+
+        def full(spool, update):
+            if (update.stage, update.site) == ("train", "site-3"):
+                raise OSError(28, "No space left on device")
+            kept(spool, update)
+
+        monkeypatch.setattr(Spool, "add", full)
+        huge = only("train", "site-3", lambda u: replace(u, shared={k: v + 1e6 for k, v in u.shared.items()}))
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 1})
+        summary, _, _ = federate(tmp_path, federation, job, spoil=huge)
+        assert summary["status"] == "SUBSET"
+        assert "No space left" in summary["history"][0]["missing"]["site-3"]
+
+    def test_data_facts_of_another_form_end_the_run_in_one_line(self, tmp_path, federation):
+        change = only(
+            "describe", "site-3", lambda u: replace(u, facts=u.facts | {"data": u.facts["data"] | {"channels": "3"}})
+        )
+        summary, _, _ = federate(tmp_path, federation, experiment(method={"name": "fedavg"}), spoil=change)
+        assert summary["status"] == "FAILED"
+        assert summary["reason"] == "sites' data facts must have one form; got TypeError"
+
     def test_a_second_reply_is_not_counted(self, tmp_path, federation):
         def twice(payload, update):
             network.extra = update
@@ -223,6 +247,34 @@ class TestParticipation:
         assert network.asked[2] == ["site-1", "site-2"]
         assert summary["history"][1]["missing"] == {"site-3": "disconnected"}
         assert summary["status"] == "SUBSET"
+
+    def test_a_site_that_goes_before_the_evaluation_is_missing(self, tmp_path, federation):
+        gone = {"offline": lambda number: ("site-3",) if number == 3 else ()}  # after the second, last round
+        summary, _, _ = federate(tmp_path, federation, experiment(method={"name": "fedavg"}), **gone)
+        assert sorted(summary["sites"]) == ["site-1", "site-2"]
+        assert (summary["status"], summary["absent"]) == ("SUBSET", {"site-3": "disconnected"})
+
+    def test_who_came_back_and_was_not_drawn_is_not_missing(self, tmp_path, federation):
+        job = experiment(train={"num_rounds": 3, "participation": 0.34, "min_sites": 1})
+        summary, _, _ = federate(tmp_path, federation, job, spoil=only("seed", "site-1", lambda u: "timeout"))
+        assert [entry["missing"] for entry in summary["history"]] == [{}] * 3
+        assert summary["status"] == "SUBSET"
+
+    def test_of_two_late_sites_that_contradict_each_other_the_first_stays(self, tmp_path):
+        job = self.pictures(tmp_path / "f", 2, "L")
+        for number, names in enumerate([["a"], ["a"], ["a", "x"], ["a", "y"], ["a"]], 1):
+            folder = tmp_path / f"f/site-{number}"
+            write_pictures(folder, 2, "L") if number > 3 else None
+            record = json.loads((folder / "dataset.json").read_text())
+            record["labels"] = {str(value): name for value, name in enumerate(names)}
+            (folder / "dataset.json").write_text(json.dumps(record))
+        job = replace(job, train=replace(job.train, num_rounds=3))
+        late = {1: ("site-3", "site-4", "site-5"), 2: ("site-5",)}
+        summary, _, _ = federate(tmp_path, tmp_path / "f", job, offline=lambda number: late.get(number, ()))
+        assert [sorted(entry["sites"]) for entry in summary["history"]][1:] == [
+            ["site-1", "site-2", "site-3"], ["site-1", "site-2", "site-3", "site-5"],
+        ]  # fmt: skip
+        assert "site-4" in summary["history"][1]["missing"]
 
     def test_a_late_site_is_described_and_takes_part(self, tmp_path, federation):
         job = experiment(train={"num_rounds": 3})
@@ -291,6 +343,8 @@ class TestParticipation:
 
         summary, _, _ = federate(tmp_path, federation, job, spoil=watch, **faults)
         assert summary["final_hash"] == summary["init_hash"]
+        assert summary["status"] == "FAILED"
+        assert summary["reason"].startswith("a round must have 2 accepted replies; none had")
 
     def test_without_quorum_the_model_stays_and_patience_ends(self, tmp_path, federation):
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 5, "min_sites": 3})
@@ -299,6 +353,19 @@ class TestParticipation:
         assert "3 rounds in a row had fewer than min_sites" in summary["reason"]
         assert summary["rounds"]["completed"] == 3
         assert summary["final_hash"] == summary["init_hash"]
+
+    def test_submitted_again_the_rounds_without_quorum_are_done_again(self, tmp_path, federation):
+        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 4})
+
+        def lost(payload, update):
+            return "timeout" if payload.stage == "train" and payload.round > 1 and update.site != "site-1" else update
+
+        failed, _, _ = federate(tmp_path / "cut", federation, job, spoil=lost)
+        assert (failed["status"], failed["rounds"]["completed"]) == ("FAILED", 4)
+        again, _, _ = federate(tmp_path / "cut", federation, job)
+        whole, _, _ = federate(tmp_path / "whole", federation, job)
+        assert [sorted(entry["sites"]) for entry in again["history"]] == [["site-1", "site-2", "site-3"]] * 4
+        assert (again["status"], again["final_hash"]) == ("COMPLETE", whole["final_hash"])
 
 
 class Power(Exception):

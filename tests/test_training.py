@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from omnifm import check
 from omnifm.check import check_site
 from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
 from omnifm.data.redaction import words_of
 from omnifm.data.refusal import RefusedImage
 from omnifm.state import History, decode
-from omnifm.training import Site
+from omnifm.training import Site, device_named
 from omnifm.update import Payload, Score
 from tests.conftest import experiment, write_site
 
@@ -86,6 +87,22 @@ class TestDescribe:
             open_site(tmp_path)
         record = json.loads((tmp_path / "state/tiny/quarantine.json").read_text())["refused"]
         assert [r["position"] for r in record] == [1, 2]  # the hospital's staff learn which ones
+
+    def test_bad_data_are_read_once_until_a_file_changes(self, tmp_path, monkeypatch):
+        """A late site is asked in every round, and everybody waits for its answer."""
+        folder, read = write_site(tmp_path / "data"), []
+        images = sorted((folder / "images").iterdir())
+        for file in images[:3]:
+            file.write_bytes(b"no image")
+        inspect = check.inspect
+        monkeypatch.setattr(check, "inspect", lambda *args, **named: read.append(1) or inspect(*args, **named))
+        for _ in range(3):
+            with pytest.raises(ValueError, match="refused 3 of 6 cases"):
+                open_site(tmp_path)
+        assert len(read) == 1
+        shutil.copy(images[3], images[0])
+        with pytest.raises(ValueError, match="refused 2 of 6 cases"):
+            open_site(tmp_path)
 
     def test_one_image_in_two_splits_stops_the_site(self, tmp_path):
         """The message travels, so it counts; the site's own page says which."""
@@ -201,6 +218,36 @@ class TestTrain:
         with pytest.raises(ValueError, match=r"nothing is sent: the trained shared part '.*' must be finite"):
             site.reply(payload(site))
 
+    @pytest.mark.parametrize("stage", ["train", "evaluate"])
+    def test_nor_kept(self, tmp_path, monkeypatch, stage):
+        """One overflow must not spoil the rounds after it."""
+        site = open_site(tmp_path)
+        site.reply(payload(site))
+        loss = site.task.loss
+        monkeypatch.setattr(site.task, "loss", lambda prediction, batch: loss(prediction, batch) * float("nan"))
+        with pytest.raises(ValueError, match=r"nothing is sent: the trained .* part '.*' must be finite"):
+            site.reply(payload(site, stage, number=2))
+        monkeypatch.undo()
+        for name in ("personal", "after"):
+            _, tensors, _ = History(site.folder, name).load()
+            assert all(value.isfinite().all() for value in tensors.values() if value.is_floating_point())
+        assert site.reply(payload(site, number=3)).train_loss > 0
+
+    def test_a_picture_that_changes_its_kind_is_refused_as_ours(self, tmp_path, monkeypatch):
+        """A plain ValueError of the task, too, comes through MONAI as it was raised."""
+        site = open_site(tmp_path)
+        asked, real, seen = payload(site), site.task.prepare, []
+
+        def prepare(case):
+            seen.append(case)
+            if len(seen) > 1:  # the first is prepared without MONAI
+                raise ValueError("image must have at most 1 channel(s); got 3")
+            return real(case)
+
+        monkeypatch.setattr(site.task, "prepare", prepare)
+        with pytest.raises(ValueError, match=r"^image must have at most 1 channel"):
+            site.reply(asked)
+
     def test_an_image_that_goes_once_the_run_has_begun_is_named(self, tmp_path):
         site = open_site(tmp_path)
         asked = payload(site)
@@ -284,10 +331,16 @@ class TestEvaluate:
         assert site.reply(payload(site, "evaluate", 2)).after["dice"].support == 1
 
 
-def test_refuses_a_device_that_is_not_there(tmp_path):
+def test_refuses_a_device_that_is_not_there(tmp_path, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="device must exist; got 'cuda:0'"):
         Site(experiment(), "s", SiteConfig(str(write_site(tmp_path / "d")), str(tmp_path / "s"), "cuda:0"))
+    for name in ("meta", "mps", "xpu", "cuda:-1", "cpu:0"):
+        with pytest.raises(ValueError, match=f"device must be auto, cpu or cuda:N; got '{name}'"):
+            device_named(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="device must exist; got 'cuda:1' on a machine with 1 usable GPUs"):
+        device_named("cuda:1")
     with pytest.raises(ValueError, match="device must be auto, cpu or cuda:N; got 'tpu9'"):
         Site(experiment(), "s", SiteConfig(str(tmp_path / "d"), str(tmp_path / "s"), "tpu9"))

@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
 from pydantic.dataclasses import dataclass
 
-from omnifm.config import STRICT, Experiment, SiteConfig, env_folder, parse, site_config
+from omnifm.config import STRICT, Experiment, SiteConfig, env_folder, parse, require_absolute, site_config
 
 SITE_FILE = "omnifm_site.json"
 EXPERIMENT_FILE = "experiment.json"
@@ -67,7 +67,9 @@ def find_server_state(fl_ctx: FLContext) -> Path:
     workspace, simulated = workspace_of(fl_ctx), _simulator_root(fl_ctx)
     file = Path(workspace.get_site_config_dir()) / SITE_FILE
     if simulated is None and file.exists():
-        return Path(parse(ServerConfig, file.read_bytes(), SITE_FILE).state_dir)
+        state = parse(ServerConfig, file.read_bytes(), SITE_FILE).state_dir
+        require_absolute(SITE_FILE, "state_dir", [state])
+        return Path(state)
     if folder := env_folder("OMNIFM_STATE"):
         return folder / "server"
     return simulated / "state/server" if simulated else Path(workspace.get_root_dir()).absolute() / "state"

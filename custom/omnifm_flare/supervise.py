@@ -65,7 +65,7 @@ class Supervisor:
             job_id = self.ask(lambda session, token=token: session.submit_job(str(job.resolve()), token))  # type: ignore[misc]
             self.say(f"attempt {attempt} of {attempts}: {job.name} submitted as {job_id}")
             status = self.watch(job_id)
-            outcome = self.outcome(job_id, results)
+            outcome = self.outcome(job_id, results, whole=status == RunStatus.FINISHED_COMPLETED.value)
             self.say(f"{job_id}: {status}; the run is {outcome}")
             if outcome in DONE:
                 return True
@@ -95,14 +95,23 @@ class Supervisor:
                 return LOST
             time.sleep(self.poll_s)
 
-    def outcome(self, job_id: str, results: Path) -> str:
-        """Status in the job's summary.json; FLARE's own says nothing about rounds.  "unfinished" if there is none."""
-        found: list[Path] = []
-        with suppress(Exception):  # a job that died may have nothing to download
-            where = results / job_id
-            where.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.ask(lambda session: session.download_job_result(job_id, str(where)), away_s=0)
-            found = list(where.rglob("results/summary.json"))
+    def outcome(self, job_id: str, results: Path, *, whole: bool) -> str:
+        """Status in the job's summary.json; FLARE's own says nothing about rounds.  "unfinished" if there is none.
+
+        Args:
+            job_id: a job that has ended.
+            results: below it, in a folder of the job's name, go the results.
+            whole: FLARE says that the job did all it was to do: it has results, and submitted again it begins anew.
+
+        Raises:
+            ConnectionError: there are results and the server does not give them.
+            OSError: they cannot be written.
+        """
+        where = results / job_id
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(*() if whole else (Exception,)):  # a job that died may have nothing to download
+            self.ask(lambda session: session.download_job_result(job_id, str(where)), away_s=AWAY_S if whole else 0)
+        found = list(where.rglob("results/summary.json"))
         return str(json.loads(found[0].read_text())["status"]) if found else "unfinished"
 
     def ask(self, question: Callable[[Session], T], away_s: float = AWAY_S) -> T:
@@ -177,10 +186,12 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     results = asked.results or Path(tempfile.mkdtemp(prefix="omnifm-results-"))
+    if results.exists() and not results.is_dir():
+        parser.error("--results must be a folder; it is a file")
     supervisor = Supervisor(connect, lambda line: print(time.strftime("%H:%M:%S"), line, flush=True))
     try:
         complete = supervisor.run(asked.job, asked.attempts, results)
-    except (AuthorizationError, InvalidJobDefinition, ConnectionError) as error:
+    except (AuthorizationError, InvalidJobDefinition, JobNotFound, OSError) as error:
         parser.exit(1, f"{error}\n")
     finally:
         supervisor.close()

@@ -34,10 +34,10 @@ def reading(num_seeds: int, rival: str | None) -> list[str]:
         else f", [ ] Student's 95 % interval of the paired difference to {rival}" if num_seeds > 1
         else f", the difference to {rival} has no interval"
     )  # fmt: skip
+    spread = "; ± is the spread over seeds" if num_seeds > 1 else ""
     return [
         f"{counted(num_seeds, 'seed')}; the same splits, initial backbone and local steps for every row.  Scores are "
-        f"of the test split, at the checkpoint that each site's validation picks; ± is the spread over "
-        f"seeds{interval}.",
+        f"of the test split, at the checkpoint that each site's validation picks{spread}{interval}.",
         "Cost is that of all training rounds of the first seed, without the seed stage and the last evaluation; local "
         "steps are those planned: a method's own second pass over a batch is not counted.",
     ]

@@ -54,10 +54,11 @@ def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
 
 def markdown(result: Mapping[str, Any], metric: str) -> str:
     """The first metric as a table for people."""
+    spread_over = "; ± is the spread over seeds" if result["seeds"] > 1 else ""
     lines = [
         f"{metric} of a site left out of {result['data']} in turn: {counted(len(result['sites']), 'site')}, "
         f"{counted(result['num_rounds'], 'round')} of {counted(result['local_epochs'], 'epoch')} without it, "
-        f"{counted(result['seeds'], 'seed')}; its test split; ± is the spread over seeds.  Few-shot: "
+        f"{counted(result['seeds'], 'seed')}; its test split{spread_over}.  Few-shot: "
         f"{counted(result['shots'], 'case')} (per class), {counted(result['num_steps'], 'step')}, all but the head "
         "frozen.  The mean of the others' heads exists in the simulation only: over FLARE a head never leaves its "
         "site.",

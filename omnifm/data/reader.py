@@ -26,8 +26,10 @@ from omnifm.data.refusal import RefusedImage
 
 SECONDS = 10.0
 """Processor time for one image, plus a second per MiB that it takes on disk; past it the child ends itself."""
-PATIENCE = 6
-"""Times that limit on the clock, for a busy machine or a slow disk; past it the parent kills the child."""
+CLOCK_S = 100.0
+"""On the clock an image has this long at least, for a busy machine or a slow disk; then, too, the child ends itself."""
+GRACE_S = 5.0
+"""The parent kills a child that cannot end itself after this much longer."""
 COMMAND = (sys.executable, "-P", "-m", "omnifm.data.reader_process")
 """-P: a file in the working directory must never pass for a library."""
 BROKEN = "the reading process must start; it did not: `python -m omnifm.data.reader_process` shows why"
@@ -64,17 +66,14 @@ class Reader:
             ValueError: the child cannot be started, which is no file's fault.
         """
         seconds = SECONDS + _size_on_disk(path) / 2**20 if seconds is None else seconds
+        clock_s = max(CLOCK_S, seconds)
         with self.lock:
             child = self._started()
             try:
-                _send(child, {**request, "path": str(path), "seconds": seconds})
-                facts, array = _receive(child, time.monotonic() + seconds * PATIENCE)
-            except TimeoutError:  # it waits, or ignores its own limit
-                self.close()
-                limit = f"image must be read within {seconds * PATIENCE:.0f} s"
-                raise RefusedImage("too_slow", f"{limit}; its disk or this machine took longer") from None
-            except (EOFError, BrokenPipeError):
-                raise self._buried(child) from None
+                _send(child, {**request, "path": str(path), "seconds": seconds, "clock_s": clock_s})
+                facts, array = _receive(child, time.monotonic() + clock_s + GRACE_S)
+            except (EOFError, BrokenPipeError, TimeoutError) as error:
+                raise self._buried(child, clock_s, silent=isinstance(error, TimeoutError)) from None
             except MemoryError:
                 self.close()
                 raise RefusedImage("too_large", "image must fit in memory; there is too little left") from None
@@ -120,10 +119,13 @@ class Reader:
             raise ValueError(BROKEN) from None
         return self.child
 
-    def _buried(self, child: subprocess.Popen[bytes]) -> RefusedImage:
-        """What the child's death says about the file."""
+    def _buried(self, child: subprocess.Popen[bytes], clock_s: float, *, silent: bool) -> RefusedImage:
+        """What the child's death says about the file; `silent`: it outstayed its time."""
         self.close()
         code = child.returncode
+        if silent or code == -signal.SIGALRM:
+            rule = f"image must be read within {clock_s:.0f} s"
+            return RefusedImage("too_slow", f"{rule}; its disk or this machine took longer")
         if code == -signal.SIGPROF:
             return RefusedImage("too_slow", "image must decode within its limit of processor time; it did not")
         if code == -signal.SIGKILL:

@@ -48,7 +48,8 @@ def bounded(request: dict[str, Any], do: Callable[[dict[str, Any]], Any]) -> tup
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = in_use + int(request["max_bytes"]) + SLACK_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-    signal.setitimer(signal.ITIMER_PROF, float(request["seconds"]))  # the default action ends the process
+    signal.setitimer(signal.ITIMER_PROF, float(request["seconds"]))  # the default action of both ends the process
+    signal.setitimer(signal.ITIMER_REAL, float(request["clock_s"]))  # also where the parent is gone
     try:
         facts, array = do(request)
         return facts, np.ascontiguousarray(array)
@@ -63,6 +64,7 @@ def bounded(request: dict[str, Any], do: Callable[[dict[str, Any]], Any]) -> tup
         return {"reason": "corrupt", "message": message}, np.empty(0, np.uint8)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 

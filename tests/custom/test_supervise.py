@@ -82,6 +82,30 @@ class TestSupervisor:
         assert supervise_(server, tmp_path)[0]
         assert len(set(server.submitted)) == 3
 
+    def test_results_are_fetched_again_and_not_trained_again(self, tmp_path, monkeypatch):
+        server = Server(*[(["FINISHED:COMPLETED"], "COMPLETE")] * 2)
+        download, breaks = server.download_job_result, [ConnectionError("reset")]
+
+        def broken(job_id, folder):
+            if breaks:
+                raise breaks.pop()
+            download(job_id, folder)
+
+        monkeypatch.setattr(server, "download_job_result", broken)
+        assert supervise_(server, tmp_path)[0]
+        assert len(server.submitted) == 1
+
+    def test_results_that_cannot_be_had_end_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(supervise, "AWAY_S", 0.1)
+        server = Server(*[(["FINISHED:COMPLETED"], None)] * 2)
+        with pytest.raises(ConnectionError, match="the server must answer"):
+            supervise_(server, tmp_path)
+        (tmp_path / "results/id-1").rmdir()
+        (tmp_path / "results").rmdir()
+        (tmp_path / "results").write_text("a file")
+        with pytest.raises(OSError, match="results"):
+            supervise_(Server((["FINISHED:COMPLETED"], "COMPLETE")), tmp_path)
+
     def test_it_gives_up(self, tmp_path):
         server = Server(*[([BROKE], None)] * 2)
         assert not supervise_(server, tmp_path, attempts=2)[0]

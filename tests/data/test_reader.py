@@ -57,7 +57,8 @@ def spin() -> None:
 
 
 def stay() -> None:
-    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    for limit in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(limit, signal.SIG_IGN)
     spin()
 
 
@@ -128,8 +129,7 @@ class TestLimits:
         assert ask(hostile, "nothing")[1].shape == (2, 3)
         assert hostile.child.pid == pid
 
-    def test_processor_time_over_the_limit_is_refused(self, hostile, monkeypatch):
-        monkeypatch.setattr(reader, "PATIENCE", 100)
+    def test_processor_time_over_the_limit_is_refused(self, hostile):
         ask(hostile, "nothing")
         with refused("too_slow", "must decode within its limit of processor time; it did not"):
             ask(hostile, "spin", seconds=0.3)
@@ -138,7 +138,9 @@ class TestLimits:
         assert ask(hostile, "wait", seconds=0.3, echo=1)[0] == {"echo": 1}
 
     @pytest.mark.parametrize("work", ["sleep", "stay"])
-    def test_a_child_that_outstays_its_limit_is_killed(self, hostile, work):
+    def test_a_child_that_outstays_its_limit_is_killed(self, hostile, work, monkeypatch):
+        monkeypatch.setattr(reader, "CLOCK_S", 2.0)
+        monkeypatch.setattr(reader, "GRACE_S", 0.5)
         ask(hostile, "nothing")
         pid, start = hostile.child.pid, time.monotonic()
         with refused("too_slow", "must be read within 2 s; its disk or this machine took longer"):
@@ -146,6 +148,22 @@ class TestLimits:
         assert time.monotonic() - start < 10
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+    def test_a_child_that_waits_ends_itself_where_its_parent_is_gone(self, tmp_path):
+        code = (
+            "import sys\nfrom pathlib import Path\nfrom omnifm.data import reader\nreader.CLOCK_S = 1.0\n"
+            "child = reader.Reader([sys.executable, '-P', sys.argv[1]])\n"
+            "child.ask(Path(), 1.0, work='nothing', max_bytes=0)\nprint(child.child.pid, flush=True)\n"
+            "child.ask(Path(), 0.5, work='sleep', max_bytes=0)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code, __file__], stdout=subprocess.PIPE, text=True) as parent:
+            pid = int(parent.stdout.readline())
+            time.sleep(0.3)
+            parent.kill()
+        end = time.monotonic() + 5
+        while time.monotonic() < end and _is_alive(pid):
+            time.sleep(0.05)
+        assert not _is_alive(pid)
 
     def test_no_file_is_written(self, hostile, tmp_path):
         with refused("corrupt", "the decoder raised OSError"):
