@@ -149,7 +149,7 @@ class Site:
         extra, facts = self.method.finish(local)
         shared = partition.pick(local.model, "shared")
         self.method.settle(local)
-        _refuse_divergence(local, shared)
+        _refuse_divergence(local)
         after = local.validate()
         self._keep_best("after", payload, local, after)
         self._save(payload, local)
@@ -170,7 +170,7 @@ class Site:
         loss = self.method.train(local)
         self.method.finish(local)
         self.method.settle(local)
-        _refuse_divergence(local, {})
+        _refuse_divergence(local)
         self._keep_best("after", payload, local, local.validate())
         before = self._scores(local.model, self._load_best("before", local), "test")
         best = self._load_best("after", local)
@@ -394,25 +394,19 @@ def _seed_all(*parts: Any) -> int:
     return seed
 
 
-def _refuse_divergence(local: LocalRound, shared: Tensors) -> None:
+def _refuse_divergence(local: LocalRound) -> None:
     """Before anything is kept: the next round starts from what the site kept last, which must be usable.
-
-    Args:
-        shared: what would leave.
 
     Raises:
         ValueError: a trained tensor, or one that the method remembers, is not finite.
     """
-    own = {
-        name: value
-        for part in ("personal", "buffers")
-        for name, value in local.partition.pick(local.model, part).items()
-    }
-    for what, tensors in (("shared", shared), ("personal", own), ("remembered", local.memory)):
+    kept = {part: local.partition.pick(local.model, part) for part in ("shared", "personal", "buffers")}
+    for part, tensors in (kept | {"remembered": local.memory}).items():
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
-                rule = f"the trained {what} part {name!r} must be finite; got NaN or infinity"
-                raise ValueError(f"nothing is sent: {rule}")
+                raise ValueError(
+                    f"nothing is sent: the trained {part} part {name!r} must be finite; got NaN or infinity"
+                )
 
 
 def device_named(name: str) -> torch.device:

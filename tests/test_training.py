@@ -219,9 +219,10 @@ class TestTrain:
             site.reply(payload(site))
 
     @pytest.mark.parametrize("stage", ["train", "evaluate"])
-    def test_nor_kept(self, tmp_path, monkeypatch, stage):
+    @pytest.mark.parametrize("method", ["fedavg", "fedper"])
+    def test_nor_kept(self, tmp_path, monkeypatch, stage, method):
         """One overflow must not spoil the rounds after it."""
-        site = open_site(tmp_path)
+        site = open_site(tmp_path, experiment(method={"name": method}))
         site.reply(payload(site))
         loss = site.task.loss
         monkeypatch.setattr(site.task, "loss", lambda prediction, batch: loss(prediction, batch) * float("nan"))
