@@ -103,10 +103,11 @@ class History:
     """The last few states of one thing, by round: `<folder>/<name>.<round>.state`.
 
     Keeping several lets a damaged newest one fall back to the one before, and lets a resumed run ask for the
-    state *before* a round that a site had already finished when the server died.
+    state *before* a round that a site had already finished when the server died, or before up to three rounds that had
+    no quorum and are done again.
     """
 
-    def __init__(self, folder: Path, name: str, keep: int = 3) -> None:
+    def __init__(self, folder: Path, name: str, keep: int = 5) -> None:
         self.folder, self.name, self.keep = folder, name, keep
 
     def save(self, round_number: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

@@ -360,7 +360,8 @@ class TestParticipation:
         assert summary["final_hash"] == summary["init_hash"]
 
     def test_submitted_again_the_rounds_without_quorum_are_done_again(self, tmp_path, federation):
-        job = experiment(method={"name": "fedavg"}, train={"num_rounds": 4})
+        """From the personal state before the first of them, though the sites trained in each."""
+        job = experiment(method={"name": "fedper"}, train={"num_rounds": 4})
 
         def lost(payload, update):
             return "timeout" if payload.stage == "train" and payload.round > 1 and update.site != "site-1" else update
