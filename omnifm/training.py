@@ -400,7 +400,9 @@ def _refuse_divergence(local: LocalRound) -> None:
     Raises:
         ValueError: a trained tensor, or one that the method remembers, is not finite.
     """
-    kept = {part: local.partition.pick(local.model, part) for part in ("shared", "personal", "buffers")}
+    state = local.model.state_dict()
+    parts = ("shared", "personal", "buffers")
+    kept = {part: {name: state[name] for name in getattr(local.partition, part)} for part in parts}
     for part, tensors in (kept | {"remembered": local.memory}).items():
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():

@@ -48,8 +48,8 @@ def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a site or seed where nothing is defined has no mean: None
         per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
-        spread = over_seeds(values)
-    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": spread, "per_site": per_site})
+        std = over_seeds(values)
+    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": std, "per_site": per_site})
 
 
 def markdown(result: Mapping[str, Any], metric: str) -> str:

@@ -100,6 +100,12 @@ class TestFindServerState:
         with pytest.raises(ValueError, match="unknown key 'stat_dir'"):
             site_state.find_server_state(fl_ctx)
 
+    def test_a_relative_folder_is_refused(self, tmp_path, clean):
+        fl_ctx = context(tmp_path / "kit", simulated=False, name="server")
+        (tmp_path / "kit/local/omnifm_site.json").write_text('{"state_dir": "state"}')
+        with pytest.raises(ValueError, match=r"^omnifm_site\.json: state_dir must be an absolute path"):
+            site_state.find_server_state(fl_ctx)
+
 
 def test_private_folder_is_its_owners_alone(tmp_path):
     (tmp_path / "a").mkdir(mode=0o755)
