@@ -179,6 +179,9 @@ def cost(
 
     --peers and --sites measure what they say instead.
     """
+    from omnifm.bench.inputs import out_folder
+
+    out = None if out is None else out_folder(out)
     if peers or sites:
         from omnifm.bench import peers as others
         from omnifm.bench import scale

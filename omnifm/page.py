@@ -42,7 +42,7 @@ section,.card{background:#fff;border:1px solid var(--line);border-radius:10px}se
 .card b{display:block;font-size:24px;line-height:1.3;font-variant-numeric:tabular-nums}
 .plots{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:14px}
 .pictures{display:flex;flex-wrap:wrap;gap:18px}.pictures img{border-radius:6px;max-width:100%}
-figure{margin:0}figure svg{width:100%;height:auto;display:block}
+figure{margin:0}figure svg{width:100%;height:auto;display:block}section>img{max-width:100%;height:auto}
 .legend span{display:inline-block;margin-right:18px;max-width:100%;overflow-wrap:anywhere}.legend i{font-style:normal}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:4px 0}
 th,td{padding:7px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}

@@ -39,7 +39,7 @@ class Payload:
         spec: what the federation agreed on before round 0 (dimensions, channels, labels, spacing); empty before.
         shared: the shared part of the model, by parameter name.
         extra: the method's own tensors for this site (retrieved prototypes, control variates).
-        warm_start: personal state of an earlier run may be kept.
+        warm_start: the personal state of an earlier run may be kept.
     """
 
     stage: Stage

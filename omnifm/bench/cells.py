@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,25 @@ from omnifm import simulation
 from omnifm.config import Experiment
 from omnifm.state import write_atomic
 
+logger = logging.getLogger("omnifm")
+
+
+class Incomplete(ValueError):
+    """A run did not end COMPLETE: it diverged, or a site could not take part."""
+
 
 def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, device: str = "cpu") -> dict[str, Any]:
     """The summary of one run.
 
     Raises:
-        ValueError: the run was not complete; it is not kept.
+        Incomplete: the run was not complete; it is not kept.
+        ValueError: as `kept`.
     """
 
     def run() -> dict[str, Any]:
         summary = simulation.run(experiment, data, sites, device=device)
         if summary["status"] != "COMPLETE":
-            raise ValueError(
+            raise Incomplete(
                 f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
             )
         return summary
@@ -42,18 +50,31 @@ def key_of(experiment: Experiment, data: Path, sites: Sequence[str]) -> str:
 def kept(
     out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:  # fmt: skip
-    """What `make` returned for this key and these data, here or in an earlier process."""
-    path, found = _path(out, key), finished(out, key, data, sites)
+    """What `make` returned for this key and these data, here or in an earlier process.
+
+    Raises:
+        ValueError: a dataset.json changed while `make` ran, which may have read both; nothing is kept.
+    """
+    found = finished(out, key, data, sites)
     if found is None:
-        found = make() | {"data_hash": data_hash(data, sites)}
-        write_atomic(path, json.dumps(found).encode())
+        read = data_hash(data, sites)
+        found = make() | {"data_hash": read}
+        if data_hash(data, sites) != read:
+            raise ValueError("data must stay as they are while they are read; a dataset.json changed during a run")
+        write_atomic(_path(out, key), json.dumps(found).encode())
     return found
 
 
 def finished(out: Path, key: str, data: Path, sites: Sequence[str]) -> dict[str, Any] | None:
-    """What is kept under this key, None where nothing is or it was made from other data."""
+    """What is kept under this key; None where nothing is, it is damaged, or it was made from other data."""
     path = _path(out, key)
-    found = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        logger.warning("%s/%s is damaged and is made anew", path.parent.name, path.name)
+        return None
     return found if found.get("data_hash") == data_hash(data, sites) else None
 
 

@@ -22,9 +22,16 @@ def write(out: Path, document: Mapping[str, Any]) -> None:
 
 
 def columns_of(file: Path, scale: str) -> dict[str, Any]:
-    """The columns that were written before at the same scale; none where there is no such document."""
-    content = json.loads(file.read_text()) if file.exists() else {}
-    return content.get("columns", {}) if content.get("scale") == scale else {}
+    """The columns that were written before at the same scale; none where there is no such document.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    try:
+        content = json.loads(file.read_text()) if file.exists() else {}
+        return dict(content.get("columns", {})) if content.get("scale") == scale else {}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{file.name} in out must be a table of `bench tables`; it holds something else") from None
 
 
 def reading(num_seeds: int, rival: str | None) -> list[str]:
@@ -34,10 +41,11 @@ def reading(num_seeds: int, rival: str | None) -> list[str]:
         else f", [ ] Student's 95 % interval of the paired difference to {rival}" if num_seeds > 1
         else f", the difference to {rival} has no interval"
     )  # fmt: skip
-    spread = "; ± is the spread over seeds" if num_seeds > 1 else ""
+    spread = "; ± is the standard deviation of the seeds" if num_seeds > 1 else ""
     return [
         f"{counted(num_seeds, 'seed')}; the same splits, initial backbone and local steps for every row.  Scores are "
         f"of the test split, at the checkpoint that each site's validation picks{spread}{interval}.",
-        "Cost is that of all training rounds of the first seed, without the seed stage and the last evaluation; local "
-        "steps are those planned: a method's own second pass over a batch is not counted.",
+        "Cost is that of all training rounds of the first seed, without the seed stage and the last evaluation, before "
+        "whose second score every site trains once more as in a round; local steps are those planned: a method's own "
+        "second pass over a batch is not counted.",
     ]

@@ -102,10 +102,14 @@ def _columns(file: Path, contender: str) -> list[tuple[str, Mapping[str, Any]]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: tables must be JSON files of `omnifm bench tables`; one is not: {error}") from None
     columns = content.get("columns") if isinstance(content, dict) else None
-    if not columns or "table" not in content:
+    if not columns or not isinstance(columns, Mapping) or "table" not in content:
         raise ValueError(f"{file}: tables must be the JSON of `omnifm bench tables`; one is not")
     for name, column in columns.items():
-        rows = [*column["rows"], *column["failed"]]
+        try:
+            rows = [*column["rows"], *column["failed"]]
+            main_metric(column)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise ValueError(f"{file}: {name} must have the form that `bench tables` writes") from None
         if contender not in rows or not any(row.endswith(MATCHED) for row in rows):
             raise ValueError(f"{file}: {name} must have the row {contender!r} and a matched baseline; got {rows}")
     return list(columns.items())

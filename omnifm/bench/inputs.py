@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,25 @@ def site_names(data: Path, least: int = 0) -> list[str]:
     if len(names) < least:
         raise ValueError(f"data must hold at least {least} sites with a dataset.json; got {len(names)}")
     return names
+
+
+def out_folder(out: Path) -> Path:
+    """The folder for results, made if absent; asked for before the first run, not after it.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written to; it cannot be: {error.strerror}") from None
+
+
+def federation(data: Path) -> Path:
+    """A federation's folder by its own name, which `.` has not."""
+    return Path(os.path.abspath(data))
 
 
 def job_experiment(job: Path, num_rounds: int | None = None, num_epochs: int | None = None) -> Experiment:

@@ -1,6 +1,6 @@
 """Whether a table's own numbers can be true together: everything is worked out again from the scores per seed and site.
 
-It shares no code with what made the table.
+It shares no code with what made the table, but for the name of the row of sites training alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _read(file: Path) -> dict[str, Any]:
 def lint(document: Mapping[str, Any]) -> list[str]:
     """What cannot be true in one table, a line per finding with column, row and metric; empty if all can."""
     columns = document.get("columns", {"table": document})
-    if not columns:
+    if not columns or not isinstance(columns, Mapping):
         return ["table must have a column; it has none"]
     return [f"{name}: {line}" for name, column in columns.items() for line in _readable(column)]
 
@@ -82,11 +82,15 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
                     yield from (f"{where}: {line}" for line in _against(row[metric][when], other, when))
         yield from (f"{name}: {line}" for line in _overlap(row))
     yield from _budget(rows)
+    yield from _courses(column)
+    yield from _traffic(column)
 
 
 def _shape(column: Mapping[str, Any]) -> Iterator[str]:
     """Every contender has all metrics, every score all seeds and sites."""
     rows, shape = column["rows"], (column["seeds"], len(column["sites"]))
+    if len(set(column["sites"])) < len(column["sites"]):
+        yield f"sites must be named once each; got {column['sites']}"
     if rows and column["rival"] not in {*rows, *column["failed"], None}:
         yield f"rival must be a row; got {column['rival']!r}"
     for name, row in (rows | column["trivial"]).items():
@@ -163,11 +167,10 @@ def _against(row: Mapping[str, Any], other: Mapping[str, Any] | None, when: str)
         if len(defined) > 1:
             yield "a difference over several seeds must have an interval; it has none"
         return
-    if not told["low"] - TOLERANCE <= told["difference"] <= told["high"] + TOLERANCE:
-        yield f"the interval must hold the difference {told['difference']}; got [{told['low']}, {told['high']}]"
-    half = stats.t.ppf(0.975, len(defined) - 1) * stdev(defined) / math.sqrt(len(defined))
-    if not _same((told["high"] - told["low"]) / 2, float(half)):
-        yield f"the interval must reach {half} to either side; it reaches {(told['high'] - told['low']) / 2}"
+    assert right is not None  # an interval has two seeds where the difference is defined
+    half = float(stats.t.ppf(0.975, len(defined) - 1) * stdev(defined) / math.sqrt(len(defined)))
+    if not (_same(told["low"], right - half) and _same(told["high"], right + half)):
+        yield f"the interval must be [{right - half}, {right + half}]; got [{told['low']}, {told['high']}]"
 
 
 def _overlap(row: Mapping[str, Any]) -> Iterator[str]:
@@ -199,6 +202,33 @@ def _budget(rows: Mapping[str, Any]) -> Iterator[str]:
         first, hashes = starts.setdefault(facts["partition_hash"], (name, facts["init_hash"]))
         if hashes != facts["init_hash"]:
             yield f"{name}: must start from the same shared values as {first}, which has the same partition"
+
+
+def _courses(column: Mapping[str, Any]) -> Iterator[str]:
+    """Rounds to 90 % of the best validation score are those of the curves, which have a point per round."""
+    rows = {name: row for name, row in column["rows"].items() if "curve" in row}
+    for metric, higher in column["metrics"].items():
+        curves = {name: row["curve"][metric] for name, row in rows.items()}
+        scores = [value for curve in curves.values() for value in curve if value is not None]
+        goal = ((0.9 * max(scores)) if higher else (min(scores) / 0.9)) if scores else None
+        for name, curve in curves.items():
+            if len(curve) != column["num_rounds"]:
+                yield f"{name}: {metric}: curve must have {column['num_rounds']} rounds; got {len(curve)}"
+            slack = TOLERANCE if higher else -TOLERANCE
+            near = [n for n, value in enumerate(curve, 1) if value is not None and goal is not None
+                    and (value + slack >= goal if higher else value + slack <= goal)]  # fmt: skip
+            told, right = rows[name]["rounds_to_90"][metric], near[0] if near else None
+            if told != right:
+                yield f"{name}: {metric}: rounds to 90 % of the best must be {right}; got {told}"
+
+
+def _traffic(column: Mapping[str, Any]) -> Iterator[str]:
+    """Eq. 11 of FedSCA: the shared values, there and back, of every site in every round but those it missed."""
+    most = column["num_rounds"] * len(column["sites"])
+    for name, facts in ((name, row["facts"]) for name, row in column["rows"].items() if "facts" in row):
+        shared, moved = facts["num_values"]["shared"], facts["values_moved"]
+        if moved > 2 * shared * most or (shared and moved % (2 * shared)):
+            yield f"{name}: values moved must be 2 x {shared} of at most {most} replies; got {moved}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from omnifm.bench import course, document, lint
-from omnifm.bench.cells import cell
+from omnifm.bench.cells import Incomplete, cell
 from omnifm.bench.comparison import Column, Row, Scale, Table
-from omnifm.bench.inputs import keep_few, site_names
+from omnifm.bench.inputs import keep_few, out_folder, site_names
 from omnifm.bench.papers import SCALES, TABLES
 from omnifm.bench.tables import Cells, compare
 from omnifm.bench.tuning import BEYOND, changed, grid, num_points, tune
@@ -47,7 +47,7 @@ def run(
         What the lint says, a line per finding.
 
     Raises:
-        ValueError: there is no such scale, table, column, job or folder.
+        ValueError: there is no such scale, table, column, job or folder; or data changed during a run.
     """
     for kind, known, asked in (("scale", SCALES, (scale,)), ("table", TABLES, names)):
         if unknown := sorted(set(asked) - set(known)):
@@ -61,8 +61,8 @@ def run(
     for name, table in chosen.items():
         if columns and not any(column.name in columns for column in table.columns):
             raise ValueError(f"table {name!r} must have a column that was asked for; it has none")
-    bench = _Bench(out, scale, SCALES[scale], data, jobs, columns)
-    bench.check(chosen.values())
+    bench = _Bench(out_folder(out), scale, SCALES[scale], data, jobs, columns)
+    bench.check(chosen)
     bench.bar.total = sum(bench.num_runs(table) for table in chosen.values())
     findings: list[str] = []
     for name, table in chosen.items():
@@ -90,13 +90,16 @@ class _Bench:
         wanted = self.only or (table.smoke if self.name == "smoke" else [column.name for column in table.columns])
         return [column for column in table.columns if column.name in wanted]
 
-    def check(self, tables: Iterable[Table]) -> None:
+    def check(self, tables: Mapping[str, Table]) -> None:
         """Refuse what would run for hours and not be what was asked for.
 
         Raises:
-            ValueError: `data` holds none of the federations, or a column is tuned in one that was not asked for.
+            ValueError: `data` holds none of the federations, or of one a single site; a column is tuned in one that was
+                not asked for; or what `out` holds is no table.
         """
-        shown = [(table, column) for table in tables for column in self.columns(table)]
+        for name in tables:
+            document.columns_of(self.out / f"{name}.json", self.name)
+        shown = [(table, column) for table in tables.values() for column in self.columns(table)]
         if self.data is not None and not any(self._folder(column) for _, column in shown):
             wanted = sorted({column.data for _, column in shown})
             raise ValueError(f"data must be a folder that holds one of {wanted}; it holds none")
@@ -124,11 +127,12 @@ class _Bench:
 
     def table(self, name: str, table: Table) -> dict[str, Any]:
         """Run a table, writing it after each column; returns its JSON."""
-        done, told = document.columns_of(self.out / f"{name}.json", self.name), dict[str, Any]()
-        fresh: dict[str, Any] = {}
+        told, fresh = dict[str, Any](), dict[str, Any]()
         for column in self.columns(table):
             chosen = fresh.get(self._tuned_in(table, column).name, {}).get("chosen")
-            done[column.name] = fresh[column.name] = self._column(name, table, column, chosen)
+            fresh[column.name] = self._column(name, table, column, chosen)
+            # Read again each time: another process may have written other columns meanwhile.
+            done = document.columns_of(self.out / f"{name}.json", self.name) | fresh
             columns = {one.name: done[one.name] for one in table.columns if one.name in done}
             told = {"table": name, "title": table.title, "scale": self.name,
                     "caption": self._caption(table, columns), "columns": columns}  # fmt: skip
@@ -165,7 +169,7 @@ class _Bench:
         def score(experiment: Experiment) -> float | None:
             try:
                 return course.validation(ran(experiment, "tuning"), main, metrics[main])
-            except ValueError as error:  # it diverged, or an image could not be read: never chosen
+            except Incomplete as error:  # never chosen
                 self.bar.write(f"{name}, {column.name}, a value tried is not counted: {error}")
                 return None
 
@@ -180,7 +184,7 @@ class _Bench:
             best = changed(start, found[row.name])
             try:
                 runs = [ran(replace(best, seed=seed), row.name) for seed in range(self.scale.num_seeds)]
-            except ValueError as error:
+            except Incomplete as error:
                 failed[row.name] = str(error)
                 continue
             cells[row.name] = runs
@@ -213,7 +217,10 @@ class _Bench:
     def _folder(self, column: Column) -> Path | None:
         """The real federation, None where demo data stand in."""
         folder = None if self.data is None else self.data / column.data
-        return folder if folder is not None and len(site_names(folder)) > 1 else None
+        names = [] if folder is None else site_names(folder)
+        if len(names) == 1:  # a federation that lost its sites is no federation that is lacking
+            raise ValueError(f"data must hold at least 2 sites with a dataset.json in {column.data}; got 1")
+        return folder if names else None
 
     def _demo(self, column: Column, task: str) -> Path:
         """A demo federation of the column's number of sites, with as many cases as the scale keeps."""

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from omnifm.bench.inputs import site_names
+from omnifm.bench.inputs import federation, out_folder, site_names
 from omnifm.bench.spectra_page import markdown, page
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume
@@ -64,6 +64,7 @@ def run(data: Path, out: Path, *, limit: int = 40, keep: float = 0.25, seed: int
     """
     if limit < 2 or not 0 < keep < 1:
         raise ValueError(f"limit must be at least 2 and keep in (0, 1); got {limit} and {keep}")
+    data, out = federation(data), out_folder(out)
     read = {name: read_site(data / name, limit, seed) for name in site_names(data, 2)}
     found = measure({name: images for name, (images, _) in read.items()}, {n: m for n, (_, m) in read.items()}, keep)
     result = {"schema": 1, "data": data.name, "keep": keep, "limit": limit, "seed": seed} | found["numbers"]

@@ -14,8 +14,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from omnifm.bench import course, document, lint
-from omnifm.bench.cells import cell, finished, key_of
-from omnifm.bench.inputs import job_experiment, site_names
+from omnifm.bench.cells import Incomplete, cell, finished, key_of
+from omnifm.bench.inputs import federation, job_experiment, out_folder, site_names
 from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
 from omnifm.plugins import plugin
@@ -66,7 +66,7 @@ def run(
     Raises:
         ValueError: a folder or configuration is not as it must be, or no run was complete.
     """
-    experiment = job_experiment(job, num_rounds, num_epochs)
+    experiment, data, out = job_experiment(job, num_rounds, num_epochs), federation(data), out_folder(out)
     sites = site_names(data, 2)
     metrics = plugin("tasks", experiment.task["name"]).metrics
     if foreign := sorted(set(rows) - set(CONTENDERS)):
@@ -85,7 +85,7 @@ def run(
                 try:
                     found = cell(replace(experiment, method=CONTENDERS[name], seed=seed), data, sites, out)
                     cells.setdefault(name, []).append(found)
-                except ValueError as error:  # it diverged: the others go on
+                except Incomplete as error:  # the others go on
                     failed[name] = str(error)
             bar.update()
         told = _document(experiment, data, sites, cells, failed, metrics)

@@ -67,6 +67,11 @@ def alone(column: Column) -> str:
     return alone_of(column["rows"])
 
 
+def ranked(column: Column) -> bool:
+    """Whether a row has a bank, whose effective rank is told."""
+    return any(row["effective_rank"] is not None for row in column["rows"].values())
+
+
 def tuned_on(column: Column) -> str:
     """Head of what tuning chose: the task's first metric chooses, whatever metric a paper shows."""
     return f"chosen on validation {next(iter(column['metrics']))}"
@@ -115,7 +120,8 @@ def _dots(name: str, column: Column, metric: str) -> Html:
         if before["mean"] is not None:
             axes.plot(before["mean"], y, "o", mfc="white", color=COLOURS[1], markersize=6)
     told = ", ".join(f"{row} {number(column['rows'][row][metric]['after']['mean'])}" for row in rows)
-    title = f"{metric}: filled after, hollow before local training; bars 95 % over seeds, ticks are sites"
+    bars = "; bars 95 % over seeds" * (column["seeds"] > 1)
+    title = f"{metric}: filled after, hollow before local training{bars}; ticks are sites"
     return drawing(title, figure, f"{name}: mean {metric} after local training: {told}")
 
 
@@ -132,7 +138,7 @@ def _differences(name: str, column: Column, metric: str) -> Html | None:
         reach = 0.0 if told["low"] is None else (told["high"] - told["low"]) / 2
         axes.errorbar(told["difference"], y, xerr=reach, fmt="s", color=COLOURS[2], capsize=3, markersize=6)
     words = ", ".join(f"{row} {told['difference']:+.3f}" for row, told in paired.items())
-    title = f"Difference to {column['rival']}, paired, 95 % over seeds"
+    title = f"Difference to {column['rival']}, paired{', 95 % over seeds' * (column['seeds'] > 1)}"
     return drawing(title, figure, f"{name}: {metric}, difference to {column['rival']}: {words}")
 
 
@@ -172,14 +178,15 @@ def _curves(name: str, column: Column, metric: str) -> list[Html]:
 def _scores(column: Column, metric: str) -> Html:
     heads = ["", "After aggregation", "After local training", "Worst site", "Spread over sites",
              f"Lost against {alone(column)}", *[f"Against {column['rival']} [95 %]"] * bool(column["rival"]),
-             *column["sites"]]  # fmt: skip
+             *["Effective rank"] * ranked(column), *column["sites"]]  # fmt: skip
     trivial = {f"{name} (trivial)": row for name, row in column["trivial"].items() if metric in row}
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
         rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
                      number(after["std_over_sites"]), after.get("sites_below_local", NONE),
-                     *[versus(after)] * bool(column["rival"]), *map(number, after["per_site"])])  # fmt: skip
+                     *[versus(after)] * bool(column["rival"]), *[number(row.get("effective_rank"))] * ranked(column),
+                     *map(number, after["per_site"])])  # fmt: skip
     return tag("div", table(heads, rows), class_="tight")
 
 

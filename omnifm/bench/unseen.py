@@ -1,12 +1,15 @@
 """What a hospital gets that was not there while the others trained: leave one site out, train, let it join, score it.
 
 The left-out site joins as any late one does: it describes its data, answers the seed stage with its own centroids and
-receives the shared part and its shortlist of the bank.  A personal head cannot be received.  Two stand in for it:
+receives the shared part and its shortlist of the bank.  A personal head cannot be received.  Three stand in for it:
 
 - the mean of the other sites' heads.  This is an evaluation-only device of the simulation, which holds all sites in one
   process: heads never leave their site over FLARE, in no stage and under no setting;
 - a few-shot head, trained from there on k cases (per class, where cases have one) with everything else frozen, for a
-  fixed number of steps: a site with k cases has none to pick a checkpoint with.
+  fixed number of steps: a site with k cases has none to pick a checkpoint with;
+- its own few-shot head, trained so from its initial values: what a newcomer over FLARE can do.
+
+Labels are those of the k cases; its centroids come of all its training images, which need none.
 
 Beside them stands the same few-shot head on the untrained network, which says what the federation adds to k cases.
 FedAvg has no personal head: its model is scored as it is, and after the same few-shot steps on the same modules.
@@ -27,9 +30,9 @@ from tqdm import tqdm
 
 from omnifm import simulation
 from omnifm.bench.cells import kept
-from omnifm.bench.inputs import job_experiment, site_names
+from omnifm.bench.inputs import federation, job_experiment, out_folder, site_names
 from omnifm.bench.tables import MAIN
-from omnifm.bench.unseen_table import markdown, tabulate
+from omnifm.bench.unseen_table import MOMENTS, markdown, tabulate
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Partition, Tensors
@@ -90,7 +93,7 @@ def run(
     Raises:
         ValueError: a folder or configuration is not as it must be, or a run was not complete.
     """
-    experiment = job_experiment(job, num_rounds, num_epochs)
+    experiment, data, out = job_experiment(job, num_rounds, num_epochs), federation(data), out_folder(out)
     if shots < 1 or num_steps < 0:
         raise ValueError(f"shots must be at least 1 and num_steps at least 0; got {shots} and {num_steps}")
     sites, train = site_names(data, MIN_SITES), experiment.train
@@ -112,7 +115,7 @@ def run(
 def _cell(
     experiment: Experiment, data: Path, sites: Sequence[str], left_out: str, shots: int, num_steps: int, out: Path
 ) -> dict[str, Any]:
-    asked = [experiment.hash(), experiment.seed, data.name, sites, left_out, shots, num_steps]
+    asked = [experiment.hash(), experiment.seed, data.name, sites, left_out, shots, num_steps, list(MOMENTS)]
 
     def run() -> dict[str, Any]:
         trained = train_without(experiment, data, [site for site in sites if site != left_out])
@@ -174,7 +177,8 @@ def join(
         untrained, partition = site._model(trained.spec)
         blank = replace(payload, shared=partition.pick(untrained, "shared"), extra={})
         for moment, steps, start, home in (
-            ("untrained", num_steps, blank, {}), ("mean_head", 0, payload, head), ("few_shot", num_steps, payload, head)
+            ("untrained", num_steps, blank, {}), ("mean_head", 0, payload, head),
+            ("few_shot", num_steps, payload, head), ("own_head", num_steps, payload, {}),
         ):  # fmt: skip
             local, _ = site._open(start)
             local.model.load_state_dict(home, strict=False)

@@ -16,9 +16,14 @@ from omnifm.page import counted, number
 MOMENTS = {
     "untrained": "untrained network, few-shot head",
     "mean_head": "mean of the others' heads",
-    "few_shot": "few-shot head",
+    "few_shot": "few-shot head from that mean",
+    "own_head": "few-shot head from its own initial one",
 }
 """What is scored of each contender, in the order of the tables."""
+ONE_MODEL = {
+    "untrained": MOMENTS["untrained"], "mean_head": "global model as it is", "few_shot": "few-shot head from its head"
+}  # fmt: skip
+"""Of a contender whose head is part of what all share."""
 
 
 def tabulate(
@@ -66,9 +71,8 @@ def markdown(result: Mapping[str, Any], metric: str) -> str:
     ]  # fmt: skip
     cells = []
     for name, moments in result["rows"].items():
-        for moment, words in MOMENTS.items():
+        for moment, words in (ONE_MODEL if name == "FedAvg" else MOMENTS).items():
             row = moments[moment][metric]
-            words = "global model as it is" if (name, moment) == ("FedAvg", "mean_head") else words
             cells.append([name, words, spread(row), *(number(row["per_site"].get(site)) for site in result["sites"])])
     lines += grid(["method", "", "mean", *result["sites"]], cells)
     lines += [f"\n{site} could not join: {reason}" for site, reason in result["refused"].items()]

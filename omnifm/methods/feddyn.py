@@ -14,7 +14,7 @@ from omnifm.method import LocalRound, Output, Tensors, moved, to_sites, weighted
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch
-from omnifm.update import Update, prefixed
+from omnifm.update import Update, prefixed, under
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,8 +38,9 @@ class FedDyn(FedAvg):
 
     Nothing but the weights leaves a site: the server works h_k out from them and keeps that of every site, so that
     one may come to weigh more or less: N times what travels, in memory and in each checkpoint, 4 GB for a thousand
-    sites and a million weights.  A reply that is lost after the site has saved its state leaves the server's h_k that
-    much behind the site's.
+    sites and a million weights.  The server tells a site in which round it last counted a reply of it; of one that was
+    lost, or that a run before this one has left, the site takes its h_k back, else the sum of all h_k would never be
+    zero and the optimum another.
     """
 
     Settings = Settings
@@ -47,18 +48,23 @@ class FedDyn(FedAvg):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.h: dict[str, Tensors] = {}
+        self.counted: dict[str, int] = {}
 
     # Both ends.
     def advance(self, h: Tensor, w: Tensor, received: Tensor) -> Tensor:
         """h_k <- h_k - alpha (w_k - w_received)."""
         return h - self.settings.alpha * (w - received)
 
-    # The server's half: `h` holds every site's h_k.
+    # The server's half: `h` holds every site's h_k, `counted` the round of the last reply in it.
+    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+        """The model, and the round of the site's last reply that was counted, 0 before any."""
+        return shared, {"counted": torch.tensor(self.counted.get(site, 0))}
+
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Mean of those who replied, minus h / alpha of all."""
         nothing = {name: torch.zeros_like(shared[name]) for name in self.weights}
         for update in updates:
-            own = self.h.get(update.site, nothing)
+            own, self.counted[update.site] = self.h.get(update.site, nothing), round_number
             self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
         mean, everyone = weighted_mean(shared, updates), sum(self.sizes.values())
         for name in moved(updates, lambda _site: shared).intersection(self.weights):
@@ -68,20 +74,21 @@ class FedDyn(FedAvg):
         return mean
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Every site's h_k."""
-        return prefixed(**self.h), {}
+        """Every site's h_k, and the round that it is of."""
+        return prefixed(**self.h), {"counted": self.counted}
 
     def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
         """Invert `server_state`."""
-        self.h = to_sites(tensors)
+        self.h, self.counted = to_sites(tensors), dict(record["counted"])
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
-        """Take h_k from the site's memory; zeros at first."""
-        local.scratch["h"] = {
-            name: local.memory.get(name, torch.zeros_like(local.received[name])).to(local.received[name].device)
-            for name in self.weights
-        }
+        """Take h_k from the site's memory, as the server knows it; zeros at first."""
+        counted, last = int(local.extra["counted"]), int(local.memory.get("round", torch.tensor(0)))
+        known = "h" if counted == last else "before"
+        own = under(local.memory, known) if counted else {}
+        nothing = {name: torch.zeros_like(local.received[name]) for name in self.weights}
+        local.scratch["h"] = {name: own.get(name, zeros).to(zeros.device) for name, zeros in nothing.items()}
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
         """-<h_k, w> + alpha / 2 |w - w_received|^2."""
@@ -96,7 +103,9 @@ class FedDyn(FedAvg):
         torch.nn.utils.clip_grad_norm_(local.model.parameters(), self.settings.max_norm)
 
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """Remember h_k."""
+        """Remember h_k, and the one before it for as long as the server may not have counted this reply."""
+        local.memory["round"] = torch.tensor(local.round)
         for name, h in local.scratch["h"].items():
-            local.memory[name] = self.advance(h, local.model.get_parameter(name).detach(), local.received[name])
+            now = self.advance(h, local.model.get_parameter(name).detach(), local.received[name])
+            local.memory |= {f"before/{name}": h, f"h/{name}": now}
         return {}, {}

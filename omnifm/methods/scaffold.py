@@ -65,10 +65,10 @@ class Scaffold(FedAvg):
 
     # The server's half: `controls` holds every site's c_k, as it sent it last.
     def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
-        """The model and c."""
+        """The model, c, and whether c counts a c_k of this site."""
         if self.counted != self.sizes:  # once a round, not once a site
             self.c, self.counted = self._mean(), self.sizes
-        return shared, {"control": self.c}
+        return shared, {"control": self.c, "counted": torch.tensor(int(site in self.controls))}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
         """Weighted mean; absent sites keep their c_k."""
@@ -93,9 +93,10 @@ class Scaffold(FedAvg):
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
-        """Take c_k from the site's memory; zeros at first."""
+        """Take c_k from the site's memory; zeros where c counts none of it, as at first and after a warm start."""
         c = local.extra["control"]
-        own = local.memory.get("control", torch.zeros_like(c)).to(c.device)
+        own = local.memory.get("control") if local.extra["counted"] else None
+        own = torch.zeros_like(c) if own is None else own.to(c.device)
         local.scratch.update(shift=c - own, sum=torch.zeros_like(c), steps=0)
 
     def correct_gradients(self, local: LocalRound) -> None:

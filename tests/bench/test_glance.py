@@ -133,6 +133,10 @@ def test_refuses_by_name_what_is_no_table_and_a_table_without_the_row(tmp_path):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(ValueError, match=r"t\.json: tables must be"):
             glance([tmp_path / "t.json"], "OmniFM")
+    for columns in ("[1]", '{"a": {}}', '{"a": 3}', '{"a": {"rows": {}, "failed": {}}}'):
+        (tmp_path / "t.json").write_text(f'{{"columns": {columns}, "table": "t"}}')
+        with pytest.raises(ValueError, match=r"t\.json: (a must have the form|tables must be)"):
+            glance([tmp_path / "t.json"], "OmniFM")
     with pytest.raises(ValueError, match=r"d\.json: d must have the row 'OmniFM' and a matched baseline; got"):
         glance([table(tmp_path, "d", {FEDPER: [[0.5, 0.5]]})], "OmniFM")
 

@@ -19,7 +19,9 @@ def run(*dice):
     return {"sites": sites, "history": [{"sites": {"site-1": {"bytes_up": 10}}, "bank": {}}]}
 
 
-HEADER = {"rival": "FedAvg", "seeds": 2, "sites": ["site-1", "site-2"], "failed": {}}
+HEADER = {"rival": "FedAvg", "seeds": 2, "sites": ["site-1", "site-2"], "num_rounds": 3, "failed": {}}
+CURVES = {"Local": [0.1, 0.4, 0.5], "FedAvg": [0.3, 0.54, 0.6], "OmniFM": [0.1, None, 0.53]}
+ROUNDS = {"Local": None, "FedAvg": 2, "OmniFM": None}
 
 
 @pytest.fixture
@@ -34,8 +36,11 @@ def table():
     column["tried"] = {"OmniFM": [{"key": "train.lr", "value": 0.01, "validation": 0.5},
                                   {"key": "train.lr", "value": 0.03, "validation": 0.6},
                                   {"key": "train.lr", "value": 0.09, "validation": None}]}  # fmt: skip
-    for row in column["rows"].values():
-        row["facts"] = {"steps": [8, 8], "backbone_hash": ["a", "b"], "init_hash": ["c", "d"], "partition_hash": "p"}
+    for name, row in column["rows"].items():
+        row["facts"] = {"steps": [8, 8], "backbone_hash": ["a", "b"], "init_hash": ["c", "d"], "partition_hash": "p",
+                        "num_values": {"shared": 5}, "values_moved": 2 * 5 * 6}  # fmt: skip
+        row["curve"] = dict.fromkeys(METRICS, CURVES[name])
+        row["rounds_to_90"] = dict.fromkeys(METRICS, ROUNDS[name])
     return {"columns": {"polyp": json.loads(json.dumps(column))}}
 
 
@@ -66,12 +71,26 @@ SCORE = ("OmniFM", "dice", "after")
         (_set((*SCORE, "per_site", 1), 0.7), "OmniFM: dice after: per_site must be the mean over seeds"),
         (_set((*SCORE, "sites_below_local"), 1), "OmniFM: dice after: sites_below_local must be 0; got 1"),
         (_set((*SCORE, "against_rival", "difference"), 0.2), "OmniFM: dice after: difference to the rival must be"),
-        (_set((*SCORE, "against_rival", "low"), 0.11), "OmniFM: dice after: the interval must hold the difference"),
-        (_set((*SCORE, "against_rival", "high"), 9.0), "OmniFM: dice after: the interval must reach"),
+        (_set((*SCORE, "against_rival", "low"), 0.11), "OmniFM: dice after: the interval must be ["),
+        (_set((*SCORE, "against_rival", "high"), 9.0), "OmniFM: dice after: the interval must be ["),
         (_set((*SCORE, "against_rival", "low"), None), "OmniFM: dice after: a difference over several seeds must have"),
         (_set(("OmniFM", "iou", "after", "values", 0, 0), 0.2), "OmniFM: after: mean Dice must lie in [J, 2J / (1 + J"),
         (_set(("OmniFM", "iou", "after", "values", 0, 0), 0.9), "OmniFM: after: mean Dice must lie in [J, 2J / (1 + J"),
         (_set(("OmniFM", "facts", "steps"), [9, 8]), "OmniFM: must have the same local steps as the others"),
+        (
+            _set(("OmniFM", "facts", "values_moved"), 55),
+            "OmniFM: values moved must be 2 x 5 of at most 6 replies",
+        ),
+        (
+            _set(("OmniFM", "facts", "values_moved"), 70),
+            "OmniFM: values moved must be 2 x 5 of at most 6 replies",
+        ),
+        (_set(("OmniFM", "rounds_to_90", "iou"), 3), "OmniFM: iou: rounds to 90 % of the best must be None; got 3"),
+        (
+            _set(("FedAvg", "rounds_to_90", "dice"), None),
+            "FedAvg: dice: rounds to 90 % of the best must be 2; got",
+        ),
+        (_set(("Local", "curve", "dice"), [0.1, 0.4]), "Local: dice: curve must have 3 rounds; got 2"),
         (_set(("Local", "facts", "backbone_hash"), ["a", "a"]), "Local: must have the same initial backbone"),
         (_set(("OmniFM", "facts", "init_hash"), ["c", "c"]), "OmniFM: must start from the same shared values as Local"),
     ],
@@ -79,6 +98,15 @@ SCORE = ("OmniFM", "dice", "after")
 def test_each_broken_law_is_said(table, change, said):
     change(table["columns"]["polyp"]["rows"])
     assert any(line.startswith(f"polyp: {said}") for line in lint.lint(table)), lint.lint(table)
+
+
+def test_an_interval_that_was_moved_is_said(table):
+    """Of the right width, and still around the difference: a tie that became a win."""
+    told = table["columns"]["polyp"]["rows"]["OmniFM"]["dice"]["after"]["against_rival"]
+    reach = (told["high"] - told["low"]) / 2
+    told.update(low=told["difference"], high=told["difference"] + 2 * reach)
+    (line,) = lint.lint(table)
+    assert line.startswith("polyp: OmniFM: dice after: the interval must be [")
 
 
 def _without(*path):
@@ -95,6 +123,7 @@ def _without(*path):
     ("change", "said"),
     [
         (_set(("seeds",), 3), "Local: dice before: must have 3 seeds of 2 sites; got [(2, 2)]"),
+        (_set(("sites",), ["site-1", "site-1"]), "sites must be named once each; got ['site-1', 'site-1']"),
         (_set(("sites",), []), "Local: dice before: must have 2 seeds of 0 sites; got [(2, 2)]"),
         (_set(("rows", "OmniFM", "iou", "after", "values"), [[0.6, 0.4]]), "OmniFM: iou after: must have 2 seeds"),
         (_set(("rows", "OmniFM", "iou", "after", "values", 0), [0.6]), "OmniFM: iou after: must have 2 seeds"),
@@ -139,8 +168,9 @@ def test_what_is_no_table_is_a_finding_and_no_traceback(table, change):
     assert line.startswith("polyp: must have the form that `bench tables` writes; reading it ends in Type")
 
 
-def test_a_table_without_columns_is_a_finding():
-    assert lint.lint({"columns": {}}) == ["table must have a column; it has none"]
+@pytest.mark.parametrize("columns", [{}, [1]])
+def test_a_table_without_columns_is_a_finding(columns):
+    assert lint.lint({"columns": columns}) == ["table must have a column; it has none"]
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path):

@@ -204,6 +204,35 @@ class TestColumns:
         assert "cls_derma" not in left and "cls_polyp" not in left and "seg_polyp" in left
         assert findings == []
 
+    def test_what_another_process_wrote_meanwhile_stays(self, tmp_path, monkeypatch):
+        """Two columns at a time on two cores: whoever writes last has read what the other wrote."""
+        self.run(tmp_path, monkeypatch, "cls_derma")
+        other = json.loads((tmp_path / "federations.json").read_text())
+
+        def score(*_):
+            (tmp_path / "federations.json").write_text(json.dumps(other))
+            return 0.5
+
+        (tmp_path / "federations.json").unlink()
+        assert list(self.run(tmp_path, monkeypatch, "cls_blood", score=score)[1]["columns"]) == [
+            "cls_blood",
+            "cls_derma",
+        ]
+
+    @pytest.mark.parametrize("content", ["[]", "{", '{"scale": "cpu", "columns": [1]}'])
+    def test_other_content_in_a_tables_place_is_refused_before_anything_runs(self, tmp_path, monkeypatch, content):
+        (tmp_path / "federations.json").write_text(content)
+        with pytest.raises(ValueError, match=r"federations\.json in out must be a table of `bench tables`; it holds"):
+            self.run(tmp_path, monkeypatch, "cls_blood", score=lambda *_: pytest.fail("ran"))
+        assert (tmp_path / "federations.json").read_text() == content
+
+    def test_a_federation_of_one_site_is_not_replaced_by_demo_data(self, tmp_path, monkeypatch):
+        site = tmp_path / "data/seg_fundus/site-1"
+        site.mkdir(parents=True)
+        (site / "dataset.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"data must hold at least 2 sites .* in seg_fundus; got 1"):
+            self.run(tmp_path, monkeypatch, "cls_blood", "seg_fundus")
+
     def test_columns_of_another_scale_are_not_kept(self, tmp_path, monkeypatch):
         (tmp_path / "federations.json").write_text('{"scale": "paper", "columns": {"cls_derma": {}}}')
         assert list(self.run(tmp_path, monkeypatch, "cls_blood")[1]["columns"]) == ["cls_blood"]

@@ -112,7 +112,7 @@ def fake_run(score, source="site"):
             "partition": {"hash": "p", "shared": 1, "personal": 1, "frozen": 0},
             "sites": {site: {"num_train": 8, "metrics": {m: {"before": value, "after": value} for m in metrics}}
                       for site in sites},
-            "history": [{"sites": dict.fromkeys(sites, entry), "bank": {}}],
+            "history": [{"sites": dict.fromkeys(sites, entry), "bank": {}}] * experiment.train.num_rounds,
         }  # fmt: skip
 
     return run
@@ -133,8 +133,8 @@ class TestRun:
     @staticmethod
     def run(folder, monkeypatch, score, source="site", **options):
         monkeypatch.setattr(cells.simulation, "run", fake_run(score, source))
-        out = folder.parent / "out"
         options = {"num_seeds": 2, "ablations": False} | options
+        out = options.pop("out", folder.parent / "out")
         findings = tables.run(folder, out, job=ROOT / "jobs/seg_fets", **options)
         return findings, json.loads((out / "table.json").read_text())["columns"]["data"]
 
@@ -214,6 +214,39 @@ class TestRun:
         (folder / "site-2/dataset.json").write_text('{"training": []}')
         _, column = self.run(folder, monkeypatch, lambda *_: 0.1, **rows)
         assert column["rows"]["Local"]["dice"]["after"]["mean"] == 0.1
+
+    @pytest.mark.parametrize("content", ['{"sites": {', "[]", "null"])
+    def test_a_damaged_cell_is_made_anew_and_said(self, folder, monkeypatch, caplog, content):
+        """It is not taken for a run that failed, which would drop it from the table for good."""
+        rows = {"rows": ["Local"], "num_seeds": 1}
+        self.run(folder, monkeypatch, lambda *_: 0.9, **rows)
+        (file,) = (folder.parent / "out/cells").iterdir()
+        file.write_text(content)
+        _, column = self.run(folder, monkeypatch, lambda *_: 0.9, **rows)
+        assert column["rows"]["Local"]["dice"]["after"]["mean"] == 0.9
+        assert f"cells/{file.name} is damaged and is made anew" in caplog.text
+        assert json.loads(file.read_text())["status"] == "COMPLETE"
+
+    def test_data_that_change_during_a_run_end_it_and_nothing_is_kept(self, folder, monkeypatch):
+        """Half of what was trained on may have been the other data."""
+
+        def score(*_):
+            (folder / "site-2/dataset.json").write_text('{"training": []}')
+            return 0.5
+
+        with pytest.raises(ValueError, match=r"data must stay as they are .* a dataset\.json changed during a run"):
+            self.run(folder, monkeypatch, score, rows=["Local"])
+        assert not (folder.parent / "out/cells").exists()
+
+    def test_the_folder_for_results_is_asked_for_first(self, folder, monkeypatch):
+        (folder.parent / "out").write_text("")
+        with pytest.raises(ValueError, match="out must be a folder that can be written to; it cannot be: File exists"):
+            self.run(folder, monkeypatch, lambda *_: pytest.fail("ran"), rows=["Local"])
+
+    def test_a_federation_has_its_own_name_wherever_one_stands(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        findings, _ = self.run(Path(), monkeypatch, lambda *_: 0.5, rows=["Local"], out=folder.parent / "out")
+        assert findings == []
 
 
 def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):

@@ -90,6 +90,7 @@ class TestJoin:
         found = unseen.join(experiment(train=TRAIN), omnifm, federation, "site-3", shots=2, num_steps=0)
         assert found["few_shot"] == found["mean_head"]
         assert found["untrained"] != found["mean_head"]
+        assert found["own_head"] not in (found["mean_head"], found["untrained"])
         assert 0 <= found["mean_head"]["dice"] <= 1
 
     @pytest.mark.parametrize("method", [{"name": "omnifm", "dim": 8, "num_bands": 8}, MATCHED, {"name": "fedavg"}])
@@ -186,6 +187,7 @@ class TestRun:
         assert len(list((tmp_path / "out/cells").iterdir())) == 3
         text = (tmp_path / "out/unseen.md").read_text()
         assert "over FLARE a head never leaves its site" in text
+        assert all(words in text for words in unseen_table.MOMENTS.values())
         monkeypatch.setattr(unseen, "train_without", lambda *_args: pytest.fail("ran again"))
         assert unseen.run(federation, tmp_path / "out", **arguments) == result
 

@@ -26,17 +26,21 @@ Weights = dict[str, Tensor]
 
 
 class Watched(InProcess):
-    """Keeps every accepted training update and every payload; `spoil(payload)` may pull the plug after a reply."""
+    """Keeps every accepted training update and every payload; `spoil(payload)` may pull the plug after a reply, and
+    replies of `lost`, pairs of round and site, never arrive."""
 
-    def __init__(self, job, configs, spoil=lambda payload: None):
+    def __init__(self, job, configs, spoil=lambda payload: None, lost=()):
         super().__init__(job, configs)
-        self.spoil, self.updates, self.payloads = spoil, [], []
+        self.spoil, self.lost, self.updates, self.payloads = spoil, lost, [], []
 
     def exchange(self, payloads, accept):
         missing = {}
         for name, payload in payloads.items():
             update = self._site(name).reply(payload)
             self.spoil(payload)
+            if payload.stage == "train" and (payload.round, name) in self.lost:
+                missing[name] = "lost"
+                continue
             reason = accept(update)
             missing |= {name: reason} if reason else {}
             if payload.stage == "train":
@@ -51,11 +55,11 @@ def toy_job(method, *, rounds=3, model=None, **train):
     return replace(experiment(method=method, train=settings), task={"name": "toy"}, model=model or {})
 
 
-def federate(toys, folder, method, *, sites=2, spoil=lambda payload: None, **changes):
+def federate(toys, folder, method, *, sites=2, spoil=lambda payload: None, lost=(), **changes):
     """Run a method over the first sites; returns (summary, Federation, Watched)."""
     job = toy_job(method, **changes)
     names = list(SIZES)[:sites] if isinstance(sites, int) else sites
-    network = Watched(job, {n: SiteConfig(str(toys / n), str(folder / n), "cpu") for n in names}, spoil)
+    network = Watched(job, {n: SiteConfig(str(toys / n), str(folder / n), "cpu") for n in names}, spoil, lost)
     run = Federation(job, folder / "server", folder / "results", network)
     return run.run(), run, network
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omnifm.methods import fedala
 from omnifm.methods.fedala import FedALA, Settings
 from tests.methods.reference import (
     batches,
@@ -58,6 +59,15 @@ def test_rule(toys, tmp_path):
 def test_layers_are_counted_from_the_prediction(capacity):
     method, _ = build({"name": "fedala", "num_layers": 2, "capacity": capacity}, {"norm": "batch"})
     assert method.upper == ["backbone.mix.weight", "backbone.mix.bias", *UPPER]
+
+
+def test_what_to_take_over_is_learnt_on_a_share_of_the_batches(toys, tmp_path, monkeypatch):
+    """Of three batches a half are two, whichever order they come in; training sees them all."""
+    seen, slopes = [], fedala._slopes
+    monkeypatch.setattr(fedala, "_slopes", lambda *told: seen.append(1) or slopes(*told))
+    method = METHOD | {"share": 0.5, "max_epochs": 1}
+    federate(toys, tmp_path, method, sites=["site-1", "site-2"], rounds=2, batch_size=2)
+    assert len(seen) == 2 * (2 + 1)  # two of site-1's three, one of site-2's two; in round 2 and at the evaluation
 
 
 def test_the_share_of_batches_is_never_none():

@@ -41,9 +41,47 @@ def test_rule_with_absent_sites(toys, tmp_path):
         w = {n: average[n] - everyones[n] / ALPHA for n in w}
     close(run.shared, w)
     for site in SIZES:
-        own = part(kept(tmp_path, site), "memory/")
+        own = part(kept(tmp_path, site), "memory/h/")
         close(own, h[site])
         assert all(torch.equal(value, own[name]) for name, value in run.method.h[site].items())
+
+
+def settled(run, folder, sites=("site-1", "site-2")):
+    """Whether every site's h_k is the server's, to the last bit."""
+    own = {site: part(kept(folder, site), "memory/h/") for site in sites}
+    return all(torch.equal(own[site][n], value) for site in sites for n, value in run.method.h[site].items())
+
+
+def test_a_lost_reply_is_taken_back(toys, tmp_path):
+    """What a site does after it is what it would have done had it not been asked: the optimum stays where it is."""
+    changes = {"rounds": 4, "min_sites": 1}
+    lost = {(1, "site-1"), (2, "site-2"), (3, "site-2")}
+    _, run, network = federate(toys, tmp_path, METHOD, lost=lost, **changes)
+    assert {(update.round, update.site) for update in network.updates} == {
+        (number, site) for number in range(1, 5) for site in ("site-1", "site-2")
+    } - lost
+    assert run.method.counted == {"site-1": 4, "site-2": 4}
+    assert settled(run, tmp_path)
+    model, cases = build(METHOD)[1], batches(network)
+    w, zero = parameters(model), {name: torch.zeros_like(value) for name, value in parameters(model).items()}
+    h = dict.fromkeys(("site-1", "site-2"), zero)
+    for number in range(1, 5):
+        ends = {}
+        for site in (site for site in h if (number, site) not in lost):
+            dynamic = lambda g, now, own=h[site], w=w: {n: g[n] - own[n] + ALPHA * (now[n] - w[n]) for n in g}  # noqa: E731
+            ends[site] = descend(loss_on(model, cases[site]), w, correct=dynamic)
+            h[site] = {n: h[site][n] - ALPHA * (ends[site][n] - w[n]) for n in w}
+        average, everyones = mean(ends), mean(h)
+        w = {n: average[n] - everyones[n] / ALPHA for n in w}
+    close(run.shared, w)
+
+
+def test_a_warm_start_takes_no_h_from_the_run_before(toys, tmp_path):
+    """The server's are zeros then; FedDyn keeps no part of the model at home, so it is a cold start."""
+    first, _, _ = federate(toys, tmp_path, METHOD)
+    warm, run, _ = federate(toys, tmp_path, METHOD, warm_start=True)
+    assert warm["final_hash"] == first["final_hash"]
+    assert settled(run, tmp_path)
 
 
 def test_h_counts_every_site_by_its_size_of_now():

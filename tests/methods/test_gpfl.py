@@ -1,5 +1,7 @@
 """GPFL against its losses written out, on full batches."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -9,7 +11,7 @@ from omnifm.methods.gpfl import GPFL, Settings
 from omnifm.plugins import load_task
 from omnifm.training import Site
 from tests.conftest import experiment
-from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part
+from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part, toy_job
 from tests.methods.test_roster import SPEC
 
 LAM, MU = 0.3, 0.2
@@ -47,13 +49,15 @@ def losses(model, batch, received):
     return loss
 
 
-def test_rule(toys, tmp_path):
-    _, run, network = federate(toys, tmp_path, METHOD)
+@pytest.mark.parametrize(("others", "rounds"), [("site-2", 3), ("site-3", 2)], ids=["alike", "other frequencies"])
+def test_rule(toys, tmp_path, others, rounds):
+    """Sites 1 and 2 have as many of each class, and so one condition for all features; site 3 has fewer bright ones."""
+    _, run, network = federate(toys, tmp_path, METHOD, sites=["site-1", others], rounds=rounds)
     _, model = build(METHOD)
     first = parameters(model)
     shared = {n: w for n, w in first.items() if n not in HOME}
-    heads = {site: {n: first[n] for n in HOME} for site in ("site-1", "site-2")}
-    for _ in range(3):
+    heads = {site: {n: first[n] for n in HOME} for site in ("site-1", others)}
+    for _ in range(rounds):
         ends = {}
         for site, batch in batches(network).items():
             w = descend(losses(model, batch, shared["embeddings.weight"]), shared | heads[site])
@@ -64,12 +68,26 @@ def test_rule(toys, tmp_path):
         close(part(kept(tmp_path, site), "personal/"), head)
 
 
-def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path):
-    _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
+@pytest.mark.parametrize("share_buffers", [False, True])
+def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path, share_buffers):
+    _, run, network = federate(toys, tmp_path, METHOD | {"share_buffers": share_buffers}, rounds=1)
     assert not [name for name in run.partition.shared if "conditions" in name]
     for site, batch in batches(network).items():
         share = kept(tmp_path, site)["personal/conditions.share"]
         torch.testing.assert_close(share[1], batch["label"].float().mean())
+
+
+def test_a_site_without_the_last_class_has_none_of_it():
+    task = load_task(toy_job(METHOD))
+    task.configure({"labels": {"0": "dark", "1": "bright"}})
+    model = GPFL(Settings()).build(task)
+    local = SimpleNamespace(
+        model=model,
+        received={"embeddings.weight": model.embeddings.weight.detach()},
+        aside=lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}]),
+    )
+    GPFL(Settings()).receive(local)
+    assert model.conditions.share.tolist() == [1, 0]
 
 
 def test_the_received_model_is_scored_under_its_own_conditions(toys, tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """MOON against cross-entropy plus eq. 3 by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from torch.func import functional_call
 
@@ -60,3 +63,16 @@ def test_the_two_fixed_models_keep_their_statistics_at_rest(toys, tmp_path):
     after = [value for backbone in local.scratch["fixed"] for value in backbone.state_dict().values()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert kept(tmp_path, "site-1")["personal/backbone.adn.0.num_batches_tracked"] == 6
+
+
+@pytest.mark.parametrize("share_buffers", [True, False])
+def test_the_model_before_has_the_statistics_that_it_was_trained_with(toys, tmp_path, share_buffers):
+    method = METHOD | {"share_buffers": share_buffers}
+    _, run, network = federate(toys, tmp_path, method, rounds=2, model={"norm": "batch"})
+    trained = network.open["site-1"]._model(network.payloads[-2][1].spec)[0]
+    trained.load_state_dict(network.updates[-2].shared | part(kept(tmp_path, "site-1"), "personal/"))
+    local, _ = network.open["site-1"]._open(replace(network.payloads[-2][1], stage="evaluate"))
+    run.method.begin(local)
+    before = local.scratch["fixed"][1].state_dict()
+    assert any("running" in name for name in before)
+    assert all(torch.equal(value, trained.backbone.state_dict()[name]) for name, value in before.items())

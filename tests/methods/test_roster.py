@@ -154,6 +154,16 @@ class TestRoster:
             assert not set(part(kept(folder, site), "personal/")) & set(run.partition.shared)
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in names("methods") if hasattr(plugin("methods", n).Settings, "share_buffers")]
+)
+def test_share_buffers_says_whether_statistics_travel(name):
+    for share in (True, False):
+        method, model = build({"name": name, "share_buffers": share}, MODEL)
+        travel = [n for n in method.partition(model).shared if n.endswith(("running_mean", "running_var"))]
+        assert bool(travel) is share
+
+
 FULL = {"sites": 2, "rounds": 2}
 EXACT = [
     ({"name": "fedprox", "mu": 0.0}, {"name": "fedavg"}, {}),

@@ -98,6 +98,20 @@ def test_a_late_sites_first_reply_is_like_the_others_and_made_good_if_lost(toys,
     torch.testing.assert_close(run.method.payload("site-1", {})[1]["control"], c)
 
 
+def test_a_warm_start_takes_no_control_from_the_run_before(toys, tmp_path):
+    """The server's c counts none; SCAFFOLD keeps no part of the model at home, so it is a cold start."""
+    first, _, _ = federate(toys, tmp_path, METHOD)
+    assert federate(toys, tmp_path, METHOD, warm_start=True)[0]["final_hash"] == first["final_hash"]
+
+
+def test_the_mean_gradient_is_over_steps_not_epochs(toys, tmp_path):
+    """Six cases, two at a time: (x - y) / (K eta) with K = 6 in two epochs."""
+    _, _, network = federate(toys, tmp_path, METHOD, rounds=1, batch_size=2)
+    first, (update, *_) = parameters(build(METHOD)[1]), network.updates
+    way = torch.cat([(value - update.shared[name]).flatten() for name, value in first.items()])
+    torch.testing.assert_close(update.extra["control"], way / (STEPS * 3 * LR), atol=1e-5, rtol=1e-4)
+
+
 def test_control_variates_do_not_depend_on_the_optimiser(toys, tmp_path):
     """Adam's steps are not gradients; the control variate still is the mean gradient."""
     federate(toys, tmp_path, METHOD, rounds=1, optimizer="adam", lr=1e-9)
