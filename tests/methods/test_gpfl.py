@@ -1,7 +1,5 @@
 """GPFL against its losses written out, on full batches."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.func import functional_call
@@ -11,7 +9,7 @@ from omnifm.methods.gpfl import GPFL, Settings
 from omnifm.plugins import load_task
 from omnifm.training import Site
 from tests.conftest import experiment
-from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part, toy_job
+from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part
 from tests.methods.test_roster import SPEC
 
 LAM, MU = 0.3, 0.2
@@ -77,17 +75,14 @@ def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path, share
         torch.testing.assert_close(share[1], batch["label"].float().mean())
 
 
-def test_a_site_without_the_last_class_has_none_of_it():
-    task = load_task(toy_job(METHOD))
-    task.configure({"labels": {"0": "dark", "1": "bright"}})
-    model = GPFL(Settings()).build(task)
-    local = SimpleNamespace(
-        model=model,
-        received={"embeddings.weight": model.embeddings.weight.detach()},
-        aside=lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}]),
-    )
-    GPFL(Settings()).receive(local)
-    assert model.conditions.share.tolist() == [1, 0]
+def test_a_site_without_the_last_class_has_none_of_it(toys, tmp_path):
+    _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
+    local, _ = network.open["site-1"]._open(network.payloads[0][1])
+    local.aside = lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}])
+    share = local.model.conditions.share
+    share.zero_()
+    run.method.receive(local)
+    assert share.tolist() == [1, 0]
 
 
 def test_the_received_model_is_scored_under_its_own_conditions(toys, tmp_path, monkeypatch):
