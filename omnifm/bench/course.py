@@ -83,8 +83,8 @@ def rounds_to_best(curves: Mapping[str, Sequence[float | None]], higher: bool) -
 
 
 def validation(run: Mapping[str, Any], metric: str, higher: bool) -> float | None:
-    """Mean over sites of each one's best validation score, which picks its checkpoint but
-    for the evaluation's own training; never a test score."""
+    """Mean over sites of each one's best validation score, which picks its checkpoint but for
+    the evaluation's own training; never a test score."""
     best: dict[str, float] = {}
     for entry in run["history"]:
         for site, row in entry["sites"].items():

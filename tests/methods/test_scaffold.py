@@ -85,13 +85,9 @@ def test_a_late_sites_first_reply_is_like_the_others_and_made_good_if_lost(toys,
         def sites(self):
             return [*SIZES][: 3 if run.round else 2]
 
-        def exchange(self, payloads, accept):
-            lossy = lambda u: "lost" if (u.stage, u.round, u.site) == ("train", lost, "site-3") else accept(u)  # noqa: E731
-            return super().exchange(payloads, lossy)
-
     job = toy_job(METHOD, lr=1e-4)
     configs = {name: SiteConfig(str(toys / name), str(tmp_path / name), "cpu") for name in SIZES}
-    run = Federation(job, tmp_path / "server", tmp_path / "results", Late(job, configs))
+    run = Federation(job, tmp_path / "server", tmp_path / "results", Late(job, configs, lost={(lost, "site-3")}))
     assert [[*entry["missing"]] for entry in run.run()["history"]] == [[], ["site-3"] if lost else [], []]
     own = {site: kept(tmp_path, site)["memory/control"] for site in SIZES}
     c = sum(SIZES[site] * own[site] for site in SIZES) / sum(SIZES.values())
