@@ -109,11 +109,18 @@ def inspect(
     problems += (leaks if is_much else []) + _mixed(images)
     warnings = ([] if is_much else leaks) + _colours(facts) + _warnings(findings, datalist, within, odd, name)
     report = {
-        "schema": SCHEMA, "task": name, "usable": not problems, "problems": problems, "warnings": warnings,
-        "labels": {str(value): name for value, name in datalist.labels.items()}, "splits": splits,
-        "images": images, "duplicates": {"across_splits": across, "within_a_split": within}, "odd": odd,
+        "schema": SCHEMA,
+        "task": name,
+        "usable": not problems,
+        "problems": problems,
+        "warnings": warnings,
+        "labels": {str(value): name for value, name in datalist.labels.items()},
+        "splits": splits,
+        "images": images,
+        "duplicates": {"across_splits": across, "within_a_split": within},
+        "odd": odd,
         "refusals": [asdict(refusal) for refusal in refusals],
-    }  # fmt: skip
+    }
     return Inspection(datalist_kept, refusals, report, pictures.drawn, facts)
 
 
@@ -169,8 +176,16 @@ def _unusable(task: str | None, problem: str) -> dict[str, Any]:
     """The report of a site whose list already breaks a rule, so that no case was read."""
     nothing: dict[str, Any] = {key: {} for key in ("labels", "splits", "images", "odd")}
     none: dict[str, list[Any]] = {"across_splits": [], "within_a_split": []}
-    return {"schema": SCHEMA, "task": task, "usable": False, "problems": [problem], "warnings": [], **nothing,
-            "duplicates": none, "refusals": []}  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "task": task,
+        "usable": False,
+        "problems": [problem],
+        "warnings": [],
+        **nothing,
+        "duplicates": none,
+        "refusals": [],
+    }
 
 
 def in_words(report: Mapping[str, Any]) -> Iterator[str]:
@@ -184,8 +199,10 @@ def in_words(report: Mapping[str, Any]) -> Iterator[str]:
     for modality, images in report["images"].items():
         shape, spacing = (" x ".join(f"{x:g}" for x in images[key]["median"]) for key in ("shape", "spacing_mm"))
         low, high = images["intensity"]["1"], images["intensity"]["99"]
-        yield (f"{modality}: {images['num_images']} images, median {shape} voxels of {spacing} mm, "
-               f"98 % of intensities in {low:g} to {high:g}")  # fmt: skip
+        yield (
+            f"{modality}: {images['num_images']} images, median {shape} voxels of {spacing} mm, "
+            f"98 % of intensities in {low:g} to {high:g}"
+        )
     for refusal in report["refusals"]:
         yield f"refused: item {refusal['position']} of '{refusal['split']}': {refusal['reason']}: {refusal['message']}"
     for kind, groups in report["duplicates"].items():
@@ -213,10 +230,12 @@ def _kind_of(item: Item) -> str:
 
 def _odd(findings: Findings) -> dict[str, list[tuple[str, int]]]:
     found = {
-        "flat": findings.flat, "empty_mask": findings.empty, "header_modality": findings.header,
+        "flat": findings.flat,
+        "empty_mask": findings.empty,
+        "header_modality": findings.header,
         "intensity": [place for images in findings.images.values() for place in images.odd_scales()],
         "spacing": [place for images in findings.images.values() for place in images.odd_spacings()],
-    }  # fmt: skip
+    }
     return {name: places for name, places in found.items() if places}
 
 

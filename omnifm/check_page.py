@@ -22,16 +22,28 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> bytes:
     """The whole page; `report` and `pictures` as in `check.Inspection`."""
     verdict = "USABLE" if report["usable"] else "NOT USABLE"
     return document(
-        f"Data check: {verdict.lower()}", _head(report, verdict), _cards(report), _samples(report, pictures),
-        _splits(report), _labels(report), _images(report), _histograms(report), _places(report), _refusals(report),
-    )  # fmt: skip
+        f"Data check: {verdict.lower()}",
+        _head(report, verdict),
+        _cards(report),
+        _samples(report, pictures),
+        _splits(report),
+        _labels(report),
+        _images(report),
+        _histograms(report),
+        _places(report),
+        _refusals(report),
+    )
 
 
 def _head(report: Report, verdict: str) -> Html:
     badge = tag("span", verdict, class_=f"badge {'COMPLETE' if report['usable'] else 'FAILED'}")
     task = f"for {report['task'].replace('_', ' ')}. " if report["task"] else ""
-    parts = [tag("div", "OmniFM-FLARE data check", class_="soft over"), tag("h1", "This site's data"), badge,
-             tag("div", task, STAYS, class_="soft")]  # fmt: skip
+    parts = [
+        tag("div", "OmniFM-FLARE data check", class_="soft over"),
+        tag("h1", "This site's data"),
+        badge,
+        tag("div", task, STAYS, class_="soft"),
+    ]
     parts += [tag("p", tag("b", "Problem: "), words, class_="note severe") for words in report["problems"]]
     parts += [tag("p", tag("b", "Look at: "), words, class_="note") for words in report["warnings"]]
     return tag("header", *parts)
@@ -44,11 +56,17 @@ def _cards(report: Report) -> Html:
     cards = [
         ("Usable cases", f"{cases:,}", ", ".join(f"{split['cases']:,} {name}" for name, split in splits.items())),
         ("Refused cases", f"{refused:,}", f"{100 * refused / max(1, cases + refused):.1f} % of all"),
-        ("Patients", f"{patients:,}" if patients else "unknown", "none is in two splits" if patients else
-         "dataset.json names none"),
-        ("Images in several splits", f"{len(duplicates['across_splits']):,}", "equal voxels, whatever the file; "
-         f"{len(duplicates['within_a_split']):,} more within a split"),
-    ]  # fmt: skip
+        (
+            "Patients",
+            f"{patients:,}" if patients else "unknown",
+            "none is in two splits" if patients else "dataset.json names none",
+        ),
+        (
+            "Images in several splits",
+            f"{len(duplicates['across_splits']):,}",
+            f"equal voxels, whatever the file; {len(duplicates['within_a_split']):,} more within a split",
+        ),
+    ]
     parts = ((tag("span", title, class_="soft"), tag("b", value), tag("small", note)) for title, value, note in cards)
     return tag("div", *(tag("div", *part, class_="card") for part in parts), class_="cards")
 
@@ -63,9 +81,11 @@ def _samples(report: Report, pictures: Mapping[str, bytes]) -> Html:
     ]
     columns = 4 if report["task"] == "image_fusion" else 6
     grid = tag("div", *figures, class_="pictures", style=f"grid-template-columns:repeat({columns},minmax(0,1fr))")
-    which = ("The slice with the largest mask, else the middle one; anterior is up. "
-             "'training 5' is item 5 of 'training' in dataset.json, counted from 0. "
-             "Look for writing in the pictures: no name may be in one.")  # fmt: skip
+    which = (
+        "The slice with the largest mask, else the middle one; anterior is up. "
+        "'training 5' is item 5 of 'training' in dataset.json, counted from 0. "
+        "Look for writing in the pictures: no name may be in one."
+    )
     legend = [tag("p", *keys, class_="legend")] if keys else []
     return section("Samples", tag("p", which, class_="soft"), *legend, grid) if figures else Html("")
 
@@ -73,10 +93,15 @@ def _samples(report: Report, pictures: Mapping[str, bytes]) -> Html:
 def _splits(report: Report) -> Html:
     modalities = sorted({code for split in report["splits"].values() for code in split["modalities"]})
     rows = [
-        [name, f"{split['cases']:,}", f"{split['refused']:,}", f"{split['patients']:,}" if split["patients"] else NONE,
-         *(f"{split['modalities'].get(code, 0):,}" for code in modalities)]
+        [
+            name,
+            f"{split['cases']:,}",
+            f"{split['refused']:,}",
+            f"{split['patients']:,}" if split["patients"] else NONE,
+            *(f"{split['modalities'].get(code, 0):,}" for code in modalities),
+        ]
         for name, split in report["splits"].items()
-    ]  # fmt: skip
+    ]
     headers = ["Split", "Cases", "Refused", "Patients", *(f"{code} images" for code in modalities)]
     return section("Splits", table(headers, rows)) if rows else Html("")
 
@@ -89,10 +114,13 @@ def _labels(report: Report) -> Html:
         return Html("")
     most = max(total.values())
     rows = [
-        [f"{value} {report['labels'].get(value, '(no name)')}",
-         *(_label(labels.get(value)) for labels in splits.values()), bar(total[value] / most) if total[value] else NONE]
+        [
+            f"{value} {report['labels'].get(value, '(no name)')}",
+            *(_label(labels.get(value)) for labels in splits.values()),
+            bar(total[value] / most) if total[value] else NONE,
+        ]
         for value in values
-    ]  # fmt: skip
+    ]
     words = "Cases that hold the label, below them its voxels." if "voxels" in str(splits) else "Cases with each label."
     content = table(["Label", *splits, "All cases"], rows, text=(0, 1 + len(splits)))
     return section("Labels", tag("p", words, class_="soft"), content)
@@ -109,12 +137,32 @@ def _images(report: Report) -> Html:
     rows = []
     for code, found in report["images"].items():
         levels = [_intensity(found["intensity"][share]) for share in ("0", "1", "50", "99", "100")]
-        rows.append([code, f"{found['num_images']:,}", _counted(found["dims"]), _counted(found["channels"]),
-                     _range(found["shape"]), _range(found["spacing_mm"]), *levels])  # fmt: skip
+        rows.append(
+            [
+                code,
+                f"{found['num_images']:,}",
+                _counted(found["dims"]),
+                _counted(found["channels"]),
+                _range(found["shape"]),
+                _range(found["spacing_mm"]),
+                *levels,
+            ]
+        )
     if not rows:
         return Html("")
-    headers = ["Modality", "Images", "Dimensions", "Channels", "Voxels", "Spacing, mm", "Minimum", "1 %", "Median",
-               "99 %", "Maximum"]  # fmt: skip
+    headers = [
+        "Modality",
+        "Images",
+        "Dimensions",
+        "Channels",
+        "Voxels",
+        "Spacing, mm",
+        "Minimum",
+        "1 %",
+        "Median",
+        "99 %",
+        "Maximum",
+    ]
     words = "Voxels and spacing: median, below it smallest and largest. Intensities: every image counts the same."
     return section("Images", tag("p", words, class_="soft"), table(headers, rows, (0, 2, 3, 4, 5)))
 
@@ -144,16 +192,29 @@ def _histogram(code: str, histogram: Mapping[str, Any]) -> Html:
     counts = np.sqrt(np.array(histogram["counts"], float))
     step, top = 300 / len(counts), counts.max()
     bars = [
-        tag("rect", x=f"{10 + i * step:.1f}", y=f"{110 - 100 * n / top:.1f}", width=f"{step - 0.6:.1f}",
-            height=f"{100 * n / top:.1f}", fill=COLOURS[0])
-        for i, n in enumerate(counts) if n
-    ]  # fmt: skip
+        tag(
+            "rect",
+            x=f"{10 + i * step:.1f}",
+            y=f"{110 - 100 * n / top:.1f}",
+            width=f"{step - 0.6:.1f}",
+            height=f"{100 * n / top:.1f}",
+            fill=COLOURS[0],
+        )
+        for i, n in enumerate(counts)
+        if n
+    ]
     low, high = histogram["low"], histogram["high"]
     ticks = [
-        tag("text", _intensity(low + share * (high - low)), x=10 + 300 * share, y=126, fill="#56636f",
-            **{"text-anchor": anchor, "font-size": 11})
+        tag(
+            "text",
+            _intensity(low + share * (high - low)),
+            x=10 + 300 * share,
+            y=126,
+            fill="#56636f",
+            **{"text-anchor": anchor, "font-size": 11},
+        )
         for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
-    ]  # fmt: skip
+    ]
     line = tag("line", x1=10, x2=310, y1=110.5, y2=110.5, stroke="#56636f")
     alt = f"{code} intensities from {low:.4g} to {high:.4g}"
     drawing = tag("svg", *bars, line, *ticks, viewBox="0 0 320 132", role="img", **{"aria-label": alt})
@@ -190,9 +251,11 @@ def _refusals(report: Report) -> Html:
     kinds = [[reason, f"{count:,}", REASONS[reason]] for reason, count in reasons.most_common()]
     rows = [[f"{r['split']} {r['position']}", r["reason"], r["message"]] for r in refusals]
     return section(
-        "Refused cases", table(["Reason", "Cases", "Meaning"], kinds, text=(0, 2)), tag("h3", "One by one"),
+        "Refused cases",
+        table(["Reason", "Cases", "Meaning"], kinds, text=(0, 2)),
+        tag("h3", "One by one"),
         table(["Item of dataset.json", "Reason", "Message"], _cut(rows), text=(0, 1, 2)),
-    )  # fmt: skip
+    )
 
 
 def _cut(rows: list[list[object]]) -> list[list[object]]:

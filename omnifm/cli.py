@@ -17,8 +17,12 @@ import typer
 from omnifm.data import importers, redaction
 from omnifm.page import counted
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="OmniFM: federated learning for medical images that differ in modality and task.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="OmniFM: federated learning for medical images that differ in modality and task.",
+)
 prepare = typer.Typer(no_args_is_help=True, help="Turn a data set's own layout into one dataset.json per site.")
 bench = typer.Typer(no_args_is_help=True, help="Measure methods against each other, and what the method costs.")
 app.add_typer(prepare, name="prepare")
@@ -55,8 +59,10 @@ def _importer(name: str) -> Callable[..., Any]:
         print(f"prepared {name}: {_counts(Path(kwargs['destination']))} (training/validation/test)")
 
     signature = inspect.signature(function, eval_str=True)
-    parameters = [p.replace(annotation=Annotated[p.annotation, _shown(p, said.get(p.name))])
-                  for p in signature.parameters.values()]  # fmt: skip
+    parameters = [
+        p.replace(annotation=Annotated[p.annotation, _shown(p, said.get(p.name))])
+        for p in signature.parameters.values()
+    ]
     command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -141,8 +147,17 @@ def predict(
     """
     from omnifm.predict import predict as run
 
-    index = run(personal, source, output, job=job, second=second, question=question, split=split, site_file=site_file,
-                device=device)  # fmt: skip
+    index = run(
+        personal,
+        source,
+        output,
+        job=job,
+        second=second,
+        question=question,
+        split=split,
+        site_file=site_file,
+        device=device,
+    )
     refused = Counter(case["reason"] for case in index["cases"] if case["status"] == "refused")
     reasons = "".join(f"; {number} refused: {reason}" for reason, number in sorted(refused.items()))
     print(f"predicted {len(index['cases']) - refused.total()} of {len(index['cases'])} cases{reasons}")
@@ -262,9 +277,15 @@ def tables(
     from omnifm.bench.tables import run
 
     findings = run(
-        data, out, job=job, num_seeds=seeds or 3, num_rounds=rounds, num_epochs=epochs, ablations=ablations,
+        data,
+        out,
+        job=job,
+        num_seeds=seeds or 3,
+        num_rounds=rounds,
+        num_epochs=epochs,
+        ablations=ablations,
         rows=row or (),
-    )  # fmt: skip
+    )
     raise _exit(findings)
 
 

@@ -204,8 +204,10 @@ def read_site_file(file: Path) -> SiteConfig:
     """
     config = parse(SiteConfig, file.read_bytes(), file.name)
     for key, folders in (
-        ("data_root", [config.data_root]), ("state_dir", [config.state_dir]), ("allowed_roots", config.allowed_roots),
-    ):  # fmt: skip
+        ("data_root", [config.data_root]),
+        ("state_dir", [config.state_dir]),
+        ("allowed_roots", config.allowed_roots),
+    ):
         require_absolute(file.name, key, folders)
     return config
 

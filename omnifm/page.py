@@ -76,8 +76,10 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
 
 def document(title: str, *body: object) -> bytes:
     """A whole page.  Its policy forbids scripts and every request: it can be mailed and opened offline."""
-    head = Html(f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-                '<meta name="viewport" content="width=device-width">')  # fmt: skip
+    head = Html(
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width">'
+    )
     style = tag("style", Html(CSS))
     page = tag("html", tag("head", head, tag("title", title), style), tag("body", tag("main", *body)), lang="en")
     return f"<!doctype html>\n{page}\n".encode(errors="replace")  # a lone surrogate in a name must not end a run
@@ -94,10 +96,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], text: Iterab
     style = [left if column in set(text) else {} for column in range(len(headers))]
     head = tag("tr", *(tag("th", word, scope="col", **kind) for word, kind in zip(headers, style, strict=True)))
     body = [
-        tag("tr", tag("th", row[0], scope="row", **style[0]),
-            *(tag("td", cell, **kind) for cell, kind in zip(row[1:], style[1:], strict=True)))
+        tag(
+            "tr",
+            tag("th", row[0], scope="row", **style[0]),
+            *(tag("td", cell, **kind) for cell, kind in zip(row[1:], style[1:], strict=True)),
+        )
         for row in rows[:MAX_ROWS]
-    ]  # fmt: skip
+    ]
     hidden = len(rows) - MAX_ROWS
     more = tag("p", f"{hidden:,} more rows are in summary.json.", class_="soft") if hidden > 0 else ""
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), more, class_="scroll")
@@ -124,9 +129,11 @@ def legend(names: Iterable[str]) -> Html:
 
 
 def plot(
-    title: str, rounds: Sequence[int], series: Mapping[str, Sequence[Any]],
+    title: str,
+    rounds: Sequence[int],
+    series: Mapping[str, Sequence[Any]],
     limits: tuple[Any, Any] | None = None,
-) -> Html:  # fmt: skip
+) -> Html:
     """Curves over rounds; a value that is not `defined` leaves a gap.  The drawing holds no name, the alt text does."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -139,8 +146,15 @@ def plot(
         numbers = [math.nan, *(value if defined(value) else math.nan for value in values), math.nan]
         alone = [math.isnan(left) and math.isnan(right) for left, right in zip(numbers, numbers[2:], strict=False)]
         marked = [k for k, lonely in enumerate(alone) if lonely or k % step == 0]  # no line would show a lonely point
-        axes.plot(rounds, numbers[1:-1], color=COLOURS[i % len(COLOURS)], marker=markers[i % len(markers)],
-                  linewidth=1.4, markersize=4.5, markevery=marked)  # fmt: skip
+        axes.plot(
+            rounds,
+            numbers[1:-1],
+            color=COLOURS[i % len(COLOURS)],
+            marker=markers[i % len(markers)],
+            linewidth=1.4,
+            markersize=4.5,
+            markevery=marked,
+        )
     if limits:
         room = 0.06 * (limits[1] - limits[0]) or 0.05
         axes.set_ylim(limits[0] - room, limits[1] + room)

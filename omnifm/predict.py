@@ -62,9 +62,17 @@ class Personal:
 
 
 def predict(
-    personal: Path, source: Path, output: Path, *, job: str | None = None, second: Path | None = None,
-    question: str | None = None, split: str | None = None, site_file: Path | None = None, device: str = "auto",
-) -> dict[str, Any]:  # fmt: skip
+    personal: Path,
+    source: Path,
+    output: Path,
+    *,
+    job: str | None = None,
+    second: Path | None = None,
+    question: str | None = None,
+    split: str | None = None,
+    site_file: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Predict new cases and write them and predictions.json into a new folder; one bad case does not stop the rest.
 
     Args:
@@ -95,10 +103,15 @@ def predict(
     items = _items(used, source, second, question, split, roots)
     rows = [_predicted(used, item, output) for item in tqdm(items, desc="predict", unit="case", disable=None)]
     index = {
-        "schema": SCHEMA, "job": used.experiment.job, "task": used.experiment.task["name"],
-        "round": used.record["round"], "model": used.digest, "version": __version__, "cases": rows,
+        "schema": SCHEMA,
+        "job": used.experiment.job,
+        "task": used.experiment.task["name"],
+        "round": used.record["round"],
+        "model": used.digest,
+        "version": __version__,
+        "cases": rows,
         "note": "automatic predictions for research use, not for diagnosis",
-    }  # fmt: skip
+    }
     write_atomic(output / "predictions.json", json.dumps(index, indent=1).encode())
     return index
 

@@ -234,8 +234,10 @@ def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> st
     kept = STATES * row["bytes_down"] / 2**30
     if kept > shutil.disk_usage(state).free / 2**30:
         raise ValueError(f"state_dir must have room for {STATES} models, {kept:.1f} GiB; it has not")
-    return (f"about {seconds:.3g} s ({train:.2g} s per batch of {size}), {row['bytes_down'] / 1e6:.2f} MB down, "
-            f"{row['bytes_up'] / 1e6:.2f} MB up; {experiment.train.num_rounds} rounds planned")  # fmt: skip
+    return (
+        f"about {seconds:.3g} s ({train:.2g} s per batch of {size}), {row['bytes_down'] / 1e6:.2f} MB down, "
+        f"{row['bytes_up'] / 1e6:.2f} MB up; {experiment.train.num_rounds} rounds planned"
+    )
 
 
 def _version(package: str) -> str | None:

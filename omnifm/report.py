@@ -36,8 +36,23 @@ from omnifm.state import write_atomic
 
 Summary = Mapping[str, Any]
 SCHEMA = 1
-KEYS = ("job", "task", "method", "seed", "versions", "status", "reason", "rounds", "partition", "init_hash",
-        "final_hash", "data_source", "sites", "aggregate", "history")  # fmt: skip
+KEYS = (
+    "job",
+    "task",
+    "method",
+    "seed",
+    "versions",
+    "status",
+    "reason",
+    "rounds",
+    "partition",
+    "init_hash",
+    "final_hash",
+    "data_source",
+    "sites",
+    "aggregate",
+    "history",
+)
 COUNTS = ("train", "validation", "test", "refused")
 
 
@@ -75,9 +90,17 @@ def write_report(summary: Summary, path: Path, pictures: Mapping[str, bytes] = {
     """
     history = summary["history"]
     page = document(
-        f"{summary['job']}: {summary['status']}", _head(summary), _cards(summary), _curves(summary), _results(summary),
-        _bank(history), _missing(history), _pictures(pictures), _traffic(history), _provenance(summary),
-    )  # fmt: skip
+        f"{summary['job']}: {summary['status']}",
+        _head(summary),
+        _cards(summary),
+        _curves(summary),
+        _results(summary),
+        _bank(history),
+        _missing(history),
+        _pictures(pictures),
+        _traffic(history),
+        _provenance(summary),
+    )
     write_atomic(path, page)
 
 
@@ -105,8 +128,12 @@ def _kept(page: Path) -> dict[str, bytes]:
 def _head(summary: Summary) -> Html:
     status = summary["status"]
     words = [f"{key} {summary[key]}" for key in ("task", "data", "method", "seed") if key in summary]
-    parts = [tag("div", "OmniFM-FLARE run report", class_="soft over"), tag("h1", summary["job"]),
-             tag("span", status, class_=f"badge {status}"), tag("div", " · ".join(words), class_="soft")]  # fmt: skip
+    parts = [
+        tag("div", "OmniFM-FLARE run report", class_="soft over"),
+        tag("h1", summary["job"]),
+        tag("span", status, class_=f"badge {status}"),
+        tag("div", " · ".join(words), class_="soft"),
+    ]
     if summary["reason"]:
         kind = "note severe" if status == "FAILED" else "note"
         parts.append(tag("p", tag("b", f"{status}: "), summary["reason"], class_=kind))
@@ -139,7 +166,7 @@ def _cards(summary: Summary) -> Html:
         ("Sent by sites", size(sum(row["bytes_up"] for row in rows)), "accepted training replies"),
         ("Sent to sites", size(sum(row["bytes_down"] for row in rows)), "models and what comes with them"),
         ("Time at sites", total, f"{duration(slowest)} for the slowest of each round"),
-    ]  # fmt: skip
+    ]
     parts = ((tag("span", title, class_="soft"), tag("b", value), tag("small", note)) for title, value, note in cards)
     return tag("div", *(tag("div", *part, class_="card") for part in parts), class_="cards")
 
@@ -159,8 +186,10 @@ def _curves(summary: Summary) -> Html:
     plots = [plot("Training loss", rounds, lines(lambda row: row.get("train_loss")))]
     if scores:
         limits = (min(scores), max(scores))  # one scale, so that the gain from local training can be seen
-        plots += [plot(f"Validation {name}, before local training", rounds, received, limits),
-                  plot(f"Validation {name}, after local training", rounds, trained, limits)]  # fmt: skip
+        plots += [
+            plot(f"Validation {name}, before local training", rounds, received, limits),
+            plot(f"Validation {name}, after local training", rounds, trained, limits),
+        ]
     gap = "A gap: the site was not asked or did not reply in that round, or the score is undefined."
     return section("Training", legend(sites), tag("div", *plots, class_="plots"), tag("p", gap, class_="soft"))
 
@@ -174,19 +203,28 @@ def _results(summary: Summary) -> Html:
             rows.append([name, *[NONE] * (len(COUNTS) + 1), *["no test scores"] * len(metrics)])
             continue
         modalities = ", ".join(f"{key or 'unnamed'} {count:,}" for key, count in sites[name]["modalities"].items())
-        rows.append([name, *(f"{sites[name][f'num_{key}']:,}" for key in COUNTS), modalities or NONE,
-                     *(_score(summary, name, *metric) for metric in metrics.items())])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(f"{sites[name][f'num_{key}']:,}" for key in COUNTS),
+                modalities or NONE,
+                *(_score(summary, name, *metric) for metric in metrics.items()),
+            ]
+        )
     if not rows:
         return section("Test results", tag("p", "No site has test scores."))
     headers = ["Site", *(key.capitalize() for key in COUNTS), "Modalities", *metrics]
     how = "Each cell: before → after local training; below it the change, the cases scored and trivial rivals."
     spread = [[name, *map(number, (a["mean"], a["std"], a["worst"])), a["worst_site"]] for name, a in aggregate.items()]
     return section(
-        "Test results", tag("p", how, class_="soft"), table(headers, rows, text=(0, 1 + len(COUNTS))),
+        "Test results",
+        tag("p", how, class_="soft"),
+        table(headers, rows, text=(0, 1 + len(COUNTS))),
         tag("h3", "Across sites, after local training"),
-        table(["Metric", "Mean", "Standard deviation", "Worst", "Worst site"], spread, text=(0, 4)) if spread
+        table(["Metric", "Mean", "Standard deviation", "Worst", "Worst site"], spread, text=(0, 4))
+        if spread
         else tag("p", "No site has defined test scores."),
-    )  # fmt: skip
+    )
 
 
 def _score(summary: Summary, site: str, metric: str, others: Mapping[str, str]) -> Html | str:
@@ -215,11 +253,23 @@ def _bank(history: Sequence[Summary]) -> Html:
         return Html("")
     last = banks[max(banks)]
     low = ranges([number for number, bank in banks.items() if bank["effective_rank"] < 2])
-    parts = [tag("p", tag("b", "The bank collapsed: "), f"its effective rank was below 2 in round {low}, so that its "
-                 "prototypes do not tell sites apart.", class_="note")] if low else []  # fmt: skip
-    titles = {"size": f"Prototypes, now {last['size']:,}",
-              "effective_rank": f"Effective rank, now {number(last['effective_rank'])}",
-              "mean_cosine": f"Mean cosine, now {number(last['mean_cosine'])}"}  # fmt: skip
+    parts = (
+        [
+            tag(
+                "p",
+                tag("b", "The bank collapsed: "),
+                f"its effective rank was below 2 in round {low}, so that its prototypes do not tell sites apart.",
+                class_="note",
+            )
+        ]
+        if low
+        else []
+    )
+    titles = {
+        "size": f"Prototypes, now {last['size']:,}",
+        "effective_rank": f"Effective rank, now {number(last['effective_rank'])}",
+        "mean_cosine": f"Mean cosine, now {number(last['mean_cosine'])}",
+    }
     lines = {title: {"bank": [bank[key] for bank in banks.values()]} for key, title in titles.items()}
     plots = [plot(title, list(banks), line) for title, line in lines.items()]
     shares = [_share(word, last.get(f"by_{word}") or {}) for word in ("modality", "site")]
@@ -255,10 +305,18 @@ def _pictures(pictures: Mapping[str, bytes]) -> Html:
 
 def _traffic(history: Sequence[Summary]) -> Html:
     rows = [
-        [entry["round"], site, f"{row['num_samples']:,}", number(row["train_loss"]), size(row["bytes_down"]),
-         size(row["bytes_up"]), duration(row["seconds"])]
-        for entry in history for site, row in sorted(entry["sites"].items(), key=lambda item: natural(item[0]))
-    ]  # fmt: skip
+        [
+            entry["round"],
+            site,
+            f"{row['num_samples']:,}",
+            number(row["train_loss"]),
+            size(row["bytes_down"]),
+            size(row["bytes_up"]),
+            duration(row["seconds"]),
+        ]
+        for entry in history
+        for site, row in sorted(entry["sites"].items(), key=lambda item: natural(item[0]))
+    ]
     if not rows:
         return section("Traffic and time", tag("p", "No reply was accepted."))
     headers = ["Round", "Site", "Samples", "Train loss", "To the site", "From the site", "Time"]

@@ -303,8 +303,15 @@ class Federation:
             shared, extra = (
                 self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
             )
-            self.sent[site] = Payload(stage, number, self.run_id, self.spec if stage != "describe" else {},
-                                      shared, extra, self.experiment.train.warm_start)  # fmt: skip
+            self.sent[site] = Payload(
+                stage,
+                number,
+                self.run_id,
+                self.spec if stage != "describe" else {},
+                shared,
+                extra,
+                self.experiment.train.warm_start,
+            )
         missing = self.transport.exchange(self.sent, self.accept)
         gone = {site: missing.get(site, "no reply") for site in sites if site not in self.spool}
         for site in sorted(set(gone) - set(self.refused)):  # refused on the way, or by the site itself
@@ -367,10 +374,17 @@ class Federation:
         parts = {f"shared/{name}": value for name, value in self.shared.items()}
         parts |= {f"method/{name}": value for name, value in tensors.items()}
         record = {
-            "config": self.experiment.hash(), "seed": self.experiment.seed, "run_id": self.run_id, "spec": self.spec,
-            "complete": complete, "facts": self.facts, "absent": self.absent, "history": self.history, "method": memory,
+            "config": self.experiment.hash(),
+            "seed": self.experiment.seed,
+            "run_id": self.run_id,
+            "spec": self.spec,
+            "complete": complete,
+            "facts": self.facts,
+            "absent": self.absent,
+            "history": self.history,
+            "method": memory,
             "init_hash": self.init_hash,
-        }  # fmt: skip
+        }
         self.checkpoints.save(self.round, parts, record)
 
     def _restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
@@ -390,10 +404,15 @@ class Federation:
         for update in self.spool:
             down, up = self.sent[update.site].num_bytes(), update.num_bytes()
             sites[update.site] = {
-                "train_loss": update.train_loss, "metrics": means(update.after), "before": means(update.before),
-                "num_samples": update.num_samples, "seconds": update.seconds, "bytes_up": up, "bytes_down": down,
+                "train_loss": update.train_loss,
+                "metrics": means(update.after),
+                "before": means(update.before),
+                "num_samples": update.num_samples,
+                "seconds": update.seconds,
+                "bytes_up": up,
+                "bytes_down": down,
                 "norm": self.changes[update.site][""][0],
-            }  # fmt: skip
+            }
             row = sites[update.site]
             logger.info(
                 "round %d/%d  %s  %s", number, planned, update.site, progress(row, next(iter(self.task.metrics)))
@@ -433,19 +452,30 @@ class Federation:
         part = self.partition
         demo = {facts["source"] for facts in self.facts.values()} == {"demo"}
         return {
-            "schema": 1, "job": self.experiment.job, "task": self.experiment.task["name"],
+            "schema": 1,
+            "job": self.experiment.job,
+            "task": self.experiment.task["name"],
             "method": self.experiment.method["name"],
-            "data": "synthetic demo" if demo else self.experiment.data.name, "seed": self.experiment.seed,
-            "versions": versions(), "status": status, "reason": reason,
+            "data": "synthetic demo" if demo else self.experiment.data.name,
+            "seed": self.experiment.seed,
+            "versions": versions(),
+            "status": status,
+            "reason": reason,
             "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.history)},
-            "partition": {"hash": part.hash() if part else "",
-                          **{name: part.count(name) if part else 0 for name in Partition.parts()}},
-            "init_hash": self.init_hash, "backbone_hash": self.backbone_hash, "final_hash": digest(self.shared),
+            "partition": {
+                "hash": part.hash() if part else "",
+                **{name: part.count(name) if part else 0 for name in Partition.parts()},
+            },
+            "init_hash": self.init_hash,
+            "backbone_hash": self.backbone_hash,
+            "final_hash": digest(self.shared),
             "data_source": "demo" if demo else "site",
             "sites": {site: site_row(self.facts[site], update) for site, update in sorted(self.results.items())},
             "aggregate": aggregate(self.task.metrics, self.results),
-            "absent": self.absent, "capped": self._capped(), "history": self.history,
-        }  # fmt: skip
+            "absent": self.absent,
+            "capped": self._capped(),
+            "history": self.history,
+        }
 
     def _capped(self) -> dict[str, int]:
         """Sites that count with fewer cases than they have, and with how many."""

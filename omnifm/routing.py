@@ -53,9 +53,13 @@ def contradict(labels: Mapping[str, str], others: Mapping[str, str]) -> bool:
 
 
 def mixtures(
-    updates: Iterable[Update], profiles: Mapping[str, Tensor], names: Iterable[str], reach: float,
-    labels: Mapping[str, Mapping[str, str]], least: Mapping[str, int],
-) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    updates: Iterable[Update],
+    profiles: Mapping[str, Tensor],
+    names: Iterable[str],
+    reach: float,
+    labels: Mapping[str, Mapping[str, str]],
+    least: Mapping[str, int],
+) -> dict[str, dict[str, Tensor]]:
     """For every site its own mean of the replies: weights n_j times the likeness of i and j, 0 where their labels
     contradict each other.
 

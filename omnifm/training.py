@@ -154,10 +154,19 @@ class Site:
         self._keep_best("after", payload, local, after)
         self._save(payload, local)
         update = Update(
-            self.name, "train", payload.round, payload.digest(), partition.hash(),
-            shared=shared, extra=_clean(extra), facts=facts,
-            num_samples=len(self.datalist.training), train_loss=loss, before=before, after=after,
-        )  # fmt: skip
+            self.name,
+            "train",
+            payload.round,
+            payload.digest(),
+            partition.hash(),
+            shared=shared,
+            extra=_clean(extra),
+            facts=facts,
+            num_samples=len(self.datalist.training),
+            train_loss=loss,
+            before=before,
+            after=after,
+        )
         if reason := partition.refuse(update.shared):
             raise ValueError(f"nothing is sent: the trained shared part {reason}")
         return update
@@ -177,9 +186,17 @@ class Site:
         after = self._scores(local.model, best, "test")
         pictures = self._pictures(local.model, best)
         return Update(
-            self.name, "evaluate", payload.round, payload.digest(), partition.hash(),
-            num_samples=len(self.datalist.training), train_loss=loss, before=before, after=after, pictures=pictures,
-        )  # fmt: skip
+            self.name,
+            "evaluate",
+            payload.round,
+            payload.digest(),
+            partition.hash(),
+            num_samples=len(self.datalist.training),
+            train_loss=loss,
+            before=before,
+            after=after,
+            pictures=pictures,
+        )
 
     # The model of this round.
     def _open(self, payload: Payload) -> tuple[LocalRound, Partition]:
@@ -198,11 +215,22 @@ class Site:
         train, on_device = self.experiment.train, self._on_device
         extra = on_device(payload.extra)
         local = LocalRound(
-            site=self.name, round=payload.round, seed=seed, num_epochs=train.local_epochs, model=model, task=self.task,
-            partition=partition, received=on_device(payload.shared), extra=extra, memory=under(state, "memory"),
-            batches=self._batches(seed), aside=self._batches(seed + 1), views=self._views, optimizer=self._optimizer,
+            site=self.name,
+            round=payload.round,
+            seed=seed,
+            num_epochs=train.local_epochs,
+            model=model,
+            task=self.task,
+            partition=partition,
+            received=on_device(payload.shared),
+            extra=extra,
+            memory=under(state, "memory"),
+            batches=self._batches(seed),
+            aside=self._batches(seed + 1),
+            views=self._views,
+            optimizer=self._optimizer,
             validate=lambda: self._scores(model, extra, "validation"),
-        )  # fmt: skip
+        )
         self.method.receive(local)
         return local, partition
 
@@ -256,11 +284,17 @@ class Site:
         parts = {f"model/{name}": value for tensors in owned for name, value in tensors.items()}
         parts |= {f"extra/{name}": clean(value) for name, value in local.extra.items()}
         record = {
-            "run_id": payload.run_id, "round": payload.round, "partition": local.partition.hash(), "spec": payload.spec,
-            "experiment": asdict(self.experiment), "scores": {name: asdict(s) for name, s in scores.items()},
-            "labels": self.datalist.labels, "trained": moment == "after" or payload.round > 1,
-            "frozen": self._frozen(local), "extra": sorted(local.extra),
-        }  # fmt: skip
+            "run_id": payload.run_id,
+            "round": payload.round,
+            "partition": local.partition.hash(),
+            "spec": payload.spec,
+            "experiment": asdict(self.experiment),
+            "scores": {name: asdict(s) for name, s in scores.items()},
+            "labels": self.datalist.labels,
+            "trained": moment == "after" or payload.round > 1,
+            "frozen": self._frozen(local),
+            "extra": sorted(local.extra),
+        }
         history.save(payload.round, parts, record)
 
     def _frozen(self, local: LocalRound) -> str:
@@ -282,9 +316,11 @@ class Site:
     def _checked_data(self) -> tuple[Datalist, int, list[dict[str, Any]]]:
         """Read every case once, strictly; the outcome is kept until a file changes."""
         datalist = read_datalist(
-            Path(self.config.data_root), required=self.task.required,
-            allowed_roots=tuple(Path(root) for root in self.config.allowed_roots), seed=self.experiment.seed,
-        )  # fmt: skip
+            Path(self.config.data_root),
+            required=self.task.required,
+            allowed_roots=tuple(Path(root) for root in self.config.allowed_roots),
+            seed=self.experiment.seed,
+        )
         datalist = replace(datalist, source=self.config.source)
         asked = [check.SCHEMA, fingerprint(datalist), self.experiment.task, self.config.max_refused_fraction]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

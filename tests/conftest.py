@@ -36,10 +36,14 @@ def shared_data() -> Path:
 def experiment(**changes: object) -> Experiment:
     """A federation of tiny volumes that trains in seconds."""
     record = {
-        "job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
-        "model": {"channels": [4, 8]}, "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
-        "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1}, "seed": 3,
-    }  # fmt: skip
+        "job": "tiny",
+        "task": {"name": "segmentation", "patch_size": 16},
+        "data": {"name": "tiny"},
+        "model": {"channels": [4, 8]},
+        "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
+        "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1},
+        "seed": 3,
+    }
     for key, value in changes.items():
         section = record.get(key)
         record[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, dict) else value
@@ -62,8 +66,14 @@ def write_site(folder: Path, *, num: int = 6, seed: int = 0, side: int = 16) -> 
         nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / f"images/{case}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), np.eye(4)), folder / f"labels/{case}.nii.gz")
         items.append({"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz", "patient": f"p{case}"})
-    record = {"name": "tiny", "modality": {"0": "MR"}, "labels": {"0": "background", "1": "ball"},
-              "training": items[:-2], "validation": items[-2:-1], "test": items[-1:]}  # fmt: skip
+    record = {
+        "name": "tiny",
+        "modality": {"0": "MR"},
+        "labels": {"0": "background", "1": "ball"},
+        "training": items[:-2],
+        "validation": items[-2:-1],
+        "test": items[-1:],
+    }
     (folder / "dataset.json").write_text(json.dumps(record))
     return folder
 

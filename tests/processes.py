@@ -28,9 +28,15 @@ def free_port() -> int:
 def start_participant(kit: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """A kit's own start script, in the foreground of a session of its own; its console is kept beside it."""
     with (kit / "console.log").open("ab") as log:
-        return subprocess.Popen(["bash", "startup/sub_start.sh", "--once"], cwd=kit, env=env,
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            ["bash", "startup/sub_start.sh", "--once"],
+            cwd=kit,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def tree(root: int) -> dict[int, str]:

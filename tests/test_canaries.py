@@ -70,9 +70,14 @@ def leaks(folder: Path) -> list[str]:
 class TestTheSearch:
     @pytest.mark.parametrize(
         "data",
-        [b"..canary^alice..", gzip.compress(b"-CANARY-", mtime=0), zlib.compress(b"born 19330411"),
-         "CANARY".encode("utf-16-le"), b'<img src="data:image/png;base64,' + base64.b64encode(b"tEXt CANARY") + b'">'],
-    )  # fmt: skip
+        [
+            b"..canary^alice..",
+            gzip.compress(b"-CANARY-", mtime=0),
+            zlib.compress(b"born 19330411"),
+            "CANARY".encode("utf-16-le"),
+            b'<img src="data:image/png;base64,' + base64.b64encode(b"tEXt CANARY") + b'">',
+        ],
+    )
     def test_finds_them_wherever_they_are(self, data):
         assert found(data)
         archive = io.BytesIO()
@@ -147,9 +152,16 @@ def write(folder: Path, items: list[dict[str, object]], modality: str) -> Path:
     """dataset.json: the last two items are validation and test."""
     for number, item in enumerate(items):
         item |= {"patient": f"{NAME} {number}", "note": f"{NAME} {BORN}"}
-    record = {"name": NAME, "description": NAME, "reference": NAME, "modality": {"0": modality},
-              "labels": {"0": "background", "1": "ball"},
-              "training": items[:-2], "validation": items[-2:-1], "test": items[-1:]}  # fmt: skip
+    record = {
+        "name": NAME,
+        "description": NAME,
+        "reference": NAME,
+        "modality": {"0": modality},
+        "labels": {"0": "background", "1": "ball"},
+        "training": items[:-2],
+        "validation": items[-2:-1],
+        "test": items[-1:],
+    }
     (folder / "dataset.json").write_text(json.dumps(record))
     return folder
 
@@ -180,10 +192,16 @@ def bad_site(folder: Path) -> Path:
     (folder / items[4]["image"]).unlink()
     (folder / items[5]["label"]).chmod(0)
     damages: list[dict[str, object]] = [
-        {}, {"cut": 700}, {"cut": 100}, {"damage": {b"1.25\\1.25": b"CANARY^AL"}}, {"damage": {b"-1024 ": b"CANARY"}},
-        {"damage": {b"MONOCHROME2": b"CANARY^ALIC"}}, {"damage": {b"ORIGINAL\\PRIM": b"CANARY^X\\PRIM"}},
-        {"damage": {UID.encode(): b"CANARY^ALICE\\..."[: len(UID)]}}, {"damage": {b"CS\x02\x00CT": b"CS\xff\x7fCT"}},
-    ]  # fmt: skip
+        {},
+        {"cut": 700},
+        {"cut": 100},
+        {"damage": {b"1.25\\1.25": b"CANARY^AL"}},
+        {"damage": {b"-1024 ": b"CANARY"}},
+        {"damage": {b"MONOCHROME2": b"CANARY^ALIC"}},
+        {"damage": {b"ORIGINAL\\PRIM": b"CANARY^X\\PRIM"}},
+        {"damage": {UID.encode(): b"CANARY^ALICE\\..."[: len(UID)]}},
+        {"damage": {b"CS\x02\x00CT": b"CS\xff\x7fCT"}},
+    ]
     for case, options in enumerate(damages):
         item = {"image": f"{NAME}/series {case} {UID}", "label": f"{NAME}/d{case}.nii.gz"}
         series(folder / item["image"], **options)
@@ -261,11 +279,19 @@ class TestCheck:
     def test_a_list_that_breaks_a_rule(self, root, heard):
         image = {"image": f"{NAME}.nii", "patient": NAME}
         broken: list[dict[str, object]] = [
-            {"training": [{"image": f"/{NAME}/a.nii"}]}, {"training": [{"image": f"../{NAME}"}]}, {NAME: 1},
-            {"modality": {"0": NAME}}, {"training": [image], "test": [image]}, {"training": [NAME]}, {"name": 3},
-            {"labels": {NAME: "a"}}, {"training": [{"image": NAME * 500}]}, {"burned_in_text": NAME},
-            {"training": [{"image": 3, NAME: 1}]}, {"training": [image | {"patient": {NAME: 1}}]},
-        ]  # fmt: skip
+            {"training": [{"image": f"/{NAME}/a.nii"}]},
+            {"training": [{"image": f"../{NAME}"}]},
+            {NAME: 1},
+            {"modality": {"0": NAME}},
+            {"training": [image], "test": [image]},
+            {"training": [NAME]},
+            {"name": 3},
+            {"labels": {NAME: "a"}},
+            {"training": [{"image": NAME * 500}]},
+            {"burned_in_text": NAME},
+            {"training": [{"image": 3, NAME: 1}]},
+            {"training": [image | {"patient": {NAME: 1}}]},
+        ]
         for number, change in enumerate(broken):
             folder = root / f"rule {number}"
             folder.mkdir()

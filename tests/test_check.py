@@ -169,8 +169,9 @@ class TestImages:
             nibabel.save(nibabel.Nifti1Image(image.get_fdata(), np.diag([1, 1, 5, 1])), folder / part / "5.nii.gz")
         found = report(folder)
         assert found["odd"] == {
-            "intensity": [{"list": "training", "position": 2}], "spacing": [{"list": "test", "position": 0}]
-        }  # fmt: skip
+            "intensity": [{"list": "training", "position": 2}],
+            "spacing": [{"list": "test", "position": 0}],
+        }
         assert found["usable"]
 
     def test_empty_masks_and_flat_images_are_found(self, tmp_path):
@@ -292,8 +293,9 @@ class TestVerdict:
         (folder / "labels/4.nii.gz").unlink()
         found = report(folder)
         assert [(r["split"], r["position"], r["reason"]) for r in found["refusals"]] == [
-            ("training", 1, "non_finite"), ("validation", 0, "missing_file")
-        ]  # fmt: skip
+            ("training", 1, "non_finite"),
+            ("validation", 0, "missing_file"),
+        ]
         assert [split["refused"] for split in found["splits"].values()] == [1, 1, 0]
         assert found["problems"][0].startswith("refused 2 of 6 cases (33.3 %), more than max_refused_fraction=0.05")
         assert "'validation' holds no usable case" in found["warnings"]
@@ -385,8 +387,14 @@ class TestPage:
         text, words, drawn = self.page(write_site(tmp_path / "s"), tmp_path)
         assert list(drawn) == [f"{name} · MR · z {z}/16" for name, z in self.largest(tmp_path / "s")]
         assert text.count("<img") == len(drawn) == 6
-        for said in ("USABLE for segmentation", "training 4 0 4 4", "1 ball", "MR 6 3-D 1 16 × 16 × 16 all alike",
-                     "stays at this site", "Refused cases None."):  # fmt: skip
+        for said in (
+            "USABLE for segmentation",
+            "training 4 0 4 4",
+            "1 ball",
+            "MR 6 3-D 1 16 × 16 × 16 all alike",
+            "stays at this site",
+            "Refused cases None.",
+        ):
             assert said in words
         assert "http:" not in text
         assert (tmp_path / "check.html").stat().st_mode & 0o077 == 0
@@ -447,8 +455,12 @@ class TestPage:
         folder = pictures(tmp_path / "s", [("a.png", 1), ("b.png", 2), ("c.png", 3)], [("d.png", 4)], [("e.png", 1)])
         (folder / "b.png").write_bytes(b"<script>")
         text, words, _ = self.page(folder, tmp_path)
-        for said in ("NOT USABLE", "Problem: an image must be in one split only; got 1 in test and training",
-                     "equal images across splits test 0, training 0", "training 1 not_an_image"):  # fmt: skip
+        for said in (
+            "NOT USABLE",
+            "Problem: an image must be in one split only; got 1 in test and training",
+            "equal images across splits test 0, training 0",
+            "training 1 not_an_image",
+        ):
             assert said in words
         assert "<script" not in text
         assert "CANARY" not in text
@@ -463,8 +475,9 @@ class TestCommand:
         done = self.run(write_site(tmp_path / "s"), "--html", tmp_path / "new/check.html")
         assert done.exit_code == 0
         assert done.stdout.splitlines()[:2] == [
-            "usable for segmentation", "training: 4 cases, 4 patients; cases per label: background 4, ball 4"
-        ]  # fmt: skip
+            "usable for segmentation",
+            "training: 4 cases, 4 patients; cases per label: background 4, ball 4",
+        ]
         assert (tmp_path / "new/check.html").stat().st_size > 1000
 
     def test_an_unusable_site(self, tmp_path):

@@ -65,9 +65,14 @@ class TestSiteConfig:
         file.write_text(json.dumps({"data_root": str(tmp_path / "a"), "state_dir": str(tmp_path / "s")}))
         assert site_config("x", file, {"OMNIFM_DATA": str(tmp_path)}).data_root.endswith("/a")
 
-    @pytest.mark.parametrize(("key", "value"), [
-        ("data_root", "data"), ("state_dir", "~/state"), ("allowed_roots", ["/archive", "archive"]),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("data_root", "data"),
+            ("state_dir", "~/state"),
+            ("allowed_roots", ["/archive", "archive"]),
+        ],
+    )
     def test_folders_do_not_hang_on_where_a_command_was_typed(self, tmp_path, key, value):
         file = tmp_path / "omnifm_site.json"
         file.write_text(json.dumps({"data_root": "/data", "state_dir": "/state", key: value}))

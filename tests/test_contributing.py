@@ -39,9 +39,13 @@ def walked(tmp_path_factory):
 def run(copy, *command):
     path = os.pathsep.join([str(copy), str(copy / "custom")])
     done = subprocess.run(
-        [sys.executable, *command], cwd=copy, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *command],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -6,8 +6,18 @@ import torch
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.model import MatchedModel, OmniModel, Parts, PlainModel
 
-PARTS = Parts(dim=8, num_bands=8, keep=0.25, low_pass="nyquist", keep_per_mm=None, num_retrieved=2, num_suffix=3,
-              local_key=True, fusion="attention", prompting="prefix_suffix")  # fmt: skip
+PARTS = Parts(
+    dim=8,
+    num_bands=8,
+    keep=0.25,
+    low_pass="nyquist",
+    keep_per_mm=None,
+    num_retrieved=2,
+    num_suffix=3,
+    local_key=True,
+    fusion="attention",
+    prompting="prefix_suffix",
+)
 
 
 def model(**changes):

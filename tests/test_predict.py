@@ -154,8 +154,14 @@ class TestSegmentation:
 
     def test_a_dicom_series_gets_a_seg_equal_to_the_nifti_of_the_same_voxels(self, trained, tmp_path):
         pixels = {"PixelData": lambda z: np.random.default_rng(z).integers(0, 900, (3, 4)).astype(np.uint16).tobytes()}
-        source = write_series(tmp_path / "s", 5, **patient(), **pixels, ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
-                              ImagePositionPatient=lambda z: [4 * z, 0, 0])  # fmt: skip
+        source = write_series(
+            tmp_path / "s",
+            5,
+            **patient(),
+            **pixels,
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+            ImagePositionPatient=lambda z: [4 * z, 0, 0],
+        )
         self.check_equal(trained, source, tmp_path)
 
     @needs_shared
@@ -190,8 +196,9 @@ class TestSegmentation:
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
         row = predict(trained, tmp_path / "a.png", tmp_path / "out", device="cpu")["cases"][0]
         assert (row["reason"], row["message"]) == (
-            "bad_geometry", "image must be 3-D with 1 channel(s) for this model; got 2-D with 3",
-        )  # fmt: skip
+            "bad_geometry",
+            "image must be 3-D with 1 channel(s) for this model; got 2-D with 3",
+        )
 
     def test_labels_of_new_cases_are_not_looked_at_and_one_list_can_be_chosen(self, trained, tmp_path):
         folder = write_site(tmp_path / "data", num=4)
@@ -222,8 +229,12 @@ class TestRefusedModels:
 
     def test_the_run_itself_says_what_was_trained(self, tmp_path, federation):
         """The checkpoint before the first local round is no model, and says so."""
-        simulation.run(replace(experiment(), train=replace(experiment().train, num_rounds=1)), federation,
-                       ["site-1", "site-2"], state_dir=tmp_path)  # fmt: skip
+        simulation.run(
+            replace(experiment(), train=replace(experiment().train, num_rounds=1)),
+            federation,
+            ["site-1", "site-2"],
+            state_dir=tmp_path,
+        )
         records = {moment: History(tmp_path / "site-1/tiny", moment).load()[2] for moment in ("before", "after")}
         assert {moment: record["trained"] for moment, record in records.items()} == {"before": False, "after": True}
 
@@ -348,10 +359,11 @@ def other(request, tmp_path_factory):
 
 
 SMALL = {
-    "classification": {"model": {"channels": [8, 8, 8, 8], "norm": "group"}}, "vqa": {},
+    "classification": {"model": {"channels": [8, 8, 8, 8], "norm": "group"}},
+    "vqa": {},
     "image_fusion": {"model": {"growth": 4, "decoder": [8]}},
     "super_resolution": {"model": {"channels": 8, "num_blocks": 1}},
-}  # fmt: skip
+}
 
 
 class TestOtherTasks:

@@ -54,34 +54,69 @@ class Page(HTMLParser):
 
 
 def entry(number, sites, missing=(), bank=True):
-    row = {"train_loss": 1 / number, "metrics": {"dice": 0.6}, "before": {"dice": 0.5}, "num_samples": 9,
-           "seconds": 30.0, "bytes_up": 1_500_000, "bytes_down": 2_000_000}  # fmt: skip
-    state = {"size": 4, "effective_rank": 3.25, "mean_cosine": 0.5,
-             "by_site": {"a": 3, "b": 1}, "by_modality": {"MR": 4}}  # fmt: skip
-    return {"round": number, "sites": dict.fromkeys(sites, row), "missing": dict.fromkeys(missing, "too late"),
-            "bank": state if bank else {}}  # fmt: skip
+    row = {
+        "train_loss": 1 / number,
+        "metrics": {"dice": 0.6},
+        "before": {"dice": 0.5},
+        "num_samples": 9,
+        "seconds": 30.0,
+        "bytes_up": 1_500_000,
+        "bytes_down": 2_000_000,
+    }
+    state = {
+        "size": 4,
+        "effective_rank": 3.25,
+        "mean_cosine": 0.5,
+        "by_site": {"a": 3, "b": 1},
+        "by_modality": {"MR": 4},
+    }
+    return {
+        "round": number,
+        "sites": dict.fromkeys(sites, row),
+        "missing": dict.fromkeys(missing, "too late"),
+        "bank": state if bank else {},
+    }
 
 
 def summary(scores=None, **changes):
     """Sites `a` (dice 0.4 -> 0.7) and `b` (0.8 -> 0.6, the worst); b missed round 2; hd95 is better when lower."""
     scores = scores or {"a": ((0.4, 0.7), (9.0, 5.0)), "b": ((0.8, 0.6), (4.0, 3.0))}
     sites = {
-        name: {"num_train": 1200, "num_validation": 3, "num_test": 4, "num_refused": 2,
-               "modalities": {"MR": 7, "CT": 3},
-               "metrics": {metric: {"before": x, "after": y, "support": 4, "undefined": 1}
-                           for metric, (x, y) in zip(("dice", "hd95_mm"), pairs, strict=True)}}
+        name: {
+            "num_train": 1200,
+            "num_validation": 3,
+            "num_test": 4,
+            "num_refused": 2,
+            "modalities": {"MR": 7, "CT": 3},
+            "metrics": {
+                metric: {"before": x, "after": y, "support": 4, "undefined": 1}
+                for metric, (x, y) in zip(("dice", "hd95_mm"), pairs, strict=True)
+            },
+        }
         for name, pairs in scores.items()
-    }  # fmt: skip
+    }
     whole = {
-        "schema": 1, "job": "seg_fets", "task": "segmentation", "method": "omnifm", "data": "fets", "seed": 7,
-        "versions": {"torch": "2.13.0"}, "status": "SUBSET", "reason": "sites did not: ['b']",
+        "schema": 1,
+        "job": "seg_fets",
+        "task": "segmentation",
+        "method": "omnifm",
+        "data": "fets",
+        "seed": 7,
+        "versions": {"torch": "2.13.0"},
+        "status": "SUBSET",
+        "reason": "sites did not: ['b']",
         "rounds": {"planned": 3, "completed": 3},
         "partition": {"hash": "aa11", "shared": 123456, "personal": 789, "buffers": 5, "frozen": 0},
-        "init_hash": "bb22", "final_hash": "cc33", "data_source": "site", "sites": sites,
-        "aggregate": {"dice": {"mean": 0.65, "std": 0.05, "worst": 0.6, "worst_site": "b"},
-                      "hd95_mm": {"mean": 4.0, "std": 1.0, "worst": 5.0, "worst_site": "a"}},
+        "init_hash": "bb22",
+        "final_hash": "cc33",
+        "data_source": "site",
+        "sites": sites,
+        "aggregate": {
+            "dice": {"mean": 0.65, "std": 0.05, "worst": 0.6, "worst_site": "b"},
+            "hd95_mm": {"mean": 4.0, "std": 1.0, "worst": 5.0, "worst_site": "a"},
+        },
         "history": [entry(1, "ab"), entry(2, "a", "b"), entry(3, "ab")],
-    }  # fmt: skip
+    }
     return whole | changes
 
 
@@ -103,20 +138,32 @@ class TestNumbers:
 
     def test_headline(self, draw):
         page, _ = draw(summary())
-        for words in ("seg_fets SUBSET", "task segmentation · data fets · method omnifm · seed 7",
-                      "SUBSET: sites did not: ['b']", "Rounds 3 of 3", "Sites with test scores 2 of 2",
-                      "Cases 2,414 2,400 train, 6 validation, 8 test, 4 refused", "Mean dice, test 0.600 → 0.650",
-                      "Worst dice, test 0.600 b", "Sent by sites 7.50 MB", "Sent to sites 10.00 MB",
-                      "Time at sites 2.5 min 90.0 s"):  # fmt: skip
+        for words in (
+            "seg_fets SUBSET",
+            "task segmentation · data fets · method omnifm · seed 7",
+            "SUBSET: sites did not: ['b']",
+            "Rounds 3 of 3",
+            "Sites with test scores 2 of 2",
+            "Cases 2,414 2,400 train, 6 validation, 8 test, 4 refused",
+            "Mean dice, test 0.600 → 0.650",
+            "Worst dice, test 0.600 b",
+            "Sent by sites 7.50 MB",
+            "Sent to sites 10.00 MB",
+            "Time at sites 2.5 min 90.0 s",
+        ):
             assert words in page.text
 
     def test_sites(self, draw):
         page, _ = draw(summary())
         assert page.row("a")[:6] == ["a", "1,200", "3", "4", "2", "MR 7, CT 3"]
-        assert page.row("a")[6:] == ["0.400 → 0.700+0.300, n 4, 1 undefined",
-                                     "9.000 → 5.000-4.000, n 4, 1 undefined, worst site"]  # fmt: skip
-        assert page.row("b")[6:] == ["0.800 → 0.600-0.200, n 4, 1 undefined, worst site",
-                                     "4.000 → 3.000-1.000, n 4, 1 undefined"]  # fmt: skip
+        assert page.row("a")[6:] == [
+            "0.400 → 0.700+0.300, n 4, 1 undefined",
+            "9.000 → 5.000-4.000, n 4, 1 undefined, worst site",
+        ]
+        assert page.row("b")[6:] == [
+            "0.800 → 0.600-0.200, n 4, 1 undefined, worst site",
+            "4.000 → 3.000-1.000, n 4, 1 undefined",
+        ]
 
     def test_across_sites(self, draw):
         page, _ = draw(summary())
@@ -126,7 +173,11 @@ class TestNumbers:
     def test_gains_are_coloured_by_the_direction_that_the_worst_site_tells(self, draw):
         _, text = draw(summary())
         assert re.findall(r'<span class="(up|down)">([^<]+)<', text) == [
-            ("up", "+0.300"), ("up", "-4.000"), ("down", "-0.200"), ("up", "-1.000")]  # fmt: skip
+            ("up", "+0.300"),
+            ("up", "-4.000"),
+            ("down", "-0.200"),
+            ("up", "-1.000"),
+        ]
 
     def test_direction_stays_open_where_all_sites_are_equal(self, draw):
         equal = {"mean": 0.7, "std": 0.0, "worst": 0.7, "worst_site": "a"}
@@ -248,8 +299,17 @@ class TestEdges:
         assert "over different sites" not in draw(summary())[0].text
 
     def test_failed_before_round_one(self, draw):
-        page, _ = draw(summary(status="FAILED", reason="min_sites", sites={}, aggregate={}, history=[],
-                               rounds={"planned": 3, "completed": 0}, init_hash=""))  # fmt: skip
+        page, _ = draw(
+            summary(
+                status="FAILED",
+                reason="min_sites",
+                sites={},
+                aggregate={},
+                history=[],
+                rounds={"planned": 3, "completed": 0},
+                init_hash="",
+            )
+        )
         for words in ("FAILED: min_sites", "No round was completed", "No site has test scores", "No reply was"):
             assert words in page.text
 

@@ -277,8 +277,9 @@ class TestParticipation:
         late = {1: ("site-3", "site-4", "site-5"), 2: ("site-5",)}
         summary, _, _ = federate(tmp_path, tmp_path / "f", job, offline=lambda number: late.get(number, ()))
         assert [sorted(entry["sites"]) for entry in summary["history"]][1:] == [
-            ["site-1", "site-2", "site-3"], ["site-1", "site-2", "site-3", "site-5"],
-        ]  # fmt: skip
+            ["site-1", "site-2", "site-3"],
+            ["site-1", "site-2", "site-3", "site-5"],
+        ]
         assert "site-4" in summary["history"][1]["missing"]
 
     def test_a_late_site_is_described_and_takes_part(self, tmp_path, federation):

@@ -90,9 +90,13 @@ class TestMixtures:
 
     @pytest.mark.parametrize(
         ("one", "other", "expected"),
-        [({"1": "tumour"}, {"1": "vessel"}, True), ({"1": "tumour"}, {"1": "Tumour", "2": "vessel"}, False),
-         ({"1": "tumour"}, {"2": "vessel"}, False), ({}, {"1": "vessel"}, False)],
-    )  # fmt: skip
+        [
+            ({"1": "tumour"}, {"1": "vessel"}, True),
+            ({"1": "tumour"}, {"1": "Tumour", "2": "vessel"}, False),
+            ({"1": "tumour"}, {"2": "vessel"}, False),
+            ({}, {"1": "vessel"}, False),
+        ],
+    )
     def test_contradict(self, one, other, expected):
         assert contradict(one, other) == contradict(other, one) == expected
 
@@ -103,10 +107,14 @@ class TestMixtures:
 @pytest.mark.parametrize(
     "values",
     [
-        torch.zeros(4), torch.zeros(5, dtype=torch.float64), torch.full((5,), float("nan")),
-        torch.tensor([0.0, 0, 0, 0, -1]), torch.tensor([0.0, 0, 0, 0, 2]), torch.tensor([1.0, 0, 0, 0, 0.5]),
+        torch.zeros(4),
+        torch.zeros(5, dtype=torch.float64),
+        torch.full((5,), float("nan")),
+        torch.tensor([0.0, 0, 0, 0, -1]),
+        torch.tensor([0.0, 0, 0, 0, 2]),
+        torch.tensor([1.0, 0, 0, 0, 0.5]),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_a_profile(values):
     assert not is_profile(values, 4)
     assert is_profile(profile(torch.nn.functional.normalize(torch.randn(6, 4), dim=1)), 4)

@@ -51,9 +51,14 @@ class Trainer:
         """Start the process; it imports its libraries while the caller goes on."""
         path = os.pathsep.join(entry for entry in sys.path if entry)  # wherever the job's code came from
         self.process = subprocess.Popen(
-            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            start_new_session=True, env=os.environ | {"PYTHONPATH": path},
-        )  # fmt: skip
+            [sys.executable, "-m", MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
         self.answers = queue.Queue()
         threading.Thread(target=_listen, args=(self.process, self.answers), daemon=True).start()
 

@@ -49,10 +49,18 @@ class ResNetBackbone(Backbone):
         self.width = channels[-1]
         kind, named = (GroupResNet, GROUP) if norm == "group" else (ResNet, norm)
         self.resnet = kind(
-            "basic", [2, 2, 2, 2], list(channels), spatial_dims, in_channels,
-            conv1_t_size=3 if small else 7, conv1_t_stride=1 if small else 2, no_max_pool=small,
-            num_classes=num_classes, bias_downsample=False, norm=named,
-        )  # fmt: skip
+            "basic",
+            [2, 2, 2, 2],
+            list(channels),
+            spatial_dims,
+            in_channels,
+            conv1_t_size=3 if small else 7,
+            conv1_t_stride=1 if small else 2,
+            no_max_pool=small,
+            num_classes=num_classes,
+            bias_downsample=False,
+            norm=named,
+        )
 
     def encode(self, batch: Batch) -> tuple[Tensor, None]:
         """The last stage's positions."""

@@ -20,8 +20,11 @@ from omnifm.data.site_folder import new_folder
 SEED = 0
 POSITION_SCALE = 10
 SIZE: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 VISION = SIZE | {"image_size": 48, "patch_size": 8}
 LANGUAGE = SIZE | {"max_position_embeddings": 2048, "initializer_range": 0.05, "tie_word_embeddings": False}
 SPECIAL = ("<pad>", "<s>", "</s>")

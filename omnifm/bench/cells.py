@@ -47,9 +47,7 @@ def key_of(experiment: Experiment, data: Path, sites: Sequence[str]) -> str:
     return f"{experiment.hash()} {experiment.seed} {data.name} {list(sites)}"
 
 
-def kept(
-    out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:  # fmt: skip
+def kept(out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returned for this key and these data, here or in an earlier process.
 
     Raises:

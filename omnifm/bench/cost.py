@@ -42,9 +42,14 @@ UNETS = ((16, 32, 64, 128, 256), (16, 32, 64, 128))
 SIDES = (64, 96, 128, 160)
 """Sides of the volumes whose low band is taken, voxels."""
 BARS = {
-    "unet": 1.10, "resnet": 1.20, "tokenizer": 0.03, "low_band": 1.0, "agreement": 1e-5, "bank_s": 0.050,
+    "unet": 1.10,
+    "resnet": 1.20,
+    "tokenizer": 0.03,
+    "low_band": 1.0,
+    "agreement": 1e-5,
+    "bank_s": 0.050,
     "flare": 1.15,
-}  # fmt: skip
+}
 """The most that each measure may be."""
 BUDGET_S = 25.0
 """A comparison stops after this long, if it has its smallest number of pairs."""
@@ -248,8 +253,10 @@ def _pair(backbone: Callable[[], Backbone], batch: Batch, loss: Loss) -> tuple[C
     parts = Parts(**{field.name: getattr(settings, field.name) for field in fields(Parts)})
     vectors = F.normalize(torch.randn(settings.shortlist, settings.dim), dim=1)
     extra = {"prototypes": vectors, "mean": vectors.mean(dim=0)}
-    return (_step(OmniModel(backbone(), parts), batch, extra, loss, settings.align_weight),
-            _step(PlainModel(backbone()), batch, {}, loss, 0.0))  # fmt: skip
+    return (
+        _step(OmniModel(backbone(), parts), batch, extra, loss, settings.align_weight),
+        _step(PlainModel(backbone()), batch, {}, loss, 0.0),
+    )
 
 
 def _step(model: Model, batch: Batch, extra: Tensors, loss: Loss, align_weight: float) -> Callable[[], None]:
@@ -314,8 +321,10 @@ def bank(size: int = 256, dim: int = 64, num_sites: int = 100, num_rounds: int =
         times.append(timed(partial(_bank_round, knowledge, sites, centroids, offered, number)))
     walls, cpus = [t.wall for t in times[filling:]], [t.cpu for t in times[filling:]]
     low, middle, high = np.percentile(walls, (25, 50, 75)).tolist()
-    what = (f"{len(knowledge)} x {dim}: insert, step and shortlist of one round of {num_sites} sites; "
-            f"a 512 x 512 matrix product takes {_time(float(np.median(references)))} here")  # fmt: skip
+    what = (
+        f"{len(knowledge)} x {dim}: insert, step and shortlist of one round of {num_sites} sites; "
+        f"a 512 x 512 matrix product takes {_time(float(np.median(references)))} here"
+    )
     yield Measure("bank, one round", middle, low, high, float(np.median(cpus)), BARS["bank_s"], "s", what)
 
 
@@ -341,8 +350,9 @@ def flare_rounds(job: Path, num_rounds: int = 8, repeats: int = 2) -> Iterator[M
 
 def round_ratio(method: str, runs: Sequence[Mapping[str, Sequence[flare_round.Spent]]]) -> Measure:
     """Round by round against stock's round of the same number and repeat; CPU time is that of all processes."""
-    pairs = [(Seconds(*ours), Seconds(*stock))
-             for run in runs for ours, stock in zip(run[method], run["stock"], strict=True)]  # fmt: skip
+    pairs = [
+        (Seconds(*ours), Seconds(*stock)) for run in runs for ours, stock in zip(run[method], run["stock"], strict=True)
+    ]
     what = "against stock FedAvg; 2 sites, 1 thread each; equal network, cases, steps, scores and polls"
     return ratio(f"FLARE round, {method}", pairs, BARS["flare"], what)
 
@@ -350,8 +360,13 @@ def round_ratio(method: str, runs: Sequence[Mapping[str, Sequence[flare_round.Sp
 # What remains.
 def write(out: Path, measures: Sequence[Measure], threads: int) -> None:
     """Write cost.json and cost.md."""
-    machine = {"cores": os.cpu_count(), "load": list(os.getloadavg()), "processor": platform.machine(),
-               "torch": torch.__version__, "threads": threads}  # fmt: skip
+    machine = {
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()),
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+        "threads": threads,
+    }
     rows = [asdict(measure) | {"holds": measure.holds} for measure in measures]
     write_atomic(out / "cost.json", json.dumps({"schema": 1, "machine": machine, "measures": rows}, indent=1).encode())
     write_atomic(out / "cost.md", markdown(measures, machine).encode())
@@ -359,11 +374,23 @@ def write(out: Path, measures: Sequence[Measure], threads: int) -> None:
 
 def markdown(measures: Sequence[Measure], machine: dict[str, Any]) -> str:
     """The measures as a table for people."""
-    lines = ["Median of paired ratios [quartiles] in one run; "
-             f"{machine['threads']} thread(s), {machine['cores']} cores, load {machine['load'][0]:.1f}, "
-             f"torch {machine['torch']}", ""]  # fmt: skip
-    rows = [[m.name, m.shown(), "" if m.cpu is None else _shown(m.cpu), _shown(m.bar),
-             "holds" if m.holds else "**does not hold**", m.what] for m in measures]  # fmt: skip
+    lines = [
+        "Median of paired ratios [quartiles] in one run; "
+        f"{machine['threads']} thread(s), {machine['cores']} cores, load {machine['load'][0]:.1f}, "
+        f"torch {machine['torch']}",
+        "",
+    ]
+    rows = [
+        [
+            m.name,
+            m.shown(),
+            "" if m.cpu is None else _shown(m.cpu),
+            _shown(m.bar),
+            "holds" if m.holds else "**does not hold**",
+            m.what,
+        ]
+        for m in measures
+    ]
     lines += grid(["measure", "value", "CPU", "bar", "verdict", "what"], rows)
     return "\n".join(lines) + "\n"
 

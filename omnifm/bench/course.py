@@ -50,8 +50,10 @@ def _site_rounds(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def curve(runs: Runs, metric: str) -> list[float | None]:
     """Validation score after local training, per round: mean over the round's sites and over seeds."""
-    return [_mean([row["metrics"].get(metric) for run in runs for row in run["history"][number]["sites"].values()])
-            for number in range(min(len(run["history"]) for run in runs))]  # fmt: skip
+    return [
+        _mean([row["metrics"].get(metric) for run in runs for row in run["history"][number]["sites"].values()])
+        for number in range(min(len(run["history"]) for run in runs))
+    ]
 
 
 def add_curves(rows: Mapping[str, dict[str, Any]], cells: Mapping[str, Runs], metrics: Mapping[str, bool]) -> None:
@@ -78,8 +80,9 @@ def rounds_to_best(curves: Mapping[str, Sequence[float | None]], higher: bool) -
             return False
         return value >= SHARE_OF_BEST * best if higher else SHARE_OF_BEST * value <= best
 
-    return {name: next((i for i, value in enumerate(values, 1) if near(value)), None)
-            for name, values in curves.items()}  # fmt: skip
+    return {
+        name: next((i for i, value in enumerate(values, 1) if near(value)), None) for name, values in curves.items()
+    }
 
 
 def validation(run: Mapping[str, Any], metric: str, higher: bool) -> float | None:

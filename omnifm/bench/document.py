@@ -37,10 +37,12 @@ def columns_of(file: Path, scale: str) -> dict[str, Any]:
 def reading(num_seeds: int, rival: str | None) -> list[str]:
     """How to read any of our tables, a paragraph a line; without a rival nothing is compared."""
     interval = (
-        "" if rival is None
-        else f", [ ] Student's 95 % interval of the paired difference to {rival}" if num_seeds > 1
+        ""
+        if rival is None
+        else f", [ ] Student's 95 % interval of the paired difference to {rival}"
+        if num_seeds > 1
         else f", the difference to {rival} has no interval"
-    )  # fmt: skip
+    )
     spread = "; ± is the standard deviation of the seeds" if num_seeds > 1 else ""
     return [
         f"{counted(num_seeds, 'seed')}; the same splits, initial backbone and local steps for every row.  Scores are "

@@ -201,12 +201,21 @@ def _stock(folder: Path, record: dict[str, Any], scratch: Path, data: Path) -> N
     trainer = {"path": "stock.StockTrainer", "args": {"config": str(said)}}
     client |= {"executors": [{"tasks": ["train"], "executor": trainer}], "task_result_filters": []}
     server = json.loads((config / "config_fed_server.json").read_text())
-    controller = {"num_clients": len(SITES), "num_rounds": experiment.train.num_rounds, "persistor_id": "persistor",
-                  "task_check_period": 0.1}  # fmt: skip
+    controller = {
+        "num_clients": len(SITES),
+        "num_rounds": experiment.train.num_rounds,
+        "persistor_id": "persistor",
+        "task_check_period": 0.1,
+    }
     network = {"path": "stock.Network", "args": {"config": str(said)}}
     server["workflows"] = [{"id": "rounds", "path": "nvflare.app_common.workflows.fedavg.FedAvg", "args": controller}]
-    server["components"] = [{"id": "persistor", "path": "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
-                             "args": {"model": network}}]  # fmt: skip
+    server["components"] = [
+        {
+            "id": "persistor",
+            "path": "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
+            "args": {"model": network},
+        }
+    ]
     (config / "config_fed_client.json").write_text(json.dumps(client))
     (config / "config_fed_server.json").write_text(json.dumps(server))
 
@@ -241,8 +250,9 @@ def _simulate(job: Path, data: Path, workspace: Path, mark: re.Pattern[str]) -> 
 @contextmanager
 def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     """A process that takes everything it started with it when it goes."""
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:

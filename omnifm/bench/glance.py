@@ -46,16 +46,35 @@ def glance(files: Sequence[Path], contender: str) -> str:
         raise ValueError("tables must be of real data; all are of synthetic demo data")
     rows = [line(name, column, contender) for name, column in found if name not in demo]
     baselines = list(dict.fromkeys(name for row in rows for name in row["means"] if name.endswith(MATCHED)))
-    heads = ["federation", "metric", "seeds", *(name.removesuffix(MATCHED) for name in baselines), contender,
-             "difference [95 % CI]", "worst site", "verdict"]  # fmt: skip
-    cells = [[row["federation"], row["metric"], str(row["seeds"]),
-              *(row["means"].get(name, "") for name in (*baselines, contender)),
-              row["difference"], row["worst"], row["verdict"]] for row in rows]  # fmt: skip
+    heads = [
+        "federation",
+        "metric",
+        "seeds",
+        *(name.removesuffix(MATCHED) for name in baselines),
+        contender,
+        "difference [95 % CI]",
+        "worst site",
+        "verdict",
+    ]
+    cells = [
+        [
+            row["federation"],
+            row["metric"],
+            str(row["seeds"]),
+            *(row["means"].get(name, "") for name in (*baselines, contender)),
+            row["difference"],
+            row["worst"],
+            row["verdict"],
+        ]
+        for row in rows
+    ]
     judged = [row for row in rows if row["verdict"] in VERDICTS]
     total = ", ".join(f"{word} {sum(row['verdict'] == word for row in judged)}" for word in VERDICTS)
     ahead, worse = sum(row["ahead"] for row in judged), sum(row["worse"] for row in judged)
-    said = [f"{contender}, {counted(len(judged), 'federation')}: {total}; ahead in mean on {ahead}, worst site worse "
-            f"by more than half the interval on {worse}."]  # fmt: skip
+    said = [
+        f"{contender}, {counted(len(judged), 'federation')}: {total}; ahead in mean on {ahead}, worst site worse "
+        f"by more than half the interval on {worse}."
+    ]
     if unjudged := [row["federation"] for row in rows if row not in judged]:
         said.append(f"Not counted, for want of a score or of a second seed: {', '.join(unjudged)}.")
     if demo:
@@ -68,13 +87,23 @@ def line(federation: str, column: Mapping[str, Any], contender: str) -> dict[str
     worst site is worse by more than half the interval."""
     metric = main_metric(column)
     sign = 1 if column["metrics"][metric] else -1
-    scores = {name: row[metric]["after"] for name, row in column["rows"].items()
-              if name == contender or name.endswith(MATCHED)}  # fmt: skip
+    scores = {
+        name: row[metric]["after"]
+        for name, row in column["rows"].items()
+        if name == contender or name.endswith(MATCHED)
+    }
     defined = {name: score for name, score in scores.items() if score["mean"] is not None}
     means = {name: number(score["mean"]) for name, score in scores.items()}
     means |= {name: "failed" for name in column["failed"] if name == contender or name.endswith(MATCHED)}
-    row: dict[str, Any] = {"federation": federation, "metric": metric, "seeds": column["seeds"], "means": means,
-                           "difference": NONE, "worst": NONE, "verdict": NONE}  # fmt: skip
+    row: dict[str, Any] = {
+        "federation": federation,
+        "metric": metric,
+        "seeds": column["seeds"],
+        "means": means,
+        "difference": NONE,
+        "worst": NONE,
+        "verdict": NONE,
+    }
     if len(defined) < len(means):
         return row
     best = max((name for name in defined if name != contender), key=lambda name: sign * defined[name]["mean"])

@@ -110,8 +110,11 @@ def _tuning(column: Mapping[str, Any]) -> Iterator[str]:
     for name, points in column.get("tried", {}).items():
         for key in dict.fromkeys(point["key"] for point in points):
             section, setting = key.split(".")
-            scored = {point["value"]: point["validation"] for point in points
-                      if point["key"] == key and point["validation"] is not None}  # fmt: skip
+            scored = {
+                point["value"]: point["validation"]
+                for point in points
+                if point["key"] == key and point["validation"] is not None
+            }
             chosen = column["chosen"].get(name, {}).get(section, {}).get(setting)
             if scored and scored.get(chosen) != (max if higher else min)(scored.values()):
                 yield f"{name}: {key} must be the best of those tried; got {chosen}"
@@ -157,8 +160,10 @@ def _against(row: Mapping[str, Any], other: Mapping[str, Any] | None, when: str)
     if told is None:
         yield "must have a difference to the rival; it has none"
         return
-    differences = [_mean([None if a is None or b is None else a - b for a, b in zip(mine, theirs, strict=True)])
-                   for mine, theirs in zip(row["values"], other[when]["values"], strict=True)]  # fmt: skip
+    differences = [
+        _mean([None if a is None or b is None else a - b for a, b in zip(mine, theirs, strict=True)])
+        for mine, theirs in zip(row["values"], other[when]["values"], strict=True)
+    ]
     defined = [value for value in differences if value is not None]
     right = _mean(differences)
     if not _same(told["difference"], right):
@@ -215,8 +220,13 @@ def _courses(column: Mapping[str, Any]) -> Iterator[str]:
             if len(curve) != column["num_rounds"]:
                 yield f"{name}: {metric}: curve must have {column['num_rounds']} rounds; got {len(curve)}"
             slack = TOLERANCE if higher else -TOLERANCE
-            near = [n for n, value in enumerate(curve, 1) if value is not None and goal is not None
-                    and (value + slack >= goal if higher else value + slack <= goal)]  # fmt: skip
+            near = [
+                n
+                for n, value in enumerate(curve, 1)
+                if value is not None
+                and goal is not None
+                and (value + slack >= goal if higher else value + slack <= goal)
+            ]
             told, right = rows[name]["rounds_to_90"][metric], near[0] if near else None
             if told != right:
                 yield f"{name}: {metric}: rounds to 90 % of the best must be {right}; got {told}"

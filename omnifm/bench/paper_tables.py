@@ -30,9 +30,14 @@ from omnifm.plugins import plugin
 
 
 def run(
-    out: Path, scale: str, *, data: Path | None = None, names: tuple[str, ...] = (), columns: tuple[str, ...] = (),
+    out: Path,
+    scale: str,
+    *,
+    data: Path | None = None,
+    names: tuple[str, ...] = (),
+    columns: tuple[str, ...] = (),
     jobs: Path,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Write `<out>/<table>.json`, `.md` and `.html` of every table.
 
     Args:
@@ -134,8 +139,13 @@ class _Bench:
             # Read again each time: another process may have written other columns meanwhile.
             done = document.columns_of(self.out / f"{name}.json", self.name) | fresh
             columns = {one.name: done[one.name] for one in table.columns if one.name in done}
-            told = {"table": name, "title": table.title, "scale": self.name,
-                    "caption": self._caption(table, columns), "columns": columns}  # fmt: skip
+            told = {
+                "table": name,
+                "title": table.title,
+                "scale": self.name,
+                "caption": self._caption(table, columns),
+                "columns": columns,
+            }
             document.write(self.out, told)
         return told
 
@@ -191,13 +201,22 @@ class _Bench:
             budgets[row.name] = (best.train.batch_size, best.train.local_epochs + row.extra_epochs)
         result = compare(cells, budgets, metrics, table.rival) if cells else {"rows": {}, "trivial": {}}
         return {
-            "data": column.data if folder else f"demo for {column.data}", "source": "demo" if demo else "site",
-            "sites": sites, "seeds": self.scale.num_seeds, "num_rounds": experiment.train.num_rounds,
-            "local_epochs": experiment.train.local_epochs, "rival": table.rival, "metrics": dict(metrics),
-            "shown": [metric for metric in table.metrics if metric in rivals(metrics)], "by_site": table.by_site,
+            "data": column.data if folder else f"demo for {column.data}",
+            "source": "demo" if demo else "site",
+            "sites": sites,
+            "seeds": self.scale.num_seeds,
+            "num_rounds": experiment.train.num_rounds,
+            "local_epochs": experiment.train.local_epochs,
+            "rival": table.rival,
+            "metrics": dict(metrics),
+            "shown": [metric for metric in table.metrics if metric in rivals(metrics)],
+            "by_site": table.by_site,
             "note": column.note if self.name != "paper" else "",
-            "chosen": found, "tried": tried, "failed": failed, **result,
-        }  # fmt: skip
+            "chosen": found,
+            "tried": tried,
+            "failed": failed,
+            **result,
+        }
 
     def _experiment(self, column: Column, *, demo: bool) -> Experiment:
         """The column's job at this scale; on demo data under one name per task, so that tables share cells."""
@@ -239,8 +258,12 @@ class _Bench:
         demo = [one.data for one in table.columns if columns.get(one.name, {}).get("source") == "demo"]
         rates = ", ".join(f"{factor:.2g}" for factor in scale.lr_factors)
         left = [column.name for column in table.columns if column.name not in columns]
-        grids = "; ".join(f"{row.name} {key} {', '.join(map(str, values))}" for row in table.rows if row.tuned
-                          for key, values in row.grid.items())  # fmt: skip
+        grids = "; ".join(
+            f"{row.name} {key} {', '.join(map(str, values))}"
+            for row in table.rows
+            if row.tuned
+            for key, values in row.grid.items()
+        )
         lines = [
             table.note,
             *document.reading(scale.num_seeds, table.rival),

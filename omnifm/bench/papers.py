@@ -61,26 +61,38 @@ def _classification() -> tuple[Column, ...]:
     scenarios = {"1 hard": "cls_medmnist_hard", "2 medium": "cls_medmnist_medium", "3 extra": "cls_medmnist_extra"}
     return tuple(
         Column(f"{name}, {share}%", data, "cls_medmnist", {"train": {"participation": share / 100}}, num_sites=10)
-        for name, data in scenarios.items() for share in (100, 50, 20)
-    )  # fmt: skip
+        for name, data in scenarios.items()
+        for share in (100, 50, 20)
+    )
 
 
 def _super_resolution() -> tuple[Column, ...]:
     presets = {2: "paper", 4: "paper_x4", 8: "paper_x8"}
     return tuple(
-        Column(f"x{scale}, scenario {number}", f"sr_breakhis_{number}", "sr_breakhis", {"task": {"scale": scale}},
-               presets[scale])
-        for scale in presets for number in (1, 2)
-    )  # fmt: skip
+        Column(
+            f"x{scale}, scenario {number}",
+            f"sr_breakhis_{number}",
+            "sr_breakhis",
+            {"task": {"scale": scale}},
+            presets[scale],
+        )
+        for scale in presets
+        for number in (1, 2)
+    )
 
 
 def _tunings() -> tuple[Column, ...]:
     tunings = {"F-C": "connector", "F-L": "lm", "F-CL": "joint", "F-2stage": "two_stage"}
     return tuple(
-        Column(f"{name} {kind}", f"vqa_slake_{kind.lower().replace('-', '')}", "vqa_slake",
-               {"model": {"tuning": tuning, "peft": "lora"}})
-        for name, tuning in tunings.items() for kind in ("IID", "non-IID")
-    )  # fmt: skip
+        Column(
+            f"{name} {kind}",
+            f"vqa_slake_{kind.lower().replace('-', '')}",
+            "vqa_slake",
+            {"model": {"tuning": tuning, "peft": "lora"}},
+        )
+        for name, tuning in tunings.items()
+        for kind in ("IID", "non-IID")
+    )
 
 
 def _pefts() -> tuple[Column, ...]:
@@ -94,12 +106,18 @@ def _pefts() -> tuple[Column, ...]:
 def _federations() -> tuple[Column, ...]:
     """Folders of shared/data/federations, and what `omnifm prepare` makes; the budgets are those of the README."""
     jobs = {
-        "seg_fundus": ("seg_fets", 6, 4), "seg_brain_2d": ("seg_fets", 6, 4), "seg_hippocampus": ("seg_fets", 6, 2),
-        "seg_four_modalities": ("seg_fets", 6, 4), "seg_polyp": ("seg_fets", 8, 4),
-        "cls_blood": ("cls_medmnist", 4, 1), "cls_derma": ("cls_medmnist", 3, 1),
+        "seg_fundus": ("seg_fets", 6, 4),
+        "seg_brain_2d": ("seg_fets", 6, 4),
+        "seg_hippocampus": ("seg_fets", 6, 2),
+        "seg_four_modalities": ("seg_fets", 6, 4),
+        "seg_polyp": ("seg_fets", 8, 4),
+        "cls_blood": ("cls_medmnist", 4, 1),
+        "cls_derma": ("cls_medmnist", 3, 1),
         "cls_four_modalities": ("cls_medmnist", 3, 1),
-        "breakhis": ("sr_breakhis", 5, 6), "harvard": ("fusion_harvard", 2, 1), "vqa_rad": ("vqa_slake", 5, 3),
-    }  # fmt: skip
+        "breakhis": ("sr_breakhis", 5, 6),
+        "harvard": ("fusion_harvard", 2, 1),
+        "vqa_rad": ("vqa_slake", 5, 3),
+    }
     return tuple(
         Column(name, name, job, budget={"num_rounds": rounds, "local_epochs": epochs}, note=TINY * (name == "vqa_rad"))
         for name, (job, rounds, epochs) in jobs.items()
@@ -131,9 +149,13 @@ MORE = "Local and FedPer (matched), with OmniFM's own head and suffix, are added
 
 TABLES: Mapping[str, Table] = {
     "federations": Table(
-        "Real federations: OmniFM beside baselines with its own head", REAL,
+        "Real federations: OmniFM beside baselines with its own head",
+        REAL,
         (LOCAL_MATCHED, FEDAVG_MATCHED, MATCHED, OMNIFM, ROUTED),
-        ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"), MATCHED.name, ("cls_blood",), by_site=True,
+        ("dice", "balanced_accuracy", "psnr", "ssim", "accuracy"),
+        MATCHED.name,
+        ("cls_blood",),
+        by_site=True,
         tuned_apart=True,
         note="The command omnifm bench glance tells where OmniFM wins, ties and loses.",
     ),
@@ -152,54 +174,117 @@ TABLES: Mapping[str, Table] = {
             _routed("w/o SPAlign", align_weight=0.0),
             _routed("w/o local key", local_key=False),
         ),
-        ("dice",), ROUTED.name, ("seg_fundus",),
+        ("dice",),
+        ROUTED.name,
+        ("seg_fundus",),
         smoke_rows=("Local (matched)", "OmniFM (routed)", "one average", "head at home"),
     ),
     "omnifm_1": Table(
         "OmniFM table 1: cross-modality classification",
         _classification(),
         (LOCAL, FEDAVG, FEDPROX, DITTO, SCAFFOLD, MOON, GPFL, FEDDYN, FEDREP, FEDBN, FEDPER, MATCHED, OMNIFM),
-        ("accuracy", "macro_f1", "balanced_accuracy"), MATCHED.name, ("1 hard, 100%",),
+        ("accuracy", "macro_f1", "balanced_accuracy"),
+        MATCHED.name,
+        ("1 hard, 100%",),
         note=f"{MORE}  FedBN too.",
     ),
     "omnifm_2": Table(
-        "OmniFM table 2: super-resolution", _super_resolution(),
-        (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM), ("psnr", "ssim"), MATCHED.name, ("x2, scenario 1",),
-        by_site=True, note="FedPer (matched) is added to the paper's rows.  EDSR on luma; two divisions of BreaKHis.",
-        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+        "OmniFM table 2: super-resolution",
+        _super_resolution(),
+        (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM),
+        ("psnr", "ssim"),
+        MATCHED.name,
+        ("x2, scenario 1",),
+        by_site=True,
+        note="FedPer (matched) is added to the paper's rows.  EDSR on luma; two divisions of BreaKHis.",
+        smoke_rows=(
+            "Local",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_3": Table(
-        "OmniFM table 3: VQA task 1, what is tuned", _tunings(),
+        "OmniFM table 3: VQA task 1, what is tuned",
+        _tunings(),
         (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDAVGM, FEDYOGI, FEDDYN, FEDPER, MATCHED, OMNIFM),
-        ("accuracy", "open_recall"), MATCHED.name, ("F-CL IID",), note=f"{MORE}  {TINY}",
-        smoke_rows=("Local", "FedAdam", "FedAvgM", "FedYogi", "FedPer (matched)", "OmniFM",),
+        ("accuracy", "open_recall"),
+        MATCHED.name,
+        ("F-CL IID",),
+        note=f"{MORE}  {TINY}",
+        smoke_rows=(
+            "Local",
+            "FedAdam",
+            "FedAvgM",
+            "FedYogi",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_4": Table(
-        "OmniFM table 4: VQA task 2, one modality per site", (VQA2,),
-        (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDDYN, FEDPER, MATCHED, OMNIFM), ("accuracy", "open_recall"), MATCHED.name,
-        ("VQA-T2",), by_site=True, note=f"{MORE}  {TINY}",
-        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+        "OmniFM table 4: VQA task 2, one modality per site",
+        (VQA2,),
+        (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDDYN, FEDPER, MATCHED, OMNIFM),
+        ("accuracy", "open_recall"),
+        MATCHED.name,
+        ("VQA-T2",),
+        by_site=True,
+        note=f"{MORE}  {TINY}",
+        smoke_rows=(
+            "Local",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_5": Table(
-        "OmniFM table 5: VQA task 3, one data set per site, by fine-tuning", _pefts(),
+        "OmniFM table 5: VQA task 3, one data set per site, by fine-tuning",
+        _pefts(),
         (LOCAL, FEDAVG, FEDPROX, FEDADAM, FEDDYN, FEDSA_LORA, DEER, FEDPER, MATCHED, OMNIFM),
-        ("accuracy", "open_recall"), MATCHED.name, ("LoRA",), by_site=True,
+        ("accuracy", "open_recall"),
+        MATCHED.name,
+        ("LoRA",),
+        by_site=True,
         note=f"{MORE}  {TINY}  FedDAT, PromptFL and F3OCUS are not here; FedSA-LoRA and DEeR are added under LoRA.",
-        smoke_rows=("Local", "FedSA-LoRA", "DEeR", "FedPer (matched)", "OmniFM",),
+        smoke_rows=(
+            "Local",
+            "FedSA-LoRA",
+            "DEeR",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_6": Table(
-        "OmniFM table 6: segmentation", GROUPS, (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM),
-        ("dice", "iou"), MATCHED.name, ("Group 1",), note="FedPer (matched) is added to the paper's rows.",
-        smoke_rows=("Local", "FedAvg", "FedPer (matched)", "OmniFM",),
+        "OmniFM table 6: segmentation",
+        GROUPS,
+        (LOCAL, FEDAVG, FEDPROX, FEDPER, MATCHED, OMNIFM),
+        ("dice", "iou"),
+        MATCHED.name,
+        ("Group 1",),
+        note="FedPer (matched) is added to the paper's rows.",
+        smoke_rows=(
+            "Local",
+            "FedAvg",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_7": Table(
-        "OmniFM table 7: multi-modal fusion", (FUSION,),
-        (LOCAL, FEDAVG, FEDPROX, DITTO, FEDDYN, MOON, MATCHED, OMNIFM), ("vif", "ssim", "l1"), MATCHED.name,
-        ("Fusion",), by_site=True, note=MORE,
-        smoke_rows=("Local", "FedPer (matched)", "OmniFM",),
+        "OmniFM table 7: multi-modal fusion",
+        (FUSION,),
+        (LOCAL, FEDAVG, FEDPROX, DITTO, FEDDYN, MOON, MATCHED, OMNIFM),
+        ("vif", "ssim", "l1"),
+        MATCHED.name,
+        ("Fusion",),
+        by_site=True,
+        note=MORE,
+        smoke_rows=(
+            "Local",
+            "FedPer (matched)",
+            "OmniFM",
+        ),
     ),
     "omnifm_8": Table(
-        "OmniFM table 8: ablation", (CLS, SR, SEG, VQA1, VQA2, VQA3),
+        "OmniFM table 8: ablation",
+        (CLS, SR, SEG, VQA1, VQA2, VQA3),
         (
             replace(LOCAL, tuned=False),
             _omnifm("OmniFM"),
@@ -209,41 +294,77 @@ TABLES: Mapping[str, Table] = {
             _omnifm("w/o SPAlign", align_weight=0.0),
             _omnifm("w/o local key", local_key=False),
         ),
-        ("accuracy", "psnr", "dice"), "OmniFM", ("CLS",), note=f"The local key is ours, not the paper's.  {TINY}",
+        ("accuracy", "psnr", "dice"),
+        "OmniFM",
+        ("CLS",),
+        note=f"The local key is ours, not the paper's.  {TINY}",
     ),
     "omnifm_figure_5": Table(
-        "OmniFM figure 5: sensitivity to lambda and k", (CLS, SR, SEG, VQA1, FUSION, REAL[0]),
+        "OmniFM figure 5: sensitivity to lambda and k",
+        (CLS, SR, SEG, VQA1, FUSION, REAL[0]),
         (
             replace(LOCAL, tuned=False),
             _omnifm("OmniFM (lambda 0.1, k 2)"),
             *(_omnifm(f"lambda {value:g}", align_weight=value) for value in (0.0, 0.01, 1.0, 10.0)),
             *(_omnifm(f"k {value}", num_retrieved=value) for value in (1, 4, 8)),
         ),
-        ("accuracy", "psnr", "dice", "vif"), "OmniFM (lambda 0.1, k 2)", ("CLS",),
+        ("accuracy", "psnr", "dice", "vif"),
+        "OmniFM (lambda 0.1, k 2)",
+        ("CLS",),
         note=f"The figure prints no values of lambda and k: these are ours around the defaults; so is {REAL[0].name}.  "
         f"{TINY}",
-        smoke_rows=("Local", "OmniFM (lambda 0.1, k 2)", "lambda 1", "k 4",),
+        smoke_rows=(
+            "Local",
+            "OmniFM (lambda 0.1, k 2)",
+            "lambda 1",
+            "k 4",
+        ),
     ),
     "fedsca_1": Table(
-        "FedSCA table 1: Fed-Prostate", (PROSTATE,),
-        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA), ("dice", "iou"), "FedAvg", ("Fed-Prostate",),
-        by_site=True, note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
-        smoke_rows=("Local", "FedAvg", "FedALA", "PFA (PRR-FL)", "FedSCA",),
+        "FedSCA table 1: Fed-Prostate",
+        (PROSTATE,),
+        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA),
+        ("dice", "iou"),
+        "FedAvg",
+        ("Fed-Prostate",),
+        by_site=True,
+        note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
+        smoke_rows=(
+            "Local",
+            "FedAvg",
+            "FedALA",
+            "PFA (PRR-FL)",
+            "FedSCA",
+        ),
     ),
     "fedsca_2": Table(
-        "FedSCA table 2: Fed-Polyp and Fed-Fundus", (POLYP, FUNDUS),
-        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA), ("dice", "iou"), "FedAvg", ("Fed-Polyp",),
-        by_site=True, note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
-        smoke_rows=("Local", "FedAvg", "FedSCA",),
+        "FedSCA table 2: Fed-Polyp and Fed-Fundus",
+        (POLYP, FUNDUS),
+        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDBN, PFA, FEDPER, FEDSCA),
+        ("dice", "iou"),
+        "FedAvg",
+        ("Fed-Polyp",),
+        by_site=True,
+        note=f"{NO_SAM}  Local, FedBN, FedPer and PFA are added.",
+        smoke_rows=(
+            "Local",
+            "FedAvg",
+            "FedSCA",
+        ),
     ),
     "fedsca_3": Table(
-        "FedSCA table 3: computation and communication", (POLYP,), (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDPER, FEDSCA),
-        ("iou", "dice"), "FedAvg", ("Fed-Polyp",),
+        "FedSCA table 3: computation and communication",
+        (POLYP,),
+        (LOCAL, FEDAVG, FEDPROX, FEDALA, FEDPER, FEDSCA),
+        ("iou", "dice"),
+        "FedAvg",
+        ("Fed-Polyp",),
         note=f"{NO_SAM}  Hence no rows with full tuning beside tuned adapters: all rows are full tuning.",
         smoke_rows=("Local", "FedAvg", "FedSCA"),
     ),
     "fedsca_4": Table(
-        "FedSCA table 4: ablation", (POLYP,),
+        "FedSCA table 4: ablation",
+        (POLYP,),
         (
             replace(LOCAL, tuned=False),
             replace(FEDAVG, tuned=False),
@@ -251,10 +372,15 @@ TABLES: Mapping[str, Table] = {
             _fedsca("LAT", aggregation="mean"),
             _fedsca("FedSCA (both)"),
         ),
-        ("iou", "dice"), "FedAvg", ("Fed-Polyp",), by_site=True, note=NO_SAM,
+        ("iou", "dice"),
+        "FedAvg",
+        ("Fed-Polyp",),
+        by_site=True,
+        note=NO_SAM,
     ),
     "fedsca_5": Table(
-        "FedSCA table 5: similarity in SGCA", (POLYP,),
+        "FedSCA table 5: similarity in SGCA",
+        (POLYP,),
         (
             replace(LOCAL, tuned=False),
             _fedsca("Inner", metric="inner"),
@@ -262,10 +388,14 @@ TABLES: Mapping[str, Table] = {
             _fedsca("L1-based", metric="l1"),
             _fedsca("L2-based"),
         ),
-        ("iou", "dice"), "L2-based", ("Fed-Polyp",), by_site=True, note=NO_SAM,
+        ("iou", "dice"),
+        "L2-based",
+        ("Fed-Polyp",),
+        by_site=True,
+        note=NO_SAM,
         smoke_rows=("Local", "Cosine", "L2-based"),
     ),
-}  # fmt: skip
+}
 
 _FAST = {"num_rounds": 1, "local_epochs": 1}
 SCALES: Mapping[str, Scale] = {
@@ -281,17 +411,18 @@ SCALES: Mapping[str, Scale] = {
             },
             # Four levels: a flat network has too many tokens for attention.
             "segmentation": {"task": {"patch_size": 48}, "model": {"channels": [4, 4, 8, 8]}, "train": _FAST},
-            "super_resolution": {
-                "task": {"patch_size": 24}, "model": {"channels": 8, "num_blocks": 1}, "train": _FAST
-            },
+            "super_resolution": {"task": {"patch_size": 24}, "model": {"channels": 8, "num_blocks": 1}, "train": _FAST},
             "image_fusion": {"task": {"patch_size": 32}, "model": {"growth": 4, "decoder": [4]}, "train": _FAST},
             "vqa": {"train": _FAST},
         },
         cases={
-            "classification": (8, 3, 4), "segmentation": (3, 1, 1), "super_resolution": (4, 1, 2),
-            "image_fusion": (4, 1, 2), "vqa": (6, 2, 3),
+            "classification": (8, 3, 4),
+            "segmentation": (3, 1, 1),
+            "super_resolution": (4, 1, 2),
+            "image_fusion": (4, 1, 2),
+            "vqa": (6, 2, 3),
         },
     ),
     "cpu": Scale(num_seeds=3, lr_factors=(1 / 3, 1.0, 3.0), constants=True),
     "paper": Scale(num_seeds=3, lr_factors=(1 / 3, 1.0, 3.0), constants=True, presets=True, device="auto"),
-}  # fmt: skip
+}

@@ -178,10 +178,17 @@ def pfl(work: Work) -> Ended:
     def of_user(name: str) -> Any:
         return Dataset(raw_data=[torch.zeros(counts[name], 1)], user_id=name)
 
-    backend = SimulatedBackend(FederatedDataset(of_user, get_user_sampler("minimize_reuse", work.names)), None,
-                               postprocessors=[WeightByDatapoints()])  # fmt: skip
-    params = NNAlgorithmParams(central_num_iterations=work.num_rounds, evaluation_frequency=work.num_rounds + 1,
-                               train_cohort_size=len(work.names), val_cohort_size=None)  # fmt: skip
+    backend = SimulatedBackend(
+        FederatedDataset(of_user, get_user_sampler("minimize_reuse", work.names)),
+        None,
+        postprocessors=[WeightByDatapoints()],
+    )
+    params = NNAlgorithmParams(
+        central_num_iterations=work.num_rounds,
+        evaluation_frequency=work.num_rounds + 1,
+        train_cohort_size=len(work.names),
+        val_cohort_size=None,
+    )
     local = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1.0, local_batch_size=None)
     Averaging().run(params, backend, wrapped, local, None, [Stamp()])
     return ends, network.state_dict()
@@ -222,10 +229,14 @@ def flower(work: Work) -> Ended:
 
     def server(_context: Any) -> Any:
         strategy = FedAvg(
-            fraction_fit=1.0, fraction_evaluate=0.0, min_fit_clients=len(names), min_available_clients=len(names),
+            fraction_fit=1.0,
+            fraction_evaluate=0.0,
+            min_fit_clients=len(names),
+            min_available_clients=len(names),
             initial_parameters=ndarrays_to_parameters([value.numpy() for value in initial.values()]),
-            on_fit_config_fn=lambda number: {"round": number}, evaluate_fn=scored,
-        )  # fmt: skip
+            on_fit_config_fn=lambda number: {"round": number},
+            evaluate_fn=scored,
+        )
         return ServerAppComponents(config=ServerConfig(num_rounds=work.num_rounds), strategy=strategy)
 
     def client(context: Any) -> Any:

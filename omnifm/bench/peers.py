@@ -35,9 +35,12 @@ TOLERANCE = 1e-6
 (1e-8 here), and by the last round far, since AdamW's first steps look at signs."""
 TIMEOUT_S = 900
 WORDS = {
-    "plain": "plain torch loop", "ours": "omnifm, in process", "pfl": "pfl-research 0.6", "flower": "Flower simulation",
+    "plain": "plain torch loop",
+    "ours": "omnifm, in process",
+    "pfl": "pfl-research 0.6",
+    "flower": "Flower simulation",
     "flare": "stock NVFLARE FedAvg",
-}  # fmt: skip
+}
 
 
 def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True) -> dict[str, Any]:
@@ -69,8 +72,14 @@ def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True)
     if flare:
         rows["flare"] = _flare(job, num_rounds)
         print(line("flare", rows), flush=True)
-    result = {"schema": 1, "num_rounds": num_rounds, "load": list(os.getloadavg()), "rows": rows, "bar": BAR,
-              "holds": ratio(rows, "ours") <= BAR}  # fmt: skip
+    result = {
+        "schema": 1,
+        "num_rounds": num_rounds,
+        "load": list(os.getloadavg()),
+        "rows": rows,
+        "bar": BAR,
+        "holds": ratio(rows, "ours") <= BAR,
+    }
     if out is not None:
         write_atomic(out / "peers.json", json.dumps(result, indent=1).encode())
         write_atomic(out / "peers.md", markdown(result).encode())
@@ -81,10 +90,17 @@ def prepare(folder: Path, job: Path, num_rounds: int) -> None:
     """Write what a peer reads: experiment.json and two demo sites of equal size."""
     experiment = Experiment.from_json((job / "app/config/experiment.json").read_text())
     train = replace(experiment.train, num_rounds=num_rounds)
-    record = {"job": "peers", "task": experiment.task, "data": {"name": "demo"}, "model": experiment.model,
-              "method": {"name": "fedavg"}, "seed": 0,
-              "train": {key: getattr(train, key) for key in
-                        ("num_rounds", "local_epochs", "batch_size", "lr", "num_threads")}}  # fmt: skip
+    record = {
+        "job": "peers",
+        "task": experiment.task,
+        "data": {"name": "demo"},
+        "model": experiment.model,
+        "method": {"name": "fedavg"},
+        "seed": 0,
+        "train": {
+            key: getattr(train, key) for key in ("num_rounds", "local_epochs", "batch_size", "lr", "num_threads")
+        },
+    }
     flare_round._data(folder / "data")
     (folder / "experiment.json").write_text(json.dumps(record))
 
@@ -93,8 +109,12 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
     """Run one peer in a child process: seconds of every round after the first, peak memory, bytes, final weights."""
     start = "from omnifm.bench.peer_process import main; main()"
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, "-c", start, peer, str(folder)], stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, peer, str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         with sampled(process.pid) as peak, flare_round.sampled(process.pid) as samples:
             try:
                 code = process.wait(TIMEOUT_S)
@@ -123,9 +143,10 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
 def difference(weights: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
     """Norm of the difference of all floating-point weights, as a share of the reference's norm."""
     names = [name for name, value in reference.items() if value.is_floating_point()]
-    gap, norm = (sum(float(v.double().square().sum()) for v in values)
-                 for values in ([weights[n].double() - reference[n].double() for n in names],
-                                [reference[n] for n in names]))  # fmt: skip
+    gap, norm = (
+        sum(float(v.double().square().sum()) for v in values)
+        for values in ([weights[n].double() - reference[n].double() for n in names], [reference[n] for n in names])
+    )
     return float(np.sqrt(gap / norm))
 
 
@@ -152,9 +173,15 @@ def _flare(job: Path, num_rounds: int) -> dict[str, Any]:
         (found,) = flare_round.measure(job, num_rounds, 1, runs=("stock",))
     except ValueError as error:
         return {"reason": str(error)[:200]}
-    return {"seconds": [wall for wall, _ in found["stock"]], "cpu_seconds": [cpu for _, cpu in found["stock"]],
-            "peak_bytes": None, "bytes_up": None, "checksum": None, "difference": None,
-            "first_difference": None}  # fmt: skip
+    return {
+        "seconds": [wall for wall, _ in found["stock"]],
+        "cpu_seconds": [cpu for _, cpu in found["stock"]],
+        "peak_bytes": None,
+        "bytes_up": None,
+        "checksum": None,
+        "difference": None,
+        "first_difference": None,
+    }
 
 
 @contextmanager

@@ -88,9 +88,12 @@ def _preprocessed(image: torch.Tensor) -> torch.Tensor:
 def epochs(site: Path, num_pairs: int) -> Iterator[Measure]:
     """One epoch over a site's prepared cases: ours against a CacheDataset of MONAI's own transforms."""
     experiment = Experiment(
-        job="reading", task={"name": "segmentation", "patch_size": 32}, data=Data(name="reading"),
-        method={"name": "fedavg"}, train=Train(num_rounds=1, local_epochs=1, batch_size=2, lr=0.001),
-    )  # fmt: skip
+        job="reading",
+        task={"name": "segmentation", "patch_size": 32},
+        data=Data(name="reading"),
+        method={"name": "fedavg"},
+        train=Train(num_rounds=1, local_epochs=1, batch_size=2, lr=0.001),
+    )
     with tempfile.TemporaryDirectory() as state:
         ours = Site(experiment, "site-1", SiteConfig(data_root=str(site), state_dir=state))
         ours.task.configure(ours.task.agree({"site-1": ours.task.facts(ours.case_facts, ours.datalist.labels)}))
@@ -107,11 +110,17 @@ def _monai_loader(site: Path, ours: Site) -> DataLoader:
     """MONAI's usual pipeline with the same spacing, patch and random transforms."""
     datalist = read_datalist(site, required=("image", "label"))
     both = ["image", "label"]
-    fixed = Compose([
-        LoadImaged(both, image_only=True), EnsureChannelFirstd(both), Orientationd(both, axcodes="RAS", labels=None),
-        Spacingd(both, pixdim=ours.task.spec["spacing_mm"], mode=("bilinear", "nearest")),
-        SpatialPadd(both, ours.task.spec["patch"], method="end"), SelectItemsd(both), _finish,
-    ])  # fmt: skip
+    fixed = Compose(
+        [
+            LoadImaged(both, image_only=True),
+            EnsureChannelFirstd(both),
+            Orientationd(both, axcodes="RAS", labels=None),
+            Spacingd(both, pixdim=ours.task.spec["spacing_mm"], mode=("bilinear", "nearest")),
+            SpatialPadd(both, ours.task.spec["patch"], method="end"),
+            SelectItemsd(both),
+            _finish,
+        ]
+    )
     items = [{key: str(item[key]) for key in both} for item in datalist.training]
     cached = CacheDataset(items, fixed, num_workers=None, progress=False)
     samples = Dataset([cached[i] for i in range(len(cached))], ours.task.augment())

@@ -25,10 +25,14 @@ from omnifm.data.demo import demo_site
 from omnifm.state import write_atomic
 
 RECORD = {
-    "job": "scale", "task": {"name": "classification", "image_size": 16}, "data": {"name": "demo"},
-    "model": {"channels": [8, 8, 8, 8]}, "method": {"name": "fedavg"}, "seed": 0,
+    "job": "scale",
+    "task": {"name": "classification", "image_size": 16},
+    "data": {"name": "demo"},
+    "model": {"channels": [8, 8, 8, 8]},
+    "method": {"name": "fedavg"},
+    "seed": 0,
     "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 4, "lr": 0.001, "num_threads": 1},
-}  # fmt: skip
+}
 CASES = {"training": 2, "validation": 1, "test": 1}
 TIMEOUT_S = 3600
 
@@ -61,8 +65,10 @@ def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
 def line(rows: Sequence[dict[str, Any]]) -> str:
     """The last row for people, and what every site more than the first row's has cost in memory."""
     first, last = rows[0], rows[-1]
-    text = (f"{last['sites']} sites: {last['seconds']:.1f} s, {last['seconds'] / last['sites']:.3f} s per site, peak "
-            f"{last['peak_bytes'] / 2**20:.0f} MiB")  # fmt: skip
+    text = (
+        f"{last['sites']} sites: {last['seconds']:.1f} s, {last['seconds'] / last['sites']:.3f} s per site, peak "
+        f"{last['peak_bytes'] / 2**20:.0f} MiB"
+    )
     more = last["sites"] - first["sites"]
     return (
         f"{text}, {(last['peak_bytes'] - first['peak_bytes']) / more / 2**10:.1f} KiB per site more" if more else text

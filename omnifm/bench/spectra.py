@@ -118,9 +118,12 @@ def measure(images: Mapping[str, Sequence[Tensor]], modalities: Mapping[str, str
     shown = {name: {"modality": modalities[name], "num_images": len(owned)} for name, owned in images.items()}
     means = torch.stack([band.mean(dim=0) for band in bands])
     numbers = {
-        "side": side, "low_share_of_frequencies": share, "sites": shown,
-        "spectra": {name: {"what": SPECTRA[name]} | row for name, row in spectra.items()}, "cosines": cosines(means),
-    }  # fmt: skip
+        "side": side,
+        "low_share_of_frequencies": share,
+        "sites": shown,
+        "spectra": {name: {"what": SPECTRA[name]} | row for name, row in spectra.items()},
+        "cosines": cosines(means),
+    }
     logs = magnitude(squares, "standardised log")
     pictures = {name: logs[site == k].mean(dim=0) for k, name in enumerate(images)}
     return {"numbers": numbers, "pictures": pictures}
@@ -159,9 +162,13 @@ def low_disc(side: int, keep: float) -> tuple[Bool[Tensor, "s h"], Float[Tensor,
 
 
 def compare(
-    images: Float[Tensor, "n s s"], name: str, inside: Bool[Tensor, "s h"], count: Float[Tensor, "s h"],
-    site: Tensor, modality: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+    images: Float[Tensor, "n s s"],
+    name: str,
+    inside: Bool[Tensor, "s h"],
+    count: Float[Tensor, "s h"],
+    site: Tensor,
+    modality: Sequence[str],
+) -> dict[str, Any]:
     """Mean distance of pairs per group in the low band and in the full spectrum, and what they say of the inequality.
 
     Every pair of sites, and every site with itself, counts the same, however many images it has.
@@ -194,9 +201,10 @@ def compare(
         "groups": {group: {band: found[band][group] for band in found} for group in found["low"]},
         "low_over_full": grouped(ratios, modality)["across"],
         "even": 1.0 if unit else math.sqrt(float(count[inside].sum() / count.sum())),
-        "apart_low": _apart(low, owned, modality), "apart_full": _apart(full, owned, modality),
+        "apart_low": _apart(low, owned, modality),
+        "apart_full": _apart(full, owned, modality),
         "nearer": torch.quantile(nearer, nearer.new_tensor([0.025, 0.975])).tolist(),
-    }  # fmt: skip
+    }
 
 
 def block_means(values: Float[Tensor, "n n"], owned: Float[Tensor, "n k"]) -> Float[Tensor, "k k"]:

@@ -14,8 +14,15 @@ from omnifm.bench.tables_text import grid
 from omnifm.page import COLOURS, Html, document, image, section, table, tag
 
 GROUPS = {"site": "same site", "modality": "same modality, other site", "across": "across modalities"}
-HEADERS = ("spectrum", "low / full", "if spread evenly", "apart, low", "apart, full", "full - low [95 % CI]",
-           "low band brings together")  # fmt: skip
+HEADERS = (
+    "spectrum",
+    "low / full",
+    "if spread evenly",
+    "apart, low",
+    "apart, full",
+    "full - low [95 % CI]",
+    "low band brings together",
+)
 READING = (
     "low / full: mean over pairs of different modalities of their distance in the low band by that in the full "
     "spectrum; if spread evenly: what that would be if the difference lay evenly over all frequencies, so that a "
@@ -31,10 +38,17 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
         low, high = found["nearer"]
         verdict = "yes" if low > 0 else "no, further apart" if high < 0 else "cannot be told"
         nearer = found["apart_full"] - found["apart_low"]
-        shown.append([
-            name, f"{found['low_over_full']:.3f}", f"{found['even']:.3f}", f"{found['apart_low']:.3f}",
-            f"{found['apart_full']:.3f}", f"{nearer:+.3f} [{low:+.3f}, {high:+.3f}]", verdict,
-        ])  # fmt: skip
+        shown.append(
+            [
+                name,
+                f"{found['low_over_full']:.3f}",
+                f"{found['even']:.3f}",
+                f"{found['apart_low']:.3f}",
+                f"{found['apart_full']:.3f}",
+                f"{nearer:+.3f} [{low:+.3f}, {high:+.3f}]",
+                verdict,
+            ]
+        )
     return shown
 
 

@@ -46,9 +46,16 @@ Cells = dict[str, list[dict[str, Any]]]
 
 
 def run(
-    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None,
-    ablations: bool = True, rows: Collection[str] = (),
-) -> list[str]:  # fmt: skip
+    data: Path,
+    out: Path,
+    *,
+    job: Path,
+    num_seeds: int,
+    num_rounds: int | None = None,
+    num_epochs: int | None = None,
+    ablations: bool = True,
+    rows: Collection[str] = (),
+) -> list[str]:
     """Run what is missing, then write table.json, table.md and table.html.
 
     Args:
@@ -73,8 +80,9 @@ def run(
         raise ValueError(f"row must be one of {list(CONTENDERS)}; got {foreign}")
     groups = [[n for n in group if not rows or n in rows] for group in (MAIN, ABLATIONS if ablations else {})]
     others = [name for name in CONTENDERS if not any(name in group for group in groups)]
-    earlier = {name: _finished(replace(experiment, method=CONTENDERS[name]), data, sites, out, num_seeds)
-               for name in others}  # fmt: skip
+    earlier = {
+        name: _finished(replace(experiment, method=CONTENDERS[name]), data, sites, out, num_seeds) for name in others
+    }
     cells: Cells = {name: runs for name, runs in earlier.items() if runs}
     failed, told = dict[str, str](), dict[str, Any]()
     bar = tqdm(total=num_seeds * sum(map(len, groups)), unit="run")
@@ -94,9 +102,7 @@ def run(
     return lint.lint(told)
 
 
-def _finished(
-    experiment: Experiment, data: Path, sites: list[str], out: Path, num_seeds: int
-) -> list[dict[str, Any]]:  # fmt: skip
+def _finished(experiment: Experiment, data: Path, sites: list[str], out: Path, num_seeds: int) -> list[dict[str, Any]]:
     """A contender's runs that `out` holds; none unless it holds every seed."""
     keys = [key_of(replace(experiment, seed=seed), data, sites) for seed in range(num_seeds)]
     runs = [run for key in keys if (run := finished(out, key, data, sites)) is not None]
@@ -104,9 +110,13 @@ def _finished(
 
 
 def _document(
-    experiment: Experiment, data: Path, sites: list[str], cells: Cells, failed: Mapping[str, str],
+    experiment: Experiment,
+    data: Path,
+    sites: list[str],
+    cells: Cells,
+    failed: Mapping[str, str],
     metrics: Mapping[str, bool],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Of the contenders that have run as many seeds as any."""
     train = experiment.train
     cells = {name: cells[name] for name in CONTENDERS if name in cells and name not in failed}
@@ -118,10 +128,18 @@ def _document(
     rival = RIVAL if RIVAL in {*even, *failed} else None
     source = next(iter(even.values()))[0]["data_source"]
     column = {
-        "data": data.name, "source": source, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
-        "local_epochs": train.local_epochs, "rival": rival, "metrics": dict(metrics), "shown": [*rivals(metrics)][:2],
-        "failed": dict(failed), **compare(even, budgets, metrics),
-    }  # fmt: skip
+        "data": data.name,
+        "source": source,
+        "sites": sites,
+        "seeds": num_seeds,
+        "num_rounds": train.num_rounds,
+        "local_epochs": train.local_epochs,
+        "rival": rival,
+        "metrics": dict(metrics),
+        "shown": [*rivals(metrics)][:2],
+        "failed": dict(failed),
+        **compare(even, budgets, metrics),
+    }
     caption = ["Nothing is tuned here: learning rate and constants are the job's.", *document.reading(num_seeds, rival)]
     if source == "demo":
         caption.append("Synthetic demo data: what is better here need not be better on real data.")
@@ -185,8 +203,11 @@ def _trivial(cells: Cells, metrics: Mapping[str, bool], rival: str) -> dict[str,
     for metric, others in rivals(metrics).items():
         for rival_name, scored in others.items():
             values = {when: _matrix(cells[owner], scored, when) for when in MOMENTS}
-            alike = all(np.array_equal(values[when], _matrix(runs, scored, when), equal_nan=True)
-                        for runs in cells.values() for when in MOMENTS)  # fmt: skip
+            alike = all(
+                np.array_equal(values[when], _matrix(runs, scored, when), equal_nan=True)
+                for runs in cells.values()
+                for when in MOMENTS
+            )
             name = rival_name if alike else f"{rival_name} of {owner}"
             rows.setdefault(name, {})[metric] = {
                 when: _row(name, values[when], cells, metric, when, metrics[metric], rival) for when in MOMENTS

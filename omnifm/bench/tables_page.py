@@ -37,8 +37,13 @@ def page(title: str, caption: Sequence[str], columns: Mapping[str, Column]) -> b
         caption: paragraphs below the title.
         columns: name -> what `tables.compare` made, with its header.
     """
-    head = tag("header", tag("div", "OmniFM-FLARE comparison", class_="soft over"), tag("h1", title),
-               *(tag("p", line) for line in caption), *_demo(columns))  # fmt: skip
+    head = tag(
+        "header",
+        tag("div", "OmniFM-FLARE comparison", class_="soft over"),
+        tag("h1", title),
+        *(tag("p", line) for line in caption),
+        *_demo(columns),
+    )
     wide = [_overview(columns)] if len(columns) > 1 else []
     return document(title, head, *wide, *(_column(name, column) for name, column in columns.items()))
 
@@ -57,8 +62,10 @@ def main_metric(column: Column) -> str:
 
 def budget(column: Column) -> str:
     """Whose data, how many sites and seeds, and how long they train; a column's own note."""
-    text = (f"{column['data']}: {counted(len(column['sites']), 'site')}, {counted(column['num_rounds'], 'round')} of "
-            f"{counted(column['local_epochs'], 'epoch')}, {counted(column['seeds'], 'seed')}")  # fmt: skip
+    text = (
+        f"{column['data']}: {counted(len(column['sites']), 'site')}, {counted(column['num_rounds'], 'round')} of "
+        f"{counted(column['local_epochs'], 'epoch')}, {counted(column['seeds'], 'seed')}"
+    )
     return f"{text}.  {column['note']}".rstrip(".") if column.get("note") else text
 
 
@@ -176,23 +183,44 @@ def _curves(name: str, column: Column, metric: str) -> list[Html]:
 
 # Numbers.
 def _scores(column: Column, metric: str) -> Html:
-    heads = ["", "After aggregation", "After local training", "Worst site", "Spread over sites",
-             f"Lost against {alone(column)}", *[f"Against {column['rival']} [95 %]"] * bool(column["rival"]),
-             *["Effective rank"] * ranked(column), *column["sites"]]  # fmt: skip
+    heads = [
+        "",
+        "After aggregation",
+        "After local training",
+        "Worst site",
+        "Spread over sites",
+        f"Lost against {alone(column)}",
+        *[f"Against {column['rival']} [95 %]"] * bool(column["rival"]),
+        *["Effective rank"] * ranked(column),
+        *column["sites"],
+    ]
     trivial = {f"{name} (trivial)": row for name, row in column["trivial"].items() if metric in row}
     rows = []
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
-        rows.append([name, spread(before), tag("b", spread(after)), number(after["worst_site"]),
-                     number(after["std_over_sites"]), after.get("sites_below_local", NONE),
-                     *[versus(after)] * bool(column["rival"]), *[number(row.get("effective_rank"))] * ranked(column),
-                     *map(number, after["per_site"])])  # fmt: skip
+        rows.append(
+            [
+                name,
+                spread(before),
+                tag("b", spread(after)),
+                number(after["worst_site"]),
+                number(after["std_over_sites"]),
+                after.get("sites_below_local", NONE),
+                *[versus(after)] * bool(column["rival"]),
+                *[number(row.get("effective_rank"))] * ranked(column),
+                *map(number, after["per_site"]),
+            ]
+        )
     return tag("div", table(heads, rows), class_="tight")
 
 
 def _cost(column: Column, metric: str) -> Html:
-    heads = ["", *(head.capitalize() for head in COSTS), f"Rounds to 90 % of best {metric}",
-             tuned_on(column).capitalize()]  # fmt: skip
+    heads = [
+        "",
+        *(head.capitalize() for head in COSTS),
+        f"Rounds to 90 % of best {metric}",
+        tuned_on(column).capitalize(),
+    ]
     return tag("div", table(heads, cost_rows(column, metric), text=(0, 8)), class_="tight")
 
 
@@ -202,9 +230,17 @@ def cost_rows(column: Column, metric: str) -> list[list[str]]:
     for name, row in column["rows"].items():
         told = row["facts"]
         values = (told["num_values"]["shared"], told["num_values"]["personal"], told["values_moved"])
-        rows.append([name, *(f"{value:,}" for value in values), size(told["bytes_up"]), size(told["bytes_down"]),
-                     f"{told['steps'][0]:,}", str(row["rounds_to_90"][metric] or "never"),
-                     settings(column, name)])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(f"{value:,}" for value in values),
+                size(told["bytes_up"]),
+                size(told["bytes_down"]),
+                f"{told['steps'][0]:,}",
+                str(row["rounds_to_90"][metric] or "never"),
+                settings(column, name),
+            ]
+        )
     return rows
 
 

@@ -46,18 +46,34 @@ def _column(column: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row} failed: {reason}\n"
     for metric in column["shown"] if column["rows"] else ():
         sites = column["sites"] if column.get("by_site") else []
-        heads = [metric, "after aggregation", "after local training", "worst site", "spread over sites",
-                 f"lost against {alone(column)}", *[f"against {column['rival']}"] * bool(column["rival"]),
-                 *["effective rank"] * ranked(column), *sites]  # fmt: skip
+        heads = [
+            metric,
+            "after aggregation",
+            "after local training",
+            "worst site",
+            "spread over sites",
+            f"lost against {alone(column)}",
+            *[f"against {column['rival']}"] * bool(column["rival"]),
+            *["effective rank"] * ranked(column),
+            *sites,
+        ]
         trivial = {f"*{name}*": row for name, row in column["trivial"].items() if metric in row}
         rows = []
         for name, row in (column["rows"] | trivial).items():
             before, after = row[metric]["before"], row[metric]["after"]
-            rows.append([name, spread(before), spread(after), number(after["worst_site"]),
-                         number(after["std_over_sites"]), str(after.get("sites_below_local", NONE)),
-                         *[versus(after)] * bool(column["rival"]),
-                         *[number(row.get("effective_rank"))] * ranked(column),
-                         *(number(value) for value in after["per_site"] if sites)])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    spread(before),
+                    spread(after),
+                    number(after["worst_site"]),
+                    number(after["std_over_sites"]),
+                    str(after.get("sites_below_local", NONE)),
+                    *[versus(after)] * bool(column["rival"]),
+                    *[number(row.get("effective_rank"))] * ranked(column),
+                    *(number(value) for value in after["per_site"] if sites),
+                ]
+            )
         yield from [*grid(heads, rows), ""]
     if column["rows"]:
         yield from [*_cost(column), ""]

@@ -30,8 +30,9 @@ def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]
     if not row.tuned:
         return {}
     own = row.grid if scale.constants else {}
-    rates = [_rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr
-             for factor in scale.lr_factors]  # fmt: skip
+    rates = [
+        _rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr for factor in scale.lr_factors
+    ]
     return ({RATE: rates} if rates else {}) | {f"method.{key}": list(values) for key, values in own.items()}
 
 
@@ -41,9 +42,11 @@ def num_points(values: Mapping[str, Sequence[Any]]) -> int:
 
 
 def tune(
-    experiment: Experiment, values: Mapping[str, Sequence[Any]], score: Callable[[Experiment], float | None],
+    experiment: Experiment,
+    values: Mapping[str, Sequence[Any]],
+    score: Callable[[Experiment], float | None],
     higher: bool,
-) -> tuple[Changes, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[Changes, list[dict[str, Any]]]:
     """Choose one constant after the other, each at the best values of those before it.
 
     A learning rate that is best at an edge of its grid is followed beyond it, at most `BEYOND` steps.

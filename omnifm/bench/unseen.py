@@ -73,9 +73,16 @@ class Trained:
 
 
 def run(
-    data: Path, out: Path, *, job: Path, num_seeds: int, num_rounds: int | None = None, num_epochs: int | None = None,
-    shots: int = 5, num_steps: int = STEPS,
-) -> dict[str, Any]:  # fmt: skip
+    data: Path,
+    out: Path,
+    *,
+    job: Path,
+    num_seeds: int,
+    num_rounds: int | None = None,
+    num_epochs: int | None = None,
+    shots: int = 5,
+    num_steps: int = STEPS,
+) -> dict[str, Any]:
     """Run what is missing, then write unseen.json and unseen.md.
 
     Args:
@@ -98,8 +105,16 @@ def run(
         raise ValueError(f"shots must be at least 1 and num_steps at least 0; got {shots} and {num_steps}")
     sites, train = site_names(data, MIN_SITES), experiment.train
     torch.set_num_threads(train.num_threads)  # as the sites of the rounds do
-    header = {"schema": 1, "data": data.name, "sites": sites, "seeds": num_seeds, "num_rounds": train.num_rounds,
-              "local_epochs": train.local_epochs, "shots": shots, "num_steps": num_steps}  # fmt: skip
+    header = {
+        "schema": 1,
+        "data": data.name,
+        "sites": sites,
+        "seeds": num_seeds,
+        "num_rounds": train.num_rounds,
+        "local_epochs": train.local_epochs,
+        "shots": shots,
+        "num_steps": num_steps,
+    }
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     grid = [(seed, left_out, name) for seed in range(num_seeds) for left_out in sites for name in CONTENDERS]
     for seed, left_out, name in (bar := tqdm(grid, unit="run", disable=None)):
@@ -141,8 +156,15 @@ def train_without(experiment: Experiment, data: Path, others: Sequence[str]) -> 
         tensors, record = _kept(state / "server" / experiment.job, "server")
         heads = {site: under(_kept(state / site / experiment.job, "personal")[0], "personal") for site in others}
     facts = {site: told["data"] for site, told in record["facts"].items()}
-    return Trained(record["run_id"], record["spec"], facts, under(tensors, "shared"), under(tensors, "method"),
-                   record["method"], heads)  # fmt: skip
+    return Trained(
+        record["run_id"],
+        record["spec"],
+        facts,
+        under(tensors, "shared"),
+        under(tensors, "method"),
+        record["method"],
+        heads,
+    )
 
 
 def _kept(folder: Path, name: str) -> tuple[Tensors, dict[str, Any]]:
@@ -155,9 +177,10 @@ def mean_head(heads: Sequence[Tensors]) -> Tensors:
     """Mean over sites, every site alike; of integers (batch norm's counter of steps), which mean nothing, the first."""
     return {
         name: torch.stack([head[name].double() for head in heads]).mean(dim=0).to(first.dtype)
-        if first.is_floating_point() else first
+        if first.is_floating_point()
+        else first
         for name, first in heads[0].items()
-    }  # fmt: skip
+    }
 
 
 def join(
@@ -177,9 +200,11 @@ def join(
         untrained, partition = site._model(trained.spec)
         blank = replace(payload, shared=partition.pick(untrained, "shared"), extra={})
         for moment, steps, start, home in (
-            ("untrained", num_steps, blank, {}), ("mean_head", 0, payload, head),
-            ("few_shot", num_steps, payload, head), ("own_head", num_steps, payload, {}),
-        ):  # fmt: skip
+            ("untrained", num_steps, blank, {}),
+            ("mean_head", 0, payload, head),
+            ("few_shot", num_steps, payload, head),
+            ("own_head", num_steps, payload, {}),
+        ):
             local, _ = site._open(start)
             local.model.load_state_dict(home, strict=False)
             train_head(site, local, steps)

@@ -21,8 +21,10 @@ MOMENTS = {
 }
 """What is scored of each contender, in the order of the tables."""
 ONE_MODEL = {
-    "untrained": MOMENTS["untrained"], "mean_head": "global model as it is", "few_shot": "few-shot head from its head"
-}  # fmt: skip
+    "untrained": MOMENTS["untrained"],
+    "mean_head": "global model as it is",
+    "few_shot": "few-shot head from its head",
+}
 """Of a contender whose head is part of what all share."""
 
 
@@ -68,7 +70,7 @@ def markdown(result: Mapping[str, Any], metric: str) -> str:
         "frozen.  The mean of the others' heads exists in the simulation only: over FLARE a head never leaves its "
         "site.",
         "",
-    ]  # fmt: skip
+    ]
     cells = []
     for name, moments in result["rows"].items():
         for moment, words in (ONE_MODEL if name == "FedAvg" else MOMENTS).items():

@@ -27,15 +27,54 @@ from omnifm.data.volume import BurnedIn, Volume
 
 VENDORS = ("CANON", "FUJIFILM", "GE", "PHILIPS", "SIEMENS", "UNITED IMAGING", "OTHER")
 VENDOR_WORDS = {
-    "CANON": "CANON", "TOSHIBA": "CANON", "FUJI": "FUJIFILM", "HITACHI": "FUJIFILM", "GE ": "GE", "G.E.": "GE",
-    "GENERAL ELECTRIC": "GE", "PHILIPS": "PHILIPS", "SIEMENS": "SIEMENS", "UIH": "UNITED IMAGING",
+    "CANON": "CANON",
+    "TOSHIBA": "CANON",
+    "FUJI": "FUJIFILM",
+    "HITACHI": "FUJIFILM",
+    "GE ": "GE",
+    "G.E.": "GE",
+    "GENERAL ELECTRIC": "GE",
+    "PHILIPS": "PHILIPS",
+    "SIEMENS": "SIEMENS",
+    "UIH": "UNITED IMAGING",
     "UNITED IMAGING": "UNITED IMAGING",
-}  # fmt: skip
+}
 """How a manufacturer's name begins, and whose scanners those are today."""
-MODALITIES = frozenset({
-    "BDUS", "BI", "CR", "CT", "DG", "DX", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM", "OCT", "OP", "OPM",
-    "OPT", "OT", "PT", "PX", "RF", "RG", "RTIMAGE", "SC", "SM", "TG", "US", "XA", "XC",
-})  # fmt: skip
+MODALITIES = frozenset(
+    {
+        "BDUS",
+        "BI",
+        "CR",
+        "CT",
+        "DG",
+        "DX",
+        "ES",
+        "GM",
+        "IO",
+        "IVOCT",
+        "IVUS",
+        "LS",
+        "MG",
+        "MR",
+        "NM",
+        "OCT",
+        "OP",
+        "OPM",
+        "OPT",
+        "OT",
+        "PT",
+        "PX",
+        "RF",
+        "RG",
+        "RTIMAGE",
+        "SC",
+        "SM",
+        "TG",
+        "US",
+        "XA",
+        "XC",
+    }
+)
 """Codes of what makes images; another code is not passed on."""
 NO_IMAGE = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "KO", "SR", "REG", "FID", "PLAN", "ANN"})
 NO_IMAGE_CLASSES = (

@@ -88,9 +88,12 @@ def open_file(path: Path, max_bytes: int) -> File:
         data_at = raw.tell()
         stream: BinaryIO = _inflated(raw, max_bytes) if syntax == DEFLATED else raw
         header = read_dataset(
-            stream, syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian,
-            stop_when=lambda tag, vr, length: tag.group >= PIXEL_GROUP, specific_tags=list(KEPT),
-        )  # fmt: skip
+            stream,
+            syntax == uid.ImplicitVRLittleEndian,
+            syntax != uid.ExplicitVRBigEndian,
+            stop_when=lambda tag, vr, length: tag.group >= PIXEL_GROUP,
+            specific_tags=list(KEPT),
+        )
         end, group = stream.tell(), stream.read(2)
         num_bytes = stream.seek(0, 2)
     if syntax not in uid.AllTransferSyntaxes and any(

@@ -21,10 +21,19 @@ from omnifm.data.refusal import RefusedImage, refusing
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 """DICOM SEG and its label-map kind."""
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality",
-    "SeriesDescription", "ProtocolName", "Rows", "ImagePositionPatient", "ReferencedSeriesSequence",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
+    "Modality",
+    "SeriesDescription",
+    "ProtocolName",
+    "Rows",
+    "ImagePositionPatient",
+    "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
-]  # fmt: skip
+]
 
 
 def describe(path: Path, salt: bytes, modality: str, description: str, exclude: str) -> dict[str, Any]:

@@ -49,8 +49,10 @@ def regions(seg: Dataset, numbers: Collection[int], image: Volume) -> Iterator[R
     frames = _frames(seg)
     placed = _placed(seg, frames, image)
     is_map = seg.SOPClassUID == LABEL_MAP
-    owners = [0 if is_map else int(_group(groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-              for groups in frames]  # fmt: skip
+    owners = [
+        0 if is_map else int(_group(groups, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        for groups in frames
+    ]
     if len({(owner, place.tobytes()) for owner, place in zip(owners, placed, strict=True)}) < len(frames):
         raise RefusedImage("duplicate_slices", "DICOM SEG must hold one frame per segment and plane; it holds two")
     wanted = [index for index, owner in enumerate(owners) if is_map or owner in numbers]

@@ -27,10 +27,21 @@ GROUP_OF = {
 }
 """In which functional group a multi-frame file keeps an element."""
 SAME = (
-    "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "PhotometricInterpretation", "Units", "EchoTime",
-    "EchoNumbers", "InversionTime", "TemporalPositionIdentifier", "DiffusionBValue", "EffectiveEchoTime",
-    "InversionTimes", "TemporalPositionIndex", "StackID",
-)  # fmt: skip
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "PhotometricInterpretation",
+    "Units",
+    "EchoTime",
+    "EchoNumbers",
+    "InversionTime",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "EffectiveEchoTime",
+    "InversionTimes",
+    "TemporalPositionIndex",
+    "StackID",
+)
 """What tells one volume from the next: its slices agree in all of these."""
 
 
@@ -118,7 +129,8 @@ def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:
     thickness = number(where("SliceThickness"), "SliceThickness")
     kind = texts(file.header, "ImageType")[2:3]
     return Slice(
-        file, index,
+        file,
+        index,
         position_mm=numbers(where("ImagePositionPatient"), "ImagePositionPatient", 3),
         orientation=numbers(where("ImageOrientationPatient"), "ImageOrientationPatient", 6),
         spacing_mm=numbers(where("PixelSpacing"), "PixelSpacing", 2),
@@ -127,7 +139,7 @@ def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:
         intercept=number(where("RescaleIntercept"), "RescaleIntercept"),
         rescale_type=text(where("RescaleType"), "RescaleType"),
         facts={key: "/".join(texts(where(key), key)) for key in SAME} | {"ImageType": "/".join(kind)},
-    )  # fmt: skip
+    )
 
 
 def _holder(groups: list[Dataset], keyword: str) -> Dataset:

@@ -88,12 +88,14 @@ class Images:
         counts, _ = np.histogram(np.clip(values, *edges), BINS, (edges[0], edges[1]))
         levels = [self.low, *np.percentile(values, PERCENTILES[1:-1]).tolist(), self.high]
         return {
-            "num_images": len(self.places), "dims": dict(dims),
+            "num_images": len(self.places),
+            "dims": dict(dims),
             "channels": {str(number): count for number, count in sorted(self.channels.items())},
-            "shape": _spread(self.shapes), "spacing_mm": _spread(self.spacings_mm),
+            "shape": _spread(self.shapes),
+            "spacing_mm": _spread(self.spacings_mm),
             "intensity": {str(p): round(level, 4) for p, level in zip(PERCENTILES, levels, strict=True)},
             "histogram": {"low": float(edges[0]), "high": float(edges[1]), "counts": counts.tolist()},
-        }  # fmt: skip
+        }
 
     def odd_scales(self) -> list[Place]:
         """Images whose intensities span another order of magnitude than most."""

@@ -43,8 +43,11 @@ def regions(rt: Dataset, numbers: Collection[int], image: Volume) -> Iterator[Re
         RefusedImage: `label_geometry`, `label_values` (no contours, contours that cross, nothing inside),
             `truncated`.
     """
-    drawn = {int(roi.ReferencedROINumber): _contours(roi, image) for roi in rt.get("ROIContourSequence") or []
-             if int(roi.ReferencedROINumber) in numbers and roi.get("ContourSequence")}  # fmt: skip
+    drawn = {
+        int(roi.ReferencedROINumber): _contours(roi, image)
+        for roi in rt.get("ROIContourSequence") or []
+        if int(roi.ReferencedROINumber) in numbers and roi.get("ContourSequence")
+    }
     if not drawn:
         raise RefusedImage("label_values", "RTSTRUCT must hold contours of a declared structure; it holds none")
     axis = _slice_axis([points for contours in drawn.values() for _, points in contours], image)
@@ -78,8 +81,9 @@ def _contours(roi: Dataset, image: Volume) -> list[Contour]:
 def _slice_axis(contours: list[Float[np.ndarray, "n 3"]], image: Volume) -> int:
     """The axis of the image along which every contour keeps to one slice."""
     # A tenth of a slice forgives positions rounded to 0.1 mm; contours drawn between slices are half of one off.
-    off = [max(float(np.abs(points[:, axis] - np.rint(points[0, axis])).max()) for points in contours)
-           for axis in range(3)]  # fmt: skip
+    off = [
+        max(float(np.abs(points[:, axis] - np.rint(points[0, axis])).max()) for points in contours) for axis in range(3)
+    ]
     flat = [axis for axis in range(3) if off[axis] <= MAX_CORNER_SHIFT]
     if len(flat) != 1:
         got = f"one lies {min(off):.3g} slices off" if not flat else "they enclose no area"

@@ -31,8 +31,17 @@ MAKER = "OmniFM-FLARE"
 DESCRIPTION = "OmniFM automatic segmentation, research use only"
 SERIES_NUMBER = 9900
 """Far above a scanner's own."""
-MUST_BE_THERE = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
-                 "StudyDate", "StudyTime", "ReferringPhysicianName")  # fmt: skip
+MUST_BE_THERE = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
 """Empty where the source lacks them (type 2)."""
 SEXES = ("", "M", "F", "O")
 MAX_LABEL = 64
@@ -71,13 +80,25 @@ def _encode(prediction: LabelMap, source: Path, model: str, version: str) -> byt
         order = np.argsort(place)
         headers, place = [headers[index] for index in order], place[order]
     seg = Segmentation(
-        headers, prediction.values[:, :, place].transpose(2, 1, 0), "BINARY", _segments(prediction, version),
-        series_instance_uid=generate_uid(), series_number=SERIES_NUMBER, sop_instance_uid=generate_uid(),
-        instance_number=1, manufacturer=MAKER, manufacturer_model_name=MAKER, software_versions=version,
-        device_serial_number=model[:16], content_label="SEGMENTATION", content_description=DESCRIPTION,
-        series_description=DESCRIPTION, transfer_syntax_uid=ExplicitVRLittleEndian, specific_character_set="ISO_IR 192",
+        headers,
+        prediction.values[:, :, place].transpose(2, 1, 0),
+        "BINARY",
+        _segments(prediction, version),
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
+        software_versions=version,
+        device_serial_number=model[:16],
+        content_label="SEGMENTATION",
+        content_description=DESCRIPTION,
+        series_description=DESCRIPTION,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        specific_character_set="ISO_IR 192",
         pixel_measures=_measures(pieces[0], step_mm),
-    )  # fmt: skip
+    )
     buffer = BytesIO()
     seg.save_as(buffer)
     return buffer.getvalue()

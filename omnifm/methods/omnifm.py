@@ -110,9 +110,17 @@ class OmniFM(Method):
         super().__init__(settings)
         s = settings
         self.bank = KnowledgeBank(
-            s.dim, max_size=s.bank_size, radius=s.radius, ring=s.ring, decay=s.decay, grace=s.grace, prune=s.prune,
-            ttl=s.ttl, center=s.center, exclude_self=s.exclude_self,
-        )  # fmt: skip
+            s.dim,
+            max_size=s.bank_size,
+            radius=s.radius,
+            ring=s.ring,
+            decay=s.decay,
+            grace=s.grace,
+            prune=s.prune,
+            ttl=s.ttl,
+            center=s.center,
+            exclude_self=s.exclude_self,
+        )
         self.sent: dict[str, list[int]] = {}
         self.last: dict[str, Tensor] = {}
         self.profiles: dict[str, Tensor] = {}
@@ -124,8 +132,18 @@ class OmniFM(Method):
     def build(self, task: Task) -> Model:
         """OmniModel around the task's backbone."""
         s = self.settings
-        names = ("dim", "num_bands", "keep", "low_pass", "keep_per_mm", "num_retrieved", "num_suffix", "local_key",
-                 "fusion", "prompting")  # fmt: skip
+        names = (
+            "dim",
+            "num_bands",
+            "keep",
+            "low_pass",
+            "keep_per_mm",
+            "num_retrieved",
+            "num_suffix",
+            "local_key",
+            "fusion",
+            "prompting",
+        )
         parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
         model = OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
         self.first_tokenizer = copy.deepcopy(model.tokenizer).eval()  # of the same initial values everywhere

@@ -89,9 +89,13 @@ class Classification(Task):
     given = ("image",)
     # Balanced accuracy picks checkpoints: on skewed sites accuracy likes whoever says the commonest class.
     metrics = {  # noqa: RUF012
-        "balanced_accuracy": True, "accuracy": True, "macro_f1": True, "auroc": True,
-        "balanced_accuracy_majority": True, "accuracy_majority": True,
-    }  # fmt: skip
+        "balanced_accuracy": True,
+        "accuracy": True,
+        "macro_f1": True,
+        "auroc": True,
+        "balanced_accuracy_majority": True,
+        "accuracy_majority": True,
+    }
 
     def __init__(self, settings: Any, model: Any) -> None:
         super().__init__(settings, model)
@@ -113,8 +117,12 @@ class Classification(Task):
     def case_facts(self, case: Batch) -> dict[str, Any]:
         """Dimensions, channels, longest side in voxels, class."""
         shape = case["array"].shape
-        return {"dims": 3 if shape[2] > 1 else 2, "channels": shape[3] if len(shape) == 4 else 1,
-                "side": max(shape[:3]), "class": case["class"]}  # fmt: skip
+        return {
+            "dims": 3 if shape[2] > 1 else 2,
+            "channels": shape[3] if len(shape) == 4 else 1,
+            "side": max(shape[:3]),
+            "class": case["class"],
+        }
 
     def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
         """Dimensions, one per site; channels; median longest side; class names and how many classes they imply."""

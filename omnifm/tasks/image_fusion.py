@@ -141,8 +141,11 @@ class ImageFusion(Task):
     def prepare(self, case: Batch) -> Batch:
         """Luminances padded at the end to at least one patch; the scores of the plain average and maximum."""
         a, b = case["luminance"]
-        scores = {f"{measure}_{name}": value for name, plain in baselines(a, b).items()
-                  for measure, value in fusion_scores(plain, a, b).items()}  # fmt: skip
+        scores = {
+            f"{measure}_{name}": value
+            for name, plain in baselines(a, b).items()
+            for measure, value in fusion_scores(plain, a, b).items()
+        }
         return self._padded(case) | {"baselines": scores}
 
     def _padded(self, case: Batch) -> Batch:

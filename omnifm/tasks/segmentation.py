@@ -94,8 +94,12 @@ class Segmentation(Task):
     def case_facts(self, case: Batch) -> dict[str, Any]:
         """Dimensions, channels, shape in voxels and spacing in mm."""
         shape = case["array"].shape
-        return {"dims": 3 if shape[2] > 1 else 2, "channels": shape[3], "shape": list(shape[:3]),
-                "spacing_mm": case["spacing_mm"].tolist()}  # fmt: skip
+        return {
+            "dims": 3 if shape[2] > 1 else 2,
+            "channels": shape[3],
+            "shape": list(shape[:3]),
+            "spacing_mm": case["spacing_mm"].tolist(),
+        }
 
     def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
         """Dimensions, one per site; channels; labels; median spacing, largest extent in mm."""
@@ -160,8 +164,15 @@ class Segmentation(Task):
         pad = SpatialPad(self.spec["patch"], method="end")
         image, label = pad(image).as_tensor(), pad(label).as_tensor()
         foreground, background = map_binary_to_indices(label.numpy())
-        return {"image": image, "label": label, "fg": foreground, "bg": background, "size": np.array(size),
-                "native_label": case["native_label"], "spacing_mm": case["spacing_mm"]}  # fmt: skip
+        return {
+            "image": image,
+            "label": label,
+            "fg": foreground,
+            "bg": background,
+            "size": np.array(size),
+            "native_label": case["native_label"],
+            "spacing_mm": case["spacing_mm"],
+        }
 
     def _size(self, case: Batch) -> list[int]:
         if self.spec["dims"] == 2:

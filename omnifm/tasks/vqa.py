@@ -81,9 +81,14 @@ class VQA(Task):
     required = ("image", "question", "answer")
     given = ("image", "question")
     metrics = {  # noqa: RUF012
-        "accuracy": True, "closed_accuracy": True, "open_exact": True, "open_recall": True, "bleu1": True,
-        "accuracy_prior": True, "accuracy_question_only": True,
-    }  # fmt: skip
+        "accuracy": True,
+        "closed_accuracy": True,
+        "open_exact": True,
+        "open_recall": True,
+        "bleu1": True,
+        "accuracy_prior": True,
+        "accuracy_question_only": True,
+    }
 
     def __init__(self, settings: Any, model: Any) -> None:
         super().__init__(settings, model)
@@ -176,8 +181,14 @@ class VQA(Task):
         if last is None or last[0] is not case["array"]:
             last = self.shown_last = case["array"], clip_picture(case["array"], self.side)
         words = {key: case[key] for key in ("question", "answer", "answer_type", "question_type")}
-        return {"image": last[1], "prompt": torch.tensor(prompt), "text": torch.tensor(text),
-                "target": torch.tensor(target), "length": length, **words}  # fmt: skip
+        return {
+            "image": last[1],
+            "prompt": torch.tensor(prompt),
+            "text": torch.tensor(text),
+            "target": torch.tensor(target),
+            "length": length,
+            **words,
+        }
 
     def augment(self) -> Compose:
         """Random intensities only: a flip would make left right."""

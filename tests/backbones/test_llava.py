@@ -101,9 +101,13 @@ class TestReading:
 class TestTuning:
     @pytest.mark.parametrize(
         ("tuning", "parts"),
-        [("connector", {"connector"}), ("lm", {"language"}), ("joint", {"connector", "language"}),
-         ("two_stage", {"connector", "language"})],
-    )  # fmt: skip
+        [
+            ("connector", {"connector"}),
+            ("lm", {"language"}),
+            ("joint", {"connector", "language"}),
+            ("two_stage", {"connector", "language"}),
+        ],
+    )
     @pytest.mark.parametrize("peft", ["full", "lora"])
     def test_what_is_trained(self, build, tuning, parts, peft):
         assert {name.split(".")[0] for name in trained(build(tuning, peft))} == parts
@@ -133,10 +137,12 @@ class TestTuning:
 
     @pytest.mark.parametrize(
         ("tuning", "peft", "prefixes"),
-        [("joint", "full", ("language.model.layers.1.", "language.model.norm.")),
-         ("lm", "lora", ("language.model.layers.1.",)),
-         ("connector", "full", ("connector.2.",))],
-    )  # fmt: skip
+        [
+            ("joint", "full", ("language.model.layers.1.", "language.model.norm.")),
+            ("lm", "lora", ("language.model.layers.1.",)),
+            ("connector", "full", ("connector.2.",)),
+        ],
+    )
     def test_the_head_is_the_last_tuned_block(self, build, tuning, peft, prefixes):
         backbone = build(tuning, peft)
         home = Partition.of(backbone, personal=backbone.head()).personal

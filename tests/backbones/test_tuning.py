@@ -5,8 +5,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from omnifm.backbones.tuning import Adapter, tune
 
-CONFIG = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-          "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+CONFIG = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 # Linear layers of one block, (in, out): q, k, v, o, gate, up, down.
 LINEAR = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
 COUNTS = {

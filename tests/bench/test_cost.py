@@ -154,18 +154,27 @@ class TestFlareRounds:
     def test_rounds_of_ours_end_with_their_first_report(self):
         log = "".join(
             f"2026-01-01 00:00:{second},000 - rounds - INFO - round {number}/3  {site}  loss 1.0000  dice\n"
-            for second, number, site in
-            [("10", 1, "site-1"), ("11", 1, "site-2"), ("14", 2, "site-2"), ("15", 2, "site-1"), ("20", 3, "site-1")]
-        )  # fmt: skip
+            for second, number, site in [
+                ("10", 1, "site-1"),
+                ("11", 1, "site-2"),
+                ("14", 2, "site-2"),
+                ("15", 2, "site-1"),
+                ("20", 3, "site-1"),
+            ]
+        )
         log += "2026-01-01 00:00:30,000 - rounds - WARNING - round 4/4  site-1  missing: timeout\n"
         assert walls(flare_round.boundaries(log, flare_round.OURS)) == [4.0, 6.0]
 
     def test_rounds_of_stock_leave_out_round_0(self):
         log = "".join(
             f"2026-01-01 00:00:{second},500 - FedAvg - INFO - [a=b]: \n{line * 9}\n   {what}.   \n{line * 9}\n\n"
-            for second, what, line in [("01", "Start FedAvg", "="), ("10", "Round 0 started", "-"),
-                                       ("30", "Round 1 started", "-"), ("35", "Finished FedAvg", "=")]
-        )  # fmt: skip
+            for second, what, line in [
+                ("01", "Start FedAvg", "="),
+                ("10", "Round 0 started", "-"),
+                ("30", "Round 1 started", "-"),
+                ("35", "Finished FedAvg", "="),
+            ]
+        )
         assert walls(flare_round.boundaries(log, flare_round.STOCK)) == [5.0]
 
     def test_cpu_is_interpolated_between_samples(self):

@@ -38,10 +38,16 @@ LOCAL, FEDPER = "Local (matched)", "FedPer (matched)"
 
 def test_the_rival_is_the_best_matched_baseline(tmp_path):
     """Plain FedAvg is better still and does not count; +0.1 at every site and seed excludes zero."""
-    file = table(tmp_path, "one", {
-        "FedAvg": [[0.9, 0.9]] * 3, LOCAL: [[0.3, 0.5], [0.4, 0.6], [0.5, 0.7]], FEDPER: [[0.1, 0.1]] * 3,
-        "OmniFM": [[0.4, 0.6], [0.5, 0.7], [0.6, 0.8]],
-    })  # fmt: skip
+    file = table(
+        tmp_path,
+        "one",
+        {
+            "FedAvg": [[0.9, 0.9]] * 3,
+            LOCAL: [[0.3, 0.5], [0.4, 0.6], [0.5, 0.7]],
+            FEDPER: [[0.1, 0.1]] * 3,
+            "OmniFM": [[0.4, 0.6], [0.5, 0.7], [0.6, 0.8]],
+        },
+    )
     text = glance([file], "OmniFM")
     heads = "| federation | metric | seeds | Local | FedPer | OmniFM | difference [95 % CI] | worst site | verdict |"
     assert heads in text
@@ -94,12 +100,15 @@ def test_without_the_score_of_a_matched_baseline_there_is_no_verdict(tmp_path):
     assert "Not counted, for want of a score or of a second seed: one." in text
 
 
-@pytest.mark.parametrize(("scores", "facts"), [
-    ({FEDPER: [[0.5]] * 2}, {"failed": {"OmniFM": "diverged"}}),
-    ({FEDPER: [[0.5]] * 2, "OmniFM": [[float("nan")]] * 2}, {}),
-    ({}, {"failed": {FEDPER: "diverged", "OmniFM": "diverged"}}),
-    ({FEDPER: [[0.5]], "OmniFM": [[0.6]]}, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "facts"),
+    [
+        ({FEDPER: [[0.5]] * 2}, {"failed": {"OmniFM": "diverged"}}),
+        ({FEDPER: [[0.5]] * 2, "OmniFM": [[float("nan")]] * 2}, {}),
+        ({}, {"failed": {FEDPER: "diverged", "OmniFM": "diverged"}}),
+        ({FEDPER: [[0.5]], "OmniFM": [[0.6]]}, {}),
+    ],
+)
 def test_a_federation_that_says_nothing_does_not_stop_the_others(tmp_path, scores, facts):
     columns = {"good": scored(FINE), "bad": scored(FINE) | ({"rows": {}} | facts if not scores else {})}
     if scores:

@@ -33,12 +33,22 @@ def table():
     }
     column = tables.tabulate(cells, METRICS, "FedAvg") | HEADER | {"metrics": METRICS}
     column["chosen"] = {"OmniFM": {"train": {"lr": 0.03}}}
-    column["tried"] = {"OmniFM": [{"key": "train.lr", "value": 0.01, "validation": 0.5},
-                                  {"key": "train.lr", "value": 0.03, "validation": 0.6},
-                                  {"key": "train.lr", "value": 0.09, "validation": None}]}  # fmt: skip
+    column["tried"] = {
+        "OmniFM": [
+            {"key": "train.lr", "value": 0.01, "validation": 0.5},
+            {"key": "train.lr", "value": 0.03, "validation": 0.6},
+            {"key": "train.lr", "value": 0.09, "validation": None},
+        ]
+    }
     for name, row in column["rows"].items():
-        row["facts"] = {"steps": [8, 8], "backbone_hash": ["a", "b"], "init_hash": ["c", "d"], "partition_hash": "p",
-                        "num_values": {"shared": 5}, "values_moved": 2 * 5 * 6}  # fmt: skip
+        row["facts"] = {
+            "steps": [8, 8],
+            "backbone_hash": ["a", "b"],
+            "init_hash": ["c", "d"],
+            "partition_hash": "p",
+            "num_values": {"shared": 5},
+            "values_moved": 2 * 5 * 6,
+        }
         row["curve"] = dict.fromkeys(METRICS, CURVES[name])
         row["rounds_to_90"] = dict.fromkeys(METRICS, ROUNDS[name])
     return {"columns": {"polyp": json.loads(json.dumps(column))}}

@@ -98,10 +98,16 @@ class TestTuning:
         assert seen == [(0.01, None), (0.03, None), (0.09, None), (0.03, 0.01), (0.03, 0.1)]
         assert [point["value"] for point in tried] == [0.01, 0.03, 0.09, 0.01, 0.1]
 
-    @pytest.mark.parametrize(("best", "beyond", "chosen"), [
-        (0.03, [], 0.03), (0.1, [0.27], 0.09), (0.3, [0.27, 0.81], 0.27), (9.0, [0.27, 0.81], 0.81),
-        (0.001, [0.0033, 0.0011], 0.0011),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("best", "beyond", "chosen"),
+        [
+            (0.03, [], 0.03),
+            (0.1, [0.27], 0.09),
+            (0.3, [0.27, 0.81], 0.27),
+            (9.0, [0.27, 0.81], 0.81),
+            (0.001, [0.0033, 0.0011], 0.0011),
+        ],
+    )
     def test_an_edge_is_followed(self, best, beyond, chosen):
         """From 0.01, 0.03 and 0.09 outwards, until the best is inside or two are tried."""
         rates = {"train.lr": [0.01, 0.03, 0.09]}
@@ -127,8 +133,10 @@ class TestTuning:
 
     def test_scores_are_of_validation(self):
         """Sites' best rounds are 0.4 and 0.6; test scores are not looked at."""
-        history = [{"sites": {"a": {"metrics": {"dice": 0.4}}, "b": {"metrics": {"dice": 0.6}}}},
-                   {"sites": {"a": {"metrics": {"dice": 0.2}}}}]  # fmt: skip
+        history = [
+            {"sites": {"a": {"metrics": {"dice": 0.4}}, "b": {"metrics": {"dice": 0.6}}}},
+            {"sites": {"a": {"metrics": {"dice": 0.2}}}},
+        ]
         assert course.validation({"history": history}, "dice", True) == pytest.approx(0.5)
 
 

@@ -16,8 +16,15 @@ from tests.conftest import experiment
 
 
 def row(*seconds: float, difference: float | None = 0.0, first: float | None = 0.0) -> dict:
-    return {"seconds": list(seconds), "cpu_seconds": [s / 2 for s in seconds], "peak_bytes": 3 * 2**20,
-            "bytes_up": 12, "checksum": "ab", "difference": difference, "first_difference": first}  # fmt: skip
+    return {
+        "seconds": list(seconds),
+        "cpu_seconds": [s / 2 for s in seconds],
+        "peak_bytes": 3 * 2**20,
+        "bytes_up": 12,
+        "checksum": "ab",
+        "difference": difference,
+        "first_difference": first,
+    }
 
 
 class TestRows:
@@ -27,8 +34,12 @@ class TestRows:
         assert peers.ratio(rows, "plain") == 1.0
 
     def test_equality_is_told(self):
-        rows = {"plain": row(1), "ours": row(1), "pfl": row(1, difference=1e-2, first=1e-8),
-                "flower": row(1, difference=0.1, first=1e-3)}  # fmt: skip
+        rows = {
+            "plain": row(1),
+            "ours": row(1),
+            "pfl": row(1, difference=1e-2, first=1e-8),
+            "flower": row(1, difference=0.1, first=1e-3),
+        }
         assert peers.cells("ours", rows)[-1] == "equal, every bit"
         assert peers.cells("pfl", rows)[-1] == "relative difference 1.0e-08 after round 1, 1.0e-02 at the end"
         told = "relative difference 1.0e-03 after round 1, 1.0e-01 at the end: NOT THE SAME WORK"
@@ -63,10 +74,15 @@ class TestPeerProcess:
         monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
         (tmp_path / "data").symlink_to(federation)
         tiny = experiment(method={"name": "fedavg"})
-        record = {"job": tiny.job, "task": tiny.task, "data": {"name": "tiny"}, "model": tiny.model,
-                  "method": tiny.method, "seed": tiny.seed,
-                  "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1},
-                  }  # fmt: skip
+        record = {
+            "job": tiny.job,
+            "task": tiny.task,
+            "data": {"name": "tiny"},
+            "model": tiny.model,
+            "method": tiny.method,
+            "seed": tiny.seed,
+            "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1},
+        }
         (tmp_path / "experiment.json").write_text(json.dumps(record))
         for name in ("plain", "ours"):
             monkeypatch.setattr(sys, "argv", ["peer", name, str(tmp_path)])
@@ -118,8 +134,10 @@ class TestScale:
 
     def test_line_tells_the_growth(self):
         """From 10 to 110 sites 100 KiB more: one KiB each."""
-        rows = [{"sites": 10, "seconds": 5.0, "peak_bytes": 2**20},
-                {"sites": 110, "seconds": 55.0, "peak_bytes": 2**20 + 100 * 2**10}]  # fmt: skip
+        rows = [
+            {"sites": 10, "seconds": 5.0, "peak_bytes": 2**20},
+            {"sites": 110, "seconds": 55.0, "peak_bytes": 2**20 + 100 * 2**10},
+        ]
         assert scale.line(rows) == "110 sites: 55.0 s, 0.500 s per site, peak 1 MiB, 1.0 KiB per site more"
         assert scale.line(rows[:1]).endswith("peak 1 MiB")
 

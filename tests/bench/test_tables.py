@@ -94,8 +94,9 @@ def test_a_rival_that_hangs_on_the_model_is_named_after_it():
             site["metrics"]["dice_prior"] = {"before": 0.2, "after": 0.2}
     found = tables.tabulate(runs, METRICS | {"dice_blank": True, "dice_prior": True})["trivial"]
     assert {name: row["dice"]["after"]["mean"] for name, row in found.items()} == {
-        "blank of Local": pytest.approx(0.1), "prior": pytest.approx(0.2),
-    }  # fmt: skip
+        "blank of Local": pytest.approx(0.1),
+        "prior": pytest.approx(0.2),
+    }
 
 
 def fake_run(score, source="site"):
@@ -108,12 +109,18 @@ def fake_run(score, source="site"):
         metrics = plugin("tasks", experiment.task["name"]).metrics
         entry = {"metrics": dict.fromkeys(metrics, value), "bytes_up": 1, "bytes_down": 1}
         return {
-            "status": "COMPLETE", "reason": None, "data_source": source, "init_hash": "i", "backbone_hash": "b",
+            "status": "COMPLETE",
+            "reason": None,
+            "data_source": source,
+            "init_hash": "i",
+            "backbone_hash": "b",
             "partition": {"hash": "p", "shared": 1, "personal": 1, "frozen": 0},
-            "sites": {site: {"num_train": 8, "metrics": {m: {"before": value, "after": value} for m in metrics}}
-                      for site in sites},
+            "sites": {
+                site: {"num_train": 8, "metrics": {m: {"before": value, "after": value} for m in metrics}}
+                for site in sites
+            },
             "history": [{"sites": dict.fromkeys(sites, entry), "bank": {}}] * experiment.train.num_rounds,
-        }  # fmt: skip
+        }
 
     return run
 

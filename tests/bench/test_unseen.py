@@ -177,8 +177,14 @@ class TestRun:
         monkeypatch.setattr(unseen, "join", lambda *_args: scores)
         monkeypatch.setattr(unseen, "CONTENDERS", {"OmniFM": experiment().method})
         tiny = experiment()
-        record = {"job": tiny.job, "task": tiny.task, "model": tiny.model, "method": tiny.method,
-                  "data": {"name": "tiny"}, "train": TRAIN}  # fmt: skip
+        record = {
+            "job": tiny.job,
+            "task": tiny.task,
+            "model": tiny.model,
+            "method": tiny.method,
+            "data": {"name": "tiny"},
+            "train": TRAIN,
+        }
         (tmp_path / "job/app/config").mkdir(parents=True)
         (tmp_path / "job/app/config/experiment.json").write_text(json.dumps(record))
         arguments = {"job": tmp_path / "job", "num_seeds": 1, "shots": 1, "num_steps": 1}

@@ -69,34 +69,55 @@ class TestAsShipped:
 BROKEN = {
     "no root": ("kit", lambda kit: (kit / "startup/rootCA.pem").unlink(), "lacks rootCA.pem"),
     "no start": ("kit", lambda kit: (kit / "startup/start.sh").unlink(), "it has none"),
-    "another root": ("certificate", lambda kit: shutil.copy(kit / "startup/client.crt", kit / "startup/rootCA.pem"),
-                     "client.crt must be issued by rootCA.pem; it is not"),
+    "another root": (
+        "certificate",
+        lambda kit: shutil.copy(kit / "startup/client.crt", kit / "startup/rootCA.pem"),
+        "client.crt must be issued by rootCA.pem; it is not",
+    ),
     "open key": ("key", lambda kit: (kit / "startup/client.key").chmod(0o640), "its mode is 640"),
-    "code from the lead": ("code", edit("local/authorization.json",
-                                        lambda c: c["permissions"]["lead"].update(byoc="any")),
-                           "authorization.json must deny byoc to lead; it grants 'any'"),
-    "everything to the admin": ("code", edit("local/authorization.json",
-                                             lambda c: c["permissions"].update(project_admin="any")),
-                                "must deny byoc to project_admin; it grants 'any'"),
+    "code from the lead": (
+        "code",
+        edit("local/authorization.json", lambda c: c["permissions"]["lead"].update(byoc="any")),
+        "authorization.json must deny byoc to lead; it grants 'any'",
+    ),
+    "everything to the admin": (
+        "code",
+        edit("local/authorization.json", lambda c: c["permissions"].update(project_admin="any")),
+        "must deny byoc to project_admin; it grants 'any'",
+    ),
     "no roles": ("code", edit("local/authorization.json", lambda c: c.update(permissions={})), "it names no role"),
     "warn": ("classes", resources(class_list_enforcement_mode="warn"), "must be 'enforce'; got 'warn'"),
-    "every class": ("classes", edit("local/resources.json", lambda c: c["class_allow_list"].append("*")),
-                    r"got \* too"),
-    "a class less": ("classes", edit("local/resources.json", lambda c: c["class_allow_list"].pop()),
-                     "it lacks omnifm_flare.filters.EgressFilter"),
+    "every class": (
+        "classes",
+        edit("local/resources.json", lambda c: c["class_allow_list"].append("*")),
+        r"got \* too",
+    ),
+    "a class less": (
+        "classes",
+        edit("local/resources.json", lambda c: c["class_allow_list"].pop()),
+        "it lacks omnifm_flare.filters.EgressFilter",
+    ),
     "streaming": ("logs", resources(allow_log_streaming=True), "allow_log_streaming must be false; got True"),
-    "a streamer": ("logs", edit("local/resources.json",
-                                lambda c: c["components"].append({"id": "site_log_streamer", "path": "x"})),
-                   "components must hold no log streamer"),
+    "a streamer": (
+        "logs",
+        edit("local/resources.json", lambda c: c["components"].append({"id": "site_log_streamer", "path": "x"})),
+        "components must hold no log streamer",
+    ),
     "talkative exceptions": ("logs", no_export, "NVFLARE_SECURE_LOGGING must be true"),
     "no privacy": ("filter", lambda kit: (kit / "local/privacy.json").unlink(), "it is missing"),
-    "no filter": ("filter", edit("local/privacy.json", lambda c: c["scopes"][0].update(task_result_filters=[])),
-                  "scope 'omnifm' must filter results with omnifm_flare.filters.EgressFilter"),
+    "no filter": (
+        "filter",
+        edit("local/privacy.json", lambda c: c["scopes"][0].update(task_result_filters=[])),
+        "scope 'omnifm' must filter results with omnifm_flare.filters.EgressFilter",
+    ),
     "no scope": ("filter", edit("local/privacy.json", lambda c: c.update(default_scope="other")), "got 'other'"),
     "no JSON": ("filter", lambda kit: (kit / "local/privacy.json").write_text("{"), "privacy.json must be JSON"),
-    "half TLS": ("server", edit("startup/fed_client.json", lambda c: c["client"].update(connection_security="tls")),
-                 "connection_security must be 'mtls'; got 'tls'"),
-}  # fmt: skip
+    "half TLS": (
+        "server",
+        edit("startup/fed_client.json", lambda c: c["client"].update(connection_security="tls")),
+        "connection_security must be 'mtls'; got 'tls'",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", list(BROKEN))

@@ -74,8 +74,13 @@ class TestSupervisor:
         server = Server(([*RUNS, "FINISHED:ABNORMAL"], outcome))
         done, said = supervise_(server, tmp_path)
         assert done
-        assert said == ["attempt 1 of 3: job submitted as id-1", "id-1: SUBMITTED", "id-1: RUNNING",
-                        "id-1: FINISHED:ABNORMAL", f"id-1: FINISHED:ABNORMAL; the run is {outcome}"]  # fmt: skip
+        assert said == [
+            "attempt 1 of 3: job submitted as id-1",
+            "id-1: SUBMITTED",
+            "id-1: RUNNING",
+            "id-1: FINISHED:ABNORMAL",
+            f"id-1: FINISHED:ABNORMAL; the run is {outcome}",
+        ]
 
     def test_a_failed_job_is_submitted_again(self, tmp_path):
         server = Server(([*RUNS, BROKE], None), ([*RUNS, BROKE], "FAILED"), ([*RUNS, "FINISHED:COMPLETED"], "COMPLETE"))

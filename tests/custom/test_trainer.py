@@ -23,9 +23,15 @@ from tests.conftest import experiment
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """experiment.json of the tiny job, as a file."""
-    record = {"job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
-              "model": {"channels": [4, 8]}, "method": {"name": "fedavg"}, "seed": 3,
-              "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1}}  # fmt: skip
+    record = {
+        "job": "tiny",
+        "task": {"name": "segmentation", "patch_size": 16},
+        "data": {"name": "tiny"},
+        "model": {"channels": [4, 8]},
+        "method": {"name": "fedavg"},
+        "seed": 3,
+        "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1},
+    }
     file = tmp_path_factory.mktemp("job") / "experiment.json"
     file.write_text(json.dumps(record))
     return file
@@ -95,9 +101,12 @@ threading.Event().wait()
 """
         trainer = Trainer()
         trainer.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         assert trainer.process.stdout.readline() == "started\n"
         before = trainer._cpu_ticks()
         assert trainer.process.stdout.readline() == "done\n"
@@ -214,7 +223,9 @@ def test_torch_is_imported_after_the_trainer_has_started():
 
 
 def test_hidden_packages_can_be_imported_afterwards():
-    code = ("from omnifm_flare.trainer_process import _import_monai; _import_monai(); "
-            "import matplotlib.pyplot, transformers; print('fine')")  # fmt: skip
+    code = (
+        "from omnifm_flare.trainer_process import _import_monai; _import_monai(); "
+        "import matplotlib.pyplot, transformers; print('fine')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr[-500:]

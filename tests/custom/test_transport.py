@@ -72,20 +72,29 @@ class TestExchange:
         assert exchange(server, ["a", "b"], lambda update: taken.append(update.site)) == {}
         assert sorted(taken) == ["a", "b"]
         assert {site: wire.to_payload(t.data).run_id for site, t in server.tasks.items()} == {
-            "a": "run of a", "b": "run of b"}  # fmt: skip
+            "a": "run of a",
+            "b": "run of b",
+        }
 
     def test_each_failure_has_a_short_reason(self):
-        server = Server(a=answer("a"), b=answer("b", "trainer died (signal 9)"), c=answer("b"),
-                        d=lambda _task: make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR),
-                        e=lambda _task: make_reply(ReturnCode.OK), f="gone")  # fmt: skip
+        server = Server(
+            a=answer("a"),
+            b=answer("b", "trainer died (signal 9)"),
+            c=answer("b"),
+            d=lambda _task: make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR),
+            e=lambda _task: make_reply(ReturnCode.OK),
+            f="gone",
+        )
         server.clients["f"] = None
         server.get_client_disconnect_time = lambda site: 1.0 if site == "f" else None
         missing = exchange(server, list("abcdef"))
         assert missing.pop("e").startswith("refused: the shareable is not a valid DXO")
         assert missing == {
-            "b": "trainer died (signal 9)", "c": "refused: it names another site",
-            "d": "withheld by the site's own filter", "f": "disconnected",
-        }  # fmt: skip
+            "b": "trainer died (signal 9)",
+            "c": "refused: it names another site",
+            "d": "withheld by the site's own filter",
+            "f": "disconnected",
+        }
         assert server.cancelled == [server.tasks["f"]]
 
     def test_what_the_federation_refuses_is_missing(self):

@@ -22,9 +22,17 @@ def through_flare(shareable):
 
 
 def update(**changes):
-    fields = {"site": "site-1", "stage": "train", "round": 2, "answers": "ab", "shared": {"w": torch.ones(2, 3)},
-              "num_samples": 7, "train_loss": 0.1, "before": {"dice": Score(0.25, 4), "iou": Score(None, 0, 4)},
-              "after": {"dice": Score(0.5, 4)}}  # fmt: skip
+    fields = {
+        "site": "site-1",
+        "stage": "train",
+        "round": 2,
+        "answers": "ab",
+        "shared": {"w": torch.ones(2, 3)},
+        "num_samples": 7,
+        "train_loss": 0.1,
+        "before": {"dice": Score(0.25, 4), "iou": Score(None, 0, 4)},
+        "after": {"dice": Score(0.5, 4)},
+    }
     return Update(**(fields | changes))
 
 

@@ -61,8 +61,9 @@ def image(pixels: np.ndarray = PIXELS, **changes: object) -> Dataset:
 def picture(pixels: np.ndarray = PIXELS, **changes: object) -> Dataset:
     """A data set that knows no place in a patient."""
     nowhere = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
-    return image(pixels, **{"Modality": "DX", "SOPClassUID": uid.DigitalXRayImageStorageForPresentation, **nowhere,
-                            **changes})  # fmt: skip
+    return image(
+        pixels, **{"Modality": "DX", "SOPClassUID": uid.DigitalXRayImageStorageForPresentation, **nowhere, **changes}
+    )
 
 
 def write(path: Path, ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> Path:
@@ -210,11 +211,18 @@ class TestWhatSurvives:
     @pytest.mark.parametrize(
         ("name", "vendor"),
         [
-            ("GE MEDICAL SYSTEMS", "GE"), ("G.E. Medical Systems", "GE"), ("Siemens Healthineers", "SIEMENS"),
-            ("Philips Medical Systems", "PHILIPS"), ("TOSHIBA_MEC", "CANON"), ("UIH", "UNITED IMAGING"),
-            ("Genial Scanners", "OTHER"), ("Doe^Jane", "OTHER"), ("", ""), (None, ""),
+            ("GE MEDICAL SYSTEMS", "GE"),
+            ("G.E. Medical Systems", "GE"),
+            ("Siemens Healthineers", "SIEMENS"),
+            ("Philips Medical Systems", "PHILIPS"),
+            ("TOSHIBA_MEC", "CANON"),
+            ("UIH", "UNITED IMAGING"),
+            ("Genial Scanners", "OTHER"),
+            ("Doe^Jane", "OTHER"),
+            ("", ""),
+            (None, ""),
         ],
-    )  # fmt: skip
+    )
     def test_vendor_is_one_of_a_closed_list(self, tmp_path, name, vendor):
         changes = {} if name is None else {"Manufacturer": name}
         assert read(write(tmp_path / "a.dcm", image(**changes))).vendor == vendor
@@ -232,15 +240,28 @@ class TestWhatSurvives:
     @pytest.mark.parametrize(
         "change",
         [
-            {"ImagePositionPatient": ["1", "2", "CANARY"]}, {"PhotometricInterpretation": "CANARY"}, {"Rows": None},
-            {"RescaleSlope": "CANARY", "RescaleIntercept": "0"}, {"SliceThickness": "CANARY"}, {"BitsStored": 17},
-            {"NumberOfFrames": "CANARY"}, {"ImageType": ["LOCALIZER", "CANARY"]}, {"SamplesPerPixel": 2},
-            {"BurnedInAnnotation": "YES"}, {"ImageOrientationPatient": None},
+            {"ImagePositionPatient": ["1", "2", "CANARY"]},
+            {"PhotometricInterpretation": "CANARY"},
+            {"Rows": None},
+            {"RescaleSlope": "CANARY", "RescaleIntercept": "0"},
+            {"SliceThickness": "CANARY"},
+            {"BitsStored": 17},
+            {"NumberOfFrames": "CANARY"},
+            {"ImageType": ["LOCALIZER", "CANARY"]},
+            {"SamplesPerPixel": 2},
+            {"BurnedInAnnotation": "YES"},
+            {"ImageOrientationPatient": None},
         ],
-    )  # fmt: skip
+    )
     def test_messages_quote_no_header(self, tmp_path, change):
-        ds = image(PatientName="CANARY", PatientID="/etc/cron.d/CANARY", StudyInstanceUID="../../CANARY",
-                   SeriesDescription="CANARY", StudyDate="CANARY", Manufacturer="CANARY")  # fmt: skip
+        ds = image(
+            PatientName="CANARY",
+            PatientID="/etc/cron.d/CANARY",
+            StudyInstanceUID="../../CANARY",
+            SeriesDescription="CANARY",
+            StudyDate="CANARY",
+            Manufacturer="CANARY",
+        )
         path = write(tmp_path / "CANARY.dcm", ds)
         spoilt = pydicom.dcmread(path)
         with pydicom.config.disable_value_validation():

@@ -155,10 +155,12 @@ def enhanced(places: list[float], times: list[int] | None = None, slope: object 
     nowhere = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"))
     stack = np.stack([PIXELS + frame for frame in range(len(places))])
     ds = image(SOPClassUID=uid.EnhancedMRImageStorage, NumberOfFrames=len(places), PixelData=stack.tobytes(), **nowhere)
-    ds.SharedFunctionalGroupsSequence = [item(
-        PlaneOrientationSequence=[item(ImageOrientationPatient=[0, 1, 0, 0, 0, -1])],
-        PixelMeasuresSequence=[item(PixelSpacing=[2, 3], SliceThickness=4)],
-    )]  # fmt: skip
+    ds.SharedFunctionalGroupsSequence = [
+        item(
+            PlaneOrientationSequence=[item(ImageOrientationPatient=[0, 1, 0, 0, 0, -1])],
+            PixelMeasuresSequence=[item(PixelSpacing=[2, 3], SliceThickness=4)],
+        )
+    ]
     ds.PerFrameFunctionalGroupsSequence = [
         item(
             PlanePositionSequence=[item(ImagePositionPatient=[place, 0, 0])],

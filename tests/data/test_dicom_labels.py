@@ -47,8 +47,16 @@ def scan(*, oblique: bool = False, step_mm: float = 2.0, frame: str = FRAME) -> 
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         header.SOPClassUID, header.SOPInstanceUID, header.Modality = CTImageStorage, generate_uid(), "CT"
         header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = series, study, frame
-        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-                     "AccessionNumber", "StudyID"):  # fmt: skip
+        for name in (
+            "PatientID",
+            "PatientName",
+            "PatientBirthDate",
+            "PatientSex",
+            "StudyDate",
+            "StudyTime",
+            "AccessionNumber",
+            "StudyID",
+        ):
             setattr(header, name, "")
         header.SeriesNumber, header.InstanceNumber, header.Rows, header.Columns = 1, z + 1, ROWS, COLUMNS
         header.PixelSpacing, header.SliceThickness = [0.8, 0.5], step_mm
@@ -83,12 +91,18 @@ def random_mask(seed: int = 0) -> np.ndarray:
 
 
 def write_seg(
-    folder: Path, headers: list[Dataset], mask: np.ndarray, names: tuple[str, ...] = ("Liver", "Tumour"),
-    kind: str = "BINARY", **options: object,
-) -> Path:  # fmt: skip
+    folder: Path,
+    headers: list[Dataset],
+    mask: np.ndarray,
+    names: tuple[str, ...] = ("Liver", "Tumour"),
+    kind: str = "BINARY",
+    **options: object,
+) -> Path:
     """Let highdicom write `mask`: x y z numbers of segments, or x y z segment of 0 and 1 (or fractions)."""
-    segments = [highdicom.seg.SegmentDescription(number, name, codes.SCT.Tissue, codes.SCT.Organ, "MANUAL")
-                for number, name in enumerate(names, 1)]  # fmt: skip
+    segments = [
+        highdicom.seg.SegmentDescription(number, name, codes.SCT.Tissue, codes.SCT.Organ, "MANUAL")
+        for number, name in enumerate(names, 1)
+    ]
     array = np.swapaxes(mask, 0, 2)
     array = array if kind == "FRACTIONAL" else array.astype(np.uint8)
     uids = (generate_uid(), 1, generate_uid(), 1, "maker", "model", "1", "serial")
@@ -302,18 +316,21 @@ class TestSegmentation:
             (lambda seg: seg.SegmentSequence.append(seg.SegmentSequence[0]), "corrupt", "two share a number"),
             (
                 as_video,
-                "unsupported_transfer_syntax", "a compression we decode",
+                "unsupported_transfer_syntax",
+                "a compression we decode",
             ),
             (
                 lambda seg: frames_of(seg)[0].pop("PlanePositionSequence"),
-                "label_geometry", "must give PlanePositionSequence for each frame",
+                "label_geometry",
+                "must give PlanePositionSequence for each frame",
             ),
             (
                 lambda seg: frames_of(seg).__setitem__(0, frames_of(seg)[1]),
-                "duplicate_slices", "one frame per segment and plane",
+                "duplicate_slices",
+                "one frame per segment and plane",
             ),
         ],
-    )  # fmt: skip
+    )
     def test_refuses_what_contradicts_itself(self, tmp_path, edit, reason, match):
         path = edited(write_seg(tmp_path, scan(), random_mask()), edit)
         with refused(reason, match):

@@ -13,13 +13,25 @@ from omnifm.data.volume import read_volume
 from tests.data.test_dicom import PIXELS, SHARED, image, needs_shared, read, write
 
 HEADERS = SHARED / "pet_suv_header_json"
-INJECTION = ("RadionuclideTotalDose", "RadionuclideHalfLife", "RadiopharmaceuticalStartTime",
-             "RadiopharmaceuticalStartDateTime")  # fmt: skip
+INJECTION = (
+    "RadionuclideTotalDose",
+    "RadionuclideHalfLife",
+    "RadiopharmaceuticalStartTime",
+    "RadiopharmaceuticalStartDateTime",
+)
 FACTS = {
-    "Units": "BQML", "CorrectedImage": ["ATTN", "DECY"], "DecayCorrection": "START", "PatientWeight": 70,
-    "SeriesDate": "20200101", "SeriesTime": "110000", "AcquisitionDate": "20200101", "AcquisitionTime": "110000",
-    "RadionuclideTotalDose": 3.7e8, "RadionuclideHalfLife": 3600, "RadiopharmaceuticalStartTime": "100000.00",
-}  # fmt: skip
+    "Units": "BQML",
+    "CorrectedImage": ["ATTN", "DECY"],
+    "DecayCorrection": "START",
+    "PatientWeight": 70,
+    "SeriesDate": "20200101",
+    "SeriesTime": "110000",
+    "AcquisitionDate": "20200101",
+    "AcquisitionTime": "110000",
+    "RadionuclideTotalDose": 3.7e8,
+    "RadionuclideHalfLife": 3600,
+    "RadiopharmaceuticalStartTime": "100000.00",
+}
 GOLDEN = 70_000 / (3.7e8 / 2)
 """One half-life after the injection half of the dose is left: g per Bq."""
 
@@ -82,18 +94,34 @@ class TestFactor:
     @pytest.mark.parametrize(
         "change",
         [
-            {"Units": "GML"}, {"Units": "PROPCPS"}, {"Units": None}, {"CorrectedImage": ["ATTN"]},
-            {"CorrectedImage": ["DECY"]}, {"CorrectedImage": None}, {"DecayCorrection": "NONE"},
-            {"PatientWeight": None}, {"PatientWeight": 0}, {"PatientWeight": 7000}, {"RadionuclideTotalDose": None},
-            {"RadionuclideTotalDose": 370}, {"RadionuclideHalfLife": 0}, {"RadionuclideHalfLife": None},
-            {"RadiopharmaceuticalStartTime": None}, {"RadiopharmaceuticalStartTime": "120000"},
-            {"RadiopharmaceuticalStartTime": "noon"}, {"RadiopharmaceuticalStartDateTime": "20191201100000"},
-            {"RadiopharmaceuticalStartDateTime": "20200101100000+0100"}, {"SeriesDate": None}, {"SeriesTime": None},
-            {"AcquisitionTime": None}, {"SeriesTime": "150000"}, {"SeriesTime": "150000", "FrameReferenceTime": -1},
+            {"Units": "GML"},
+            {"Units": "PROPCPS"},
+            {"Units": None},
+            {"CorrectedImage": ["ATTN"]},
+            {"CorrectedImage": ["DECY"]},
+            {"CorrectedImage": None},
+            {"DecayCorrection": "NONE"},
+            {"PatientWeight": None},
+            {"PatientWeight": 0},
+            {"PatientWeight": 7000},
+            {"RadionuclideTotalDose": None},
+            {"RadionuclideTotalDose": 370},
+            {"RadionuclideHalfLife": 0},
+            {"RadionuclideHalfLife": None},
+            {"RadiopharmaceuticalStartTime": None},
+            {"RadiopharmaceuticalStartTime": "120000"},
+            {"RadiopharmaceuticalStartTime": "noon"},
+            {"RadiopharmaceuticalStartDateTime": "20191201100000"},
+            {"RadiopharmaceuticalStartDateTime": "20200101100000+0100"},
+            {"SeriesDate": None},
+            {"SeriesTime": None},
+            {"AcquisitionTime": None},
+            {"SeriesTime": "150000"},
+            {"SeriesTime": "150000", "FrameReferenceTime": -1},
             {"SeriesTime": "150000", "FrameReferenceTime": 5},
         ],
         ids=str,
-    )  # fmt: skip
+    )
     def test_keeps_its_unit_when_a_fact_is_missing_or_implausible(self, change):
         with_defaults = {**FACTS, **change}
         assert suv_factor([header(with_defaults)]) == 1
@@ -110,8 +138,9 @@ class TestFactor:
 class TestVolume:
     def test_values_are_multiplied_after_the_slope(self, tmp_path):
         place = header(FACTS)
-        ds = image(Modality="PT", SOPClassUID=uid.PositronEmissionTomographyImageStorage,
-                   RescaleSlope=3, RescaleIntercept=5)  # fmt: skip
+        ds = image(
+            Modality="PT", SOPClassUID=uid.PositronEmissionTomographyImageStorage, RescaleSlope=3, RescaleIntercept=5
+        )
         ds.update(place)
         volume = read(write(tmp_path / "a.dcm", ds))
         np.testing.assert_allclose(volume.array[..., 0].T, (PIXELS * 3 + 5) * GOLDEN, rtol=1e-6)

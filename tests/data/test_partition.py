@@ -100,8 +100,16 @@ KINDS = [i // 3 % 4 for i in range(NUM)]  # one label per patient
 def dealt(partition, num_sites=4, gamma=1.0, seed=0):
     homes = ["b" if i < 9 else "a" for i in range(NUM)]
     modalities = ["MR" if i % 2 else "CT" for i in range(NUM)]
-    return deal(partition, PATIENTS, homes=homes, modalities=modalities, labels=KINDS, num_sites=num_sites,
-                gamma=gamma, seed=seed)  # fmt: skip
+    return deal(
+        partition,
+        PATIENTS,
+        homes=homes,
+        modalities=modalities,
+        labels=KINDS,
+        num_sites=num_sites,
+        gamma=gamma,
+        seed=seed,
+    )
 
 
 class TestDeal:

@@ -38,8 +38,15 @@ def random_classes(shape, seed: int = 0) -> np.ndarray:
 
 def patient(**changes: object) -> dict[str, object]:
     """What `image` lacks for a viewer: who and which study."""
-    return {"StudyInstanceUID": "1.2.826.0.1.9", "PatientID": "p-7", "PatientName": "Doe^Jane", "PatientSex": "F",
-            "PatientBirthDate": "19700101", "StudyDate": "20200101", **changes}  # fmt: skip
+    return {
+        "StudyInstanceUID": "1.2.826.0.1.9",
+        "PatientID": "p-7",
+        "PatientName": "Doe^Jane",
+        "PatientSex": "F",
+        "PatientBirthDate": "19700101",
+        "StudyDate": "20200101",
+        **changes,
+    }
 
 
 def written(prediction, source: Path, folder: Path):

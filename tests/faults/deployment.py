@@ -45,8 +45,12 @@ class Deployment:
         (self.folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False))
         subprocess.run(
             [str(BIN / "nvflare"), "provision", "-p", str(self.folder / "project.yml"), "-w", str(self.folder / "w")],
-            cwd=ROOT, env=self.env, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self.env,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         self.kits = self.folder / "w" / project["name"] / "prod_00"
         self.kit = self.kits / admin
         for number, site in enumerate(self.sites, 1):
@@ -104,8 +108,15 @@ class Deployment:
         meta = json.loads((folder / "meta.json").read_text()) | {"name": name}
         (folder / "meta.json").write_text(json.dumps(meta))
         settings = {"num_rounds": NUM_ROUNDS, "local_epochs": 4, "batch_size": 2, "lr": 0.01} | train
-        record = {"job": name, "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
-                  "model": {"channels": [4, 8]}, "method": method, "train": settings, "seed": 3}  # fmt: skip
+        record = {
+            "job": name,
+            "task": {"name": "segmentation", "patch_size": 16},
+            "data": {"name": "tiny"},
+            "model": {"channels": [4, 8]},
+            "method": method,
+            "train": settings,
+            "seed": 3,
+        }
         (folder / "app/config/experiment.json").write_text(json.dumps(record))
         return folder
 
@@ -137,8 +148,16 @@ class Deployment:
     @contextmanager
     def supervised(self, job: Path) -> Iterator[subprocess.Popen[str]]:
         """Run the supervisor's command on this job."""
-        command = [sys.executable, "-m", "omnifm_flare.supervise", "--kit", str(self.kit), str(job), "--results",
-                   str(self.folder / "results")]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "omnifm_flare.supervise",
+            "--kit",
+            str(self.kit),
+            str(job),
+            "--results",
+            str(self.folder / "results"),
+        ]
         process = subprocess.Popen(
             command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -27,9 +27,12 @@ class Simulator:
         self.log = (workspace.parent / f"{workspace.name}.log").open("w+")
         self.process = subprocess.Popen(
             [str(BIN / "nvflare"), "simulator", "-w", str(workspace), str(job), *args],
-            env=clean | {k: str(v) for k, v in environ.items()}, stdin=subprocess.DEVNULL, stdout=self.log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            env=clean | {k: str(v) for k, v in environ.items()},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def wait(self) -> int:
         """The exit code."""
@@ -63,9 +66,15 @@ def write_job(folder: Path, **train: object) -> Path:
     """The shipped job with a tiny experiment."""
     shutil.copytree(ROOT / "jobs/seg_fets", folder)
     settings = {"num_rounds": 1, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1} | train
-    record = {"job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "tiny"},
-              "model": {"channels": [4, 8]}, "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
-              "train": settings, "seed": 3}  # fmt: skip
+    record = {
+        "job": "tiny",
+        "task": {"name": "segmentation", "patch_size": 16},
+        "data": {"name": "tiny"},
+        "model": {"channels": [4, 8]},
+        "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
+        "train": settings,
+        "seed": 3,
+    }
     (folder / "app/config/experiment.json").write_text(json.dumps(record))
     return folder
 

@@ -38,8 +38,15 @@ class Consortium:
 
     def command(self, *args: object) -> subprocess.CompletedProcess[str]:
         """Run one of our console scripts from the project's root."""
-        return subprocess.run([str(BIN / str(args[0])), *map(str, args[1:])], cwd=ROOT, env=self.env, text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT_S)  # fmt: skip
+        return subprocess.run(
+            [str(BIN / str(args[0])), *map(str, args[1:])],
+            cwd=ROOT,
+            env=self.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=WAIT_S,
+        )
 
     def flare(self, *args: object) -> dict:
         """An `nvflare` command of the lead; its answer."""
@@ -83,8 +90,11 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
         done = made.command(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     for number, name in enumerate(HOSPITALS, 1):
-        record = {"data_root": str(made.folder / f"data/site-{number}"), "state_dir": str(made.folder / "state" / name),
-                  "device": "cpu"}  # fmt: skip
+        record = {
+            "data_root": str(made.folder / f"data/site-{number}"),
+            "state_dir": str(made.folder / "state" / name),
+            "device": "cpu",
+        }
         (made.kits / name / "local/omnifm_site.json").write_text(json.dumps(record))
     try:
         for name in (SERVER, *HOSPITALS):
@@ -101,9 +111,14 @@ def sealed(consortium: Consortium) -> Path:
     """The lead's sealed job, made tiny in its experiment.json, as an owner of the job would."""
     job = consortium.folder / "tiny"
     shutil.copytree(consortium.kits / LEAD / "transfer/seg_fets", job)
-    record = {"job": "tiny", "task": {"name": "segmentation", "patch_size": 16}, "data": {"name": "demo"},
-              "model": {"channels": [4, 8]}, "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
-              "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 4, "lr": 0.01}}  # fmt: skip
+    record = {
+        "job": "tiny",
+        "task": {"name": "segmentation", "patch_size": 16},
+        "data": {"name": "demo"},
+        "model": {"channels": [4, 8]},
+        "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
+        "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 4, "lr": 0.01},
+    }
     (job / "app/config/experiment.json").write_text(json.dumps(record))
     return job
 
@@ -121,9 +136,22 @@ class TestPreflight:
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [line.split(None, 2) for line in done.stdout.splitlines()]
         assert [line[1] for line in lines] == [
-            "software", "nvflare", "kit", "certificate", "key", "code", "classes", "logs", "filter", "server", "site",
-            "state", "device", "data", "round",
-        ]  # fmt: skip
+            "software",
+            "nvflare",
+            "kit",
+            "certificate",
+            "key",
+            "code",
+            "classes",
+            "logs",
+            "filter",
+            "server",
+            "site",
+            "state",
+            "device",
+            "data",
+            "round",
+        ]
         assert {line[0] for line in lines} == {"ok"}
         assert f"{SERVER} at localhost:" in done.stdout
 

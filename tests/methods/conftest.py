@@ -50,7 +50,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = contrast * rng.normal(0, 1, (8, 8)) + label
             nibabel.save(nibabel.Nifti1Image(picture[..., None].astype(np.float32), np.eye(4)), folder / f"{case}.nii")
             items.append({"image": f"{case}.nii", "label": label, "patient": f"p{case}"})
-        record = {"name": "toys", "modality": {"0": "MR"}, "labels": {"0": "dark", "1": "bright"},
-                  "training": items[:num], "validation": items[num:-2], "test": items[-2:]}  # fmt: skip
+        record = {
+            "name": "toys",
+            "modality": {"0": "MR"},
+            "labels": {"0": "dark", "1": "bright"},
+            "training": items[:num],
+            "validation": items[num:-2],
+            "test": items[-2:],
+        }
         (folder / "dataset.json").write_text(json.dumps(record))
     return root

@@ -243,8 +243,11 @@ class TestBadBankContributions:
 
         def copies(update):
             rows = torch.nn.functional.normalize(update.extra["centroids"].repeat(4, 1) + 1e-4 * torch.eye(4, 8), dim=1)
-            return replace(update, extra=update.extra | {"centroids": rows},
-                           facts={"centroid_modalities": update.facts["centroid_modalities"] * 4})  # fmt: skip
+            return replace(
+                update,
+                extra=update.extra | {"centroids": rows},
+                facts={"centroid_modalities": update.facts["centroid_modalities"] * 4},
+            )
 
         run = Federation(
             toy_job(job, rounds=1),

@@ -45,12 +45,15 @@ def test_similarities_golden():
         torch.testing.assert_close(similarities(line, metric), expected)
 
 
-@pytest.mark.parametrize(("metric", "pairs"), [
-    ("l2", [[0, -(2**0.5), -(18**0.5)], [-(2**0.5), 0, -(20**0.5)], [-(18**0.5), -(20**0.5), 0]]),
-    ("l1", [[0, -2, -6], [-2, 0, -6], [-6, -6, 0]]),
-    ("cosine", [[0, -1, -0.2], [-1, 0, -0.4], [-0.2, -0.4, 0]]),
-    ("inner", [[0, -1, 3], [-1, 0, 2], [-21, -22, 0]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "pairs"),
+    [
+        ("l2", [[0, -(2**0.5), -(18**0.5)], [-(2**0.5), 0, -(20**0.5)], [-(18**0.5), -(20**0.5), 0]]),
+        ("l1", [[0, -2, -6], [-2, 0, -6], [-6, -6, 0]]),
+        ("cosine", [[0, -1, -0.2], [-1, 0, -0.4], [-0.2, -0.4, 0]]),
+        ("inner", [[0, -1, 3], [-1, 0, 2], [-21, -22, 0]]),
+    ],
+)
 def test_the_four_similarities_are_four(metric, pairs):
     """Sites at (1, 0), (0, 1) and (4, 3), each less its likeness to itself, in units of the mean over pairs."""
     expected = torch.tensor(pairs, dtype=torch.float64)

@@ -38,8 +38,13 @@ class TestScores:
     def test_golden(self):
         """Two of three true words are held; 2 of the answer's 4 words are true, and it is not too short."""
         scores = answer_scores("left lung lung nodule", "left lung base", closed=False)
-        assert scores == {"accuracy": 0.0, "closed_accuracy": None, "open_exact": 0.0,
-                          "open_recall": pytest.approx(2 / 3), "bleu1": 0.5}  # fmt: skip
+        assert scores == {
+            "accuracy": 0.0,
+            "closed_accuracy": None,
+            "open_exact": 0.0,
+            "open_recall": pytest.approx(2 / 3),
+            "bleu1": 0.5,
+        }
 
     def test_short_answers_are_punished(self):
         """BLEU's penalty: one right word of three has precision 1 and penalty exp(1 - 3 / 1)."""
@@ -67,8 +72,12 @@ class TestScores:
 
     def test_an_empty_answer_is_wrong_everywhere(self):
         assert answer_scores("", "lung", closed=False) == {
-            "accuracy": 0.0, "closed_accuracy": None, "open_exact": 0.0, "open_recall": 0.0, "bleu1": 0.0,
-        }  # fmt: skip
+            "accuracy": 0.0,
+            "closed_accuracy": None,
+            "open_exact": 0.0,
+            "open_recall": 0.0,
+            "bleu1": 0.0,
+        }
 
     def test_the_truth_is_perfect(self):
         scores = answer_scores("The left lung", "left lung", closed=False)

@@ -252,8 +252,14 @@ class TestMajority:
         """A late site knows class 0 as "a" and has a name for class 1, which was agreed on without one."""
         labels = ["a", 0, 0, "a", "b", "b", "b"]
         items = [{"image": f"{number}.png", "label": label} for number, label in enumerate(labels)]
-        record = {"name": "t", "modality": {"0": "XC"}, "labels": {"0": "a", "1": "b"}, "training": items,
-                  "validation": [{"image": "v.png", "label": 0}], "test": [{"image": "t.png", "label": 0}]}  # fmt: skip
+        record = {
+            "name": "t",
+            "modality": {"0": "XC"},
+            "labels": {"0": "a", "1": "b"},
+            "training": items,
+            "validation": [{"image": "v.png", "label": 0}],
+            "test": [{"image": "t.png", "label": 0}],
+        }
         (tmp_path / "dataset.json").write_text(json.dumps(record))
         task = load_task(job())
         task.observe(read_datalist(tmp_path, required=task.required).training)
@@ -295,8 +301,14 @@ def test_sites_with_other_classes_train_together(tmp_path):
         folder.mkdir()
         np.savez(folder / "images.npz", images=rng.integers(0, 255, (9, 16, 16), dtype=np.uint8))
         items = [{"image": f"images.npz#{n}", "label": values[n % len(values)], "patient": str(n)} for n in range(9)]
-        record = {"name": "t", "modality": {"0": "SM"}, "labels": labels,
-                  "training": items[:5], "validation": items[5:7], "test": items[7:]}  # fmt: skip
+        record = {
+            "name": "t",
+            "modality": {"0": "SM"},
+            "labels": labels,
+            "training": items[:5],
+            "validation": items[5:7],
+            "test": items[7:],
+        }
         (folder / "dataset.json").write_text(json.dumps(record))
     summary = simulation.run(job(), tmp_path, ["site-1", "site-2"])
     assert summary["status"] == "COMPLETE"

@@ -30,10 +30,13 @@ def own_cache(tmp_path_factory):
 
 def job(task=None, model=None, **train):
     record = {
-        "job": "tiny", "task": {"name": "vqa", **(task or {})}, "data": {"name": "tiny"}, "model": model or {},
+        "job": "tiny",
+        "task": {"name": "vqa", **(task or {})},
+        "data": {"name": "tiny"},
+        "model": model or {},
         "method": {"name": "omnifm", "dim": 8, "num_bands": 8},
         "train": {"num_rounds": 2, "local_epochs": 1, "batch_size": 8, "lr": 0.001, **train},
-    }  # fmt: skip
+    }
     return Experiment.from_json(json.dumps(record))
 
 
@@ -65,8 +68,11 @@ class TestRead:
         read = load_task(job()).read(item, {})
         assert read["array"].shape == (30, 20, 1, 3)
         assert {key: value for key, value in read.items() if key != "array"} == {
-            "question": "Which organ?", "answer": "Liver", "answer_type": "OPEN", "question_type": "organ",
-        }  # fmt: skip
+            "question": "Which organ?",
+            "answer": "Liver",
+            "answer_type": "OPEN",
+            "question_type": "organ",
+        }
 
     def test_refuses_a_volume(self, tmp_path):
         import nibabel
@@ -77,9 +83,15 @@ class TestRead:
 
     @pytest.mark.parametrize(
         ("answer", "given", "kind"),
-        [("Yes", None, "CLOSED"), ("no.", None, "CLOSED"), ("left", None, "OPEN"), ("left", "CLOSED ", "CLOSED"),
-         ("yes", "open", "OPEN"), (3, None, "OPEN")],
-    )  # fmt: skip
+        [
+            ("Yes", None, "CLOSED"),
+            ("no.", None, "CLOSED"),
+            ("left", None, "OPEN"),
+            ("left", "CLOSED ", "CLOSED"),
+            ("yes", "open", "OPEN"),
+            (3, None, "OPEN"),
+        ],
+    )
     def test_answer_types(self, answer, given, kind):
         words = read_words(WORDS | {"answer": answer} | ({"answer_type": given} if given else {}))
         assert (words["answer_type"], words["question_type"]) == (kind, kind)
@@ -87,11 +99,15 @@ class TestRead:
 
     @pytest.mark.parametrize(
         ("change", "message"),
-        [({"question": "  "}, "question must be a text with a letter or a digit"),
-         ({"question": None}, "question must be a text"), ({"answer": "?!"}, "answer must be a text"),
-         ({"answer": ["yes"]}, "answer must be a text"), ({"answer": True}, "answer must be a text"),
-         ({"answer_type": "BINARY"}, "answer_type must be CLOSED or OPEN")],
-    )  # fmt: skip
+        [
+            ({"question": "  "}, "question must be a text with a letter or a digit"),
+            ({"question": None}, "question must be a text"),
+            ({"answer": "?!"}, "answer must be a text"),
+            ({"answer": ["yes"]}, "answer must be a text"),
+            ({"answer": True}, "answer must be a text"),
+            ({"answer_type": "BINARY"}, "answer_type must be CLOSED or OPEN"),
+        ],
+    )
     def test_refuses_what_is_no_text_without_repeating_it(self, change, message):
         with pytest.raises(RefusedImage, match=message) as refused:
             read_words(WORDS | change)
@@ -209,9 +225,14 @@ class TestScore:
         task.observe([WORDS | {"answer": a, "question_type": "side"} for a in ("left", "left", "right")])
         prepared = task.prepare(case(question="Where?", answer="right", question_type="side"))
         assert task.score(self.forward(task, "Right.", "left"), prepared) == {
-            "accuracy": 1.0, "closed_accuracy": None, "open_exact": 1.0, "open_recall": 1.0, "bleu1": 1.0,
-            "accuracy_prior": 0.0, "accuracy_question_only": 0.0,
-        }  # fmt: skip
+            "accuracy": 1.0,
+            "closed_accuracy": None,
+            "open_exact": 1.0,
+            "open_recall": 1.0,
+            "bleu1": 1.0,
+            "accuracy_prior": 0.0,
+            "accuracy_question_only": 0.0,
+        }
 
     def test_many_are_answered_together_as_each_alone(self):
         """Twenty questions of either length; the answer depends on picture and question."""

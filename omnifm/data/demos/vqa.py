@@ -76,9 +76,13 @@ def _asked(
 ) -> Iterator[dict[str, str]]:
     other = organ if random.random() < 0.5 else str(random.choice([name for name in ORGANS if name != organ]))
     answers = {
-        "modality": MODALITIES[modality], "organ": organ, "colour": colour, "abnormality": "yes" if side else "no",
-        "position": side, "kind": "yes" if other == organ else "no",
-    }  # fmt: skip
+        "modality": MODALITIES[modality],
+        "organ": organ,
+        "colour": colour,
+        "abnormality": "yes" if side else "no",
+        "position": side,
+        "kind": "yes" if other == organ else "no",
+    }
     for kind, answer in answers.items():
         question = QUESTIONS[kind][int(random.integers(2))].format(organ=other)
         if answer is not None:

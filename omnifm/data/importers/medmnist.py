@@ -22,26 +22,91 @@ from omnifm.data.refusal import available_memory_bytes
 PART_BYTES = 256 * 2**20
 """A site's images go into npz files of at most this size: what one reading inflates."""
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-ORGANS = ("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left",
-          "lung-right", "pancreas", "spleen")  # fmt: skip
-ORGANS_3D = ("liver", "kidney-right", "kidney-left", "femur-right", "femur-left", "bladder", "heart", "lung-right",
-             "lung-left", "spleen", "pancreas")  # fmt: skip
+ORGANS = (
+    "bladder",
+    "femur-left",
+    "femur-right",
+    "heart",
+    "kidney-left",
+    "kidney-right",
+    "liver",
+    "lung-left",
+    "lung-right",
+    "pancreas",
+    "spleen",
+)
+ORGANS_3D = (
+    "liver",
+    "kidney-right",
+    "kidney-left",
+    "femur-right",
+    "femur-left",
+    "bladder",
+    "heart",
+    "lung-right",
+    "lung-left",
+    "spleen",
+    "pancreas",
+)
 # Subset -> (DICOM code, classes in the order of their numbers).  CR stands for any radiograph, OT for electron
 # microscopy; chestmnist is missing because its images have several labels at once.
 SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "pathmnist": ("SM", ("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle",
-                         "normal colon mucosa", "cancer-associated stroma", "colorectal adenocarcinoma epithelium")),
-    "dermamnist": ("XC", ("actinic keratosis", "basal cell carcinoma", "benign keratosis", "dermatofibroma", "melanoma",
-                          "melanocytic nevus", "vascular lesion")),
+    "pathmnist": (
+        "SM",
+        (
+            "adipose",
+            "background",
+            "debris",
+            "lymphocytes",
+            "mucus",
+            "smooth muscle",
+            "normal colon mucosa",
+            "cancer-associated stroma",
+            "colorectal adenocarcinoma epithelium",
+        ),
+    ),
+    "dermamnist": (
+        "XC",
+        (
+            "actinic keratosis",
+            "basal cell carcinoma",
+            "benign keratosis",
+            "dermatofibroma",
+            "melanoma",
+            "melanocytic nevus",
+            "vascular lesion",
+        ),
+    ),
     "octmnist": ("OPT", ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal")),
     "pneumoniamnist": ("CR", ("normal", "pneumonia")),
     "retinamnist": ("OP", ("grade 0", "grade 1", "grade 2", "grade 3", "grade 4")),
     "breastmnist": ("US", ("malignant", "normal or benign")),
-    "bloodmnist": ("SM", ("basophil", "eosinophil", "erythroblast", "immature granulocyte", "lymphocyte", "monocyte",
-                          "neutrophil", "platelet")),
-    "tissuemnist": ("GM", ("collecting duct, connecting tubule", "distal convoluted tubule",
-                           "glomerular endothelial cell", "interstitial endothelial cell", "leukocyte", "podocyte",
-                           "proximal tubule segment", "thick ascending limb")),
+    "bloodmnist": (
+        "SM",
+        (
+            "basophil",
+            "eosinophil",
+            "erythroblast",
+            "immature granulocyte",
+            "lymphocyte",
+            "monocyte",
+            "neutrophil",
+            "platelet",
+        ),
+    ),
+    "tissuemnist": (
+        "GM",
+        (
+            "collecting duct, connecting tubule",
+            "distal convoluted tubule",
+            "glomerular endothelial cell",
+            "interstitial endothelial cell",
+            "leukocyte",
+            "podocyte",
+            "proximal tubule segment",
+            "thick ascending limb",
+        ),
+    ),
     "organamnist": ("CT", ORGANS),
     "organcmnist": ("CT", ORGANS),
     "organsmnist": ("CT", ORGANS),
@@ -51,7 +116,7 @@ SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fracturemnist3d": ("CT", ("buckle", "nondisplaced", "displaced")),
     "vesselmnist3d": ("MR", ("vessel", "aneurysm")),
     "synapsemnist3d": ("OT", ("inhibitory", "excitatory")),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +183,12 @@ def prepare(
         offset += len(classes)
     settle("images", sum(len(subset.labels) for subset in read), [MALFORMED] * num_malformed)
     write_sites(
-        destination, plan, cases, {"name": "MedMNIST", "labels": _labels(wanted)},
+        destination,
+        plan,
+        cases,
+        {"name": "MedMNIST", "labels": _labels(wanted)},
         lambda folder, own: _fill(folder, own, rows),
-    )  # fmt: skip
+    )
 
 
 def _labels(subsets: Sequence[str]) -> dict[str, str]:

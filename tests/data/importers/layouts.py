@@ -56,10 +56,18 @@ def slake(source: Path) -> Path:
         for language, question in (("en", "What modality is it?"), ("zh", "图像的模态是什么？")):
             modality = ("CT", "MRI", "X-Ray")[number % 3]
             entry = {
-                "img_id": number, "img_name": f"xmlab{number}/source.jpg", "question": question, "answer": modality,
-                "q_lang": language, "location": "Lung", "modality": modality, "answer_type": "OPEN",
-                "base_type": "vqa", "content_type": "Modality", "qid": number,
-            }  # fmt: skip
+                "img_id": number,
+                "img_name": f"xmlab{number}/source.jpg",
+                "question": question,
+                "answer": modality,
+                "q_lang": language,
+                "location": "Lung",
+                "modality": modality,
+                "answer_type": "OPEN",
+                "base_type": "vqa",
+                "content_type": "Modality",
+                "qid": number,
+            }
             entries["train"].append(entry)
             entries["validate" if number % 2 else "test"].append(entry)
     for name, own in entries.items():
@@ -78,10 +86,18 @@ def vqa_rad(source: Path) -> Path:
             ("Is this an MRI?", "Yes", "CLOSED ", "MODALITY, PRSE"),
             ("How many lesions are there?", number, "OPEN", "COUNT"),
         ):
-            entries.append({
-                "qid": number, "image_name": name, "image_organ": organ, "answer": answer, "answer_type": kind,
-                "question_type": subject, "question": question, "phrase_type": "test_freeform",
-            })  # fmt: skip
+            entries.append(
+                {
+                    "qid": number,
+                    "image_name": name,
+                    "image_organ": organ,
+                    "answer": answer,
+                    "answer_type": kind,
+                    "question_type": subject,
+                    "question": question,
+                    "phrase_type": "test_freeform",
+                }
+            )
     (source / "VQA_RAD Dataset Public.json").write_text(json.dumps(entries))
     return source
 
@@ -141,8 +157,10 @@ def medmnist(source: Path) -> Path:
     """A colour, a grey and a 3-D subset; the label is the image's grey level modulo the classes."""
     source.mkdir(parents=True, exist_ok=True)
     for name, shape, num_classes in (
-        ("dermamnist", (28, 28, 3), 7), ("pneumoniamnist", (28, 28), 2), ("organmnist3d", (28, 28, 28), 11),
-    ):  # fmt: skip
+        ("dermamnist", (28, 28, 3), 7),
+        ("pneumoniamnist", (28, 28), 2),
+        ("organmnist3d", (28, 28, 28), 11),
+    ):
         arrays = {}
         for split, num, start in (("train", 14, 0), ("val", 4, 14), ("test", 6, 18)):
             levels = np.arange(start, start + num, dtype=np.uint8)

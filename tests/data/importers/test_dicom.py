@@ -66,19 +66,31 @@ def write_seg(file: Path, images: list[Path], drawn: np.ndarray) -> None:
     """A binary SEG of one segment, "Lesion", on the images' grid."""
     code = CodedConcept("49755003", "SCT", "Morphologically abnormal structure")
     segment = hd.seg.SegmentDescription(
-        segment_number=1, segment_label="Lesion", segmented_property_category=code, segmented_property_type=code,
+        segment_number=1,
+        segment_label="Lesion",
+        segmented_property_category=code,
+        segmented_property_type=code,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )  # fmt: skip
+    )
     sources = [dcmread(image) for image in images]
     for source in sources:  # what highdicom copies from the images
         source.StudyDate = source.StudyTime = source.AccessionNumber = source.StudyID = ""
         source.PatientBirthDate = source.PatientSex = source.ReferringPhysicianName = ""
     file.parent.mkdir(parents=True)
     hd.seg.Segmentation(
-        source_images=sources, pixel_array=drawn, segmentation_type="BINARY", segment_descriptions=[segment],
-        series_instance_uid=generate_uid(), series_number=2, sop_instance_uid=generate_uid(), instance_number=1,
-        manufacturer="test", manufacturer_model_name="test", software_versions="1", device_serial_number="1",
-    ).save_as(file)  # fmt: skip
+        source_images=sources,
+        pixel_array=drawn,
+        segmentation_type="BINARY",
+        segment_descriptions=[segment],
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="test",
+        manufacturer_model_name="test",
+        software_versions="1",
+        device_serial_number="1",
+    ).save_as(file)
 
 
 def edit(file: Path, **elements: object) -> None:
@@ -176,8 +188,10 @@ class TestPatients:
         for site in ("site-1", "site-2"):
             prepare(tmp_path / "src", tmp_path / "dst", site=site)
         prepare(tmp_path / "src", tmp_path / "other")
-        one, two, other = ([item["patient"] for item in items_of(tmp_path / folder)]
-                           for folder in ("dst/site-1", "dst/site-2", "other/site-1"))  # fmt: skip
+        one, two, other = (
+            [item["patient"] for item in items_of(tmp_path / folder)]
+            for folder in ("dst/site-1", "dst/site-2", "other/site-1")
+        )
         assert len(one) == 3
         assert len(set(one)) == 2
         assert sorted(one) == sorted(two)

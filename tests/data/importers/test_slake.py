@@ -32,8 +32,13 @@ def test_an_item(tmp_path):
     prepare(layouts.slake(tmp_path / "source"), tmp_path / "out")
     item = next(item for item in items_of(tmp_path / "out") if item["patient"] == "imgs/xmlab2/source.jpg")
     assert item["image"] == tmp_path / "out/site-1/images/imgs/xmlab2/source.jpg"
-    wanted = {"question": "What modality is it?", "answer": "X-Ray", "answer_type": "OPEN",
-              "question_type": "Modality", "modality": "CR"}  # fmt: skip
+    wanted = {
+        "question": "What modality is it?",
+        "answer": "X-Ray",
+        "answer_type": "OPEN",
+        "question_type": "Modality",
+        "modality": "CR",
+    }
     assert {key: item[key] for key in wanted} == wanted
 
 
@@ -55,9 +60,19 @@ def test_a_split_by_image_is_kept(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"answer": ""}, {"answer": None}, {"answer": ["x"]}, {"question": " "}, {"modality": "Drawing"}, {"modality": {}},
-     {"answer_type": "EITHER"}, {"q_lang": "de"}, {"q_lang": []}, {"img_name": 7}],
-)  # fmt: skip
+    [
+        {"answer": ""},
+        {"answer": None},
+        {"answer": ["x"]},
+        {"question": " "},
+        {"modality": "Drawing"},
+        {"modality": {}},
+        {"answer_type": "EITHER"},
+        {"q_lang": "de"},
+        {"q_lang": []},
+        {"img_name": 7},
+    ],
+)
 def test_a_malformed_entry_is_left_out_and_counted(tmp_path, capsys, changes):
     prepare(edit(layouts.slake(tmp_path / "source"), **changes), tmp_path / "out")
     assert "left out 1 of 96 entries: malformed 1\n" in capsys.readouterr().out

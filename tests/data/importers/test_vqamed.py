@@ -30,8 +30,13 @@ def test_official_splits(tmp_path, year, make, wanted):
 def test_an_item_of_2019(tmp_path):
     prepare(layouts.vqamed2019(tmp_path / "source"), tmp_path / "out")
     training, _, test = splits_of(tmp_path / "out").values()
-    wanted = {"question": "what kind of scan is this?", "answer": "ct noncontrast", "answer_type": "OPEN",
-              "question_type": "modality", "modality": "CT"}  # fmt: skip
+    wanted = {
+        "question": "what kind of scan is this?",
+        "answer": "ct noncontrast",
+        "answer_type": "OPEN",
+        "question_type": "modality",
+        "modality": "CT",
+    }
     assert {key: training[1][key] for key in wanted} == wanted
     assert {item["answer"] for item in test} == {"flair"}  # of "flair#t2"
     assert {item["question_type"] for item in test} == {"modality"}
