@@ -89,7 +89,7 @@ class Settings:
     """Rounds after which an entry, made by an old tokenizer, expires."""
     reach: Positive | None = None
     """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
-    other's average of backbone and shared head (`omnifm.routing`, ours); sites whose label names contradict each other
+    other's average of backbone and shared head (see `routing`, ours); sites whose label names contradict each other
     count nothing.  A site absent from a round keeps its own average, unless those who replied weigh at least as much
     as it does itself, by their likeness.  Null is the paper's one average for all, and so is a huge one where names
     agree."""
