@@ -15,11 +15,11 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from omnifm.config import STRICT
-from omnifm.cross_attention import CrossAttention, FiLM
-from omnifm.knowledge import retrieve
 from omnifm.method import Model, Output, Tensors
-from omnifm.prompts import LinearPrompt, PrefixSuffix, PromptReader
-from omnifm.spectral import SpectralTokenizer
+from omnifm.parts.cross_attention import CrossAttention, FiLM
+from omnifm.parts.knowledge import retrieve
+from omnifm.parts.prompts import LinearPrompt, PrefixSuffix, PromptReader
+from omnifm.parts.spectral import SpectralTokenizer
 from omnifm.task import Backbone, Batch
 
 

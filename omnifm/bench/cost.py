@@ -25,15 +25,15 @@ from monai.networks.nets import resnet18
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnifm.alignment import spectral_alignment
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.bench import flare_round
 from omnifm.bench.tables_text import grid
-from omnifm.knowledge import KnowledgeBank
 from omnifm.method import Model, Tensors
 from omnifm.model import OmniModel, Parts, PlainModel
+from omnifm.parts.alignment import spectral_alignment
+from omnifm.parts.knowledge import KnowledgeBank
+from omnifm.parts.spectral import SpectralTokenizer, low_band
 from omnifm.plugins import plugin
-from omnifm.spectral import SpectralTokenizer, low_band
 from omnifm.state import write_atomic
 from omnifm.task import Backbone, Batch
 

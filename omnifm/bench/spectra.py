@@ -28,7 +28,7 @@ from omnifm.bench.inputs import federation, out_folder, site_names
 from omnifm.bench.spectra_page import markdown, page
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume
-from omnifm.spectral import EDGE, low_band, radial_bands
+from omnifm.parts.spectral import EDGE, low_band, radial_bands
 from omnifm.state import write_atomic
 
 MAX_SIDE = 128

@@ -16,13 +16,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from omnifm.alignment import spectral_alignment
 from omnifm.config import STRICT, Count, Fraction, Positive
-from omnifm.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
 from omnifm.model import OmniModel, Parts
-from omnifm.routing import contradict, is_profile, mixtures, profile
-from omnifm.spectral import SpectralTokenizer
+from omnifm.parts.alignment import spectral_alignment
+from omnifm.parts.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
+from omnifm.parts.routing import contradict, is_profile, mixtures, profile
+from omnifm.parts.spectral import SpectralTokenizer
 from omnifm.task import Batch, Task
 from omnifm.update import Update, prefixed, under
 

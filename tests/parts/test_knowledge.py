@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from omnifm.knowledge import KnowledgeBank, retrieve, spherical_kmeans
+from omnifm.parts.knowledge import KnowledgeBank, retrieve, spherical_kmeans
 
 
 def vectors(m: int, d: int = 4, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omnifm.method import weighted_mean
-from omnifm.routing import contradict, is_profile, likeness, mixtures, profile
+from omnifm.parts.routing import contradict, is_profile, likeness, mixtures, profile
 from omnifm.update import Update
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from omnifm.alignment import spectral_alignment
+from omnifm.parts.alignment import spectral_alignment
 
 
 class TestSpectralAlignment:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.spectral import SpectralTokenizer, low_band, radial_bands
+from omnifm.parts.spectral import SpectralTokenizer, low_band, radial_bands
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -231,7 +231,7 @@ class TestSpectralTokenizer:
         tokenizer, image = SpectralTokenizer(), noise(1, 1, 28, 28)
         bands = radial_bands(image)
         token = tokenizer(image)
-        monkeypatch.setattr("omnifm.spectral.radial_bands", lambda *_: bands.flip(1))
+        monkeypatch.setattr("omnifm.parts.spectral.radial_bands", lambda *_: bands.flip(1))
         assert (tokenizer(image) - token).abs().max() > 1e-3
 
     def test_gradient_reaches_every_parameter_and_not_the_image(self):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.prompts import LinearPrompt, PrefixSuffix, PromptReader
+from omnifm.parts.prompts import LinearPrompt, PrefixSuffix, PromptReader
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.cross_attention import CrossAttention, FiLM
+from omnifm.parts.cross_attention import CrossAttention, FiLM
 
 
 def inputs(b: int = 2, l: int = 5, q: int = 6, k: int = 3, d: int = 4) -> tuple[torch.Tensor, ...]:  # noqa: E741
