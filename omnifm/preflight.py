@@ -198,7 +198,7 @@ def _open(experiment: Experiment, config: SiteConfig, opened: list[Site]) -> str
 
 def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> str:
     """Two rounds of a federation of this one site on its first batch: the second has the cases in memory."""
-    from omnifm.rounds import Federation
+    from omnifm.federation.server import Federation
     from omnifm.simulation import InProcess
 
     whole, size = site.datalist, experiment.train.batch_size
@@ -217,7 +217,7 @@ def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> st
     site.method.train = timed  # type: ignore[method-assign]
     transport = InProcess(site.experiment, {site.name: site.config})
     transport.open[site.name] = site
-    rounds = logging.getLogger("omnifm.rounds")
+    rounds = logging.getLogger("omnifm.federation.server")
     rounds.disabled = True  # what it warns of, one site alone cannot tell
     try:
         summary = Federation(site.experiment, scratch / "server", scratch / "results", transport).run()

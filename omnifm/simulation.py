@@ -12,7 +12,7 @@ from typing import Any
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
-from omnifm.rounds import Accept, Federation, Transport
+from omnifm.federation.server import Accept, Federation, Transport
 from omnifm.training import Site
 from omnifm.update import Payload
 

@@ -13,8 +13,8 @@ import torch
 
 from omnifm import preflight
 from omnifm.config import SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.preflight import Check, Doubt, judged
-from omnifm.rounds import Federation
 from tests.conftest import experiment, write_site
 
 OMNIFM = Path(sys.executable).parent / "omnifm"

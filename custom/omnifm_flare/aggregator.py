@@ -8,8 +8,8 @@ from statistics import fmean
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
+from omnifm.federation.server import Accept
 from omnifm.method import Tensors
-from omnifm.rounds import Accept
 from omnifm_flare import wire
 
 

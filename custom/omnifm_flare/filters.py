@@ -66,7 +66,7 @@ def check_update(update: Update, asked: Asked | None, method: Method | None, sou
     Raises:
         ValueError: it may not; the message names the rule.
     """
-    from omnifm.admission import malformed
+    from omnifm.federation.intake import malformed
     from omnifm.method import Method
 
     if asked is None or method is None:

@@ -25,8 +25,8 @@ from torch import nn
 
 from omnifm.bench.inputs import site_names
 from omnifm.config import Experiment, SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.method import Tensors, weighted_mean
-from omnifm.rounds import Federation
 from omnifm.simulation import InProcess
 from omnifm.training import Site, _seed_all
 from omnifm.update import Payload, Update

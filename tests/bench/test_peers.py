@@ -71,7 +71,7 @@ class TestRows:
 class TestPeerProcess:
     def test_ours_ends_with_the_plain_loops_weights(self, federation, tmp_path, monkeypatch):
         """To the last bit, over sites of different size; another seed ends elsewhere."""
-        monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
+        monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
         (tmp_path / "data").symlink_to(federation)
         tiny = experiment(method={"name": "fedavg"})
         record = {

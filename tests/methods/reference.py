@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from omnifm.config import SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.plugins import load_method, load_task
-from omnifm.rounds import Federation
 from omnifm.simulation import InProcess
 from omnifm.state import History
 from tests.conftest import experiment

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
-from omnifm.rounds import Federation, Transport
+from omnifm.federation.server import Federation, Transport
 from omnifm.update import Score
 from tests.methods.reference import SIZES, Watched, toy_job
 
@@ -41,7 +41,7 @@ class Replay(Transport):
 @pytest.fixture(autouse=True)
 def _no_versions(monkeypatch):
     """Looking them up takes longer than such a run."""
-    monkeypatch.setattr("omnifm.rounds.versions", dict)
+    monkeypatch.setattr("omnifm.federation.server.versions", dict)
 
 
 @pytest.fixture(scope="module")

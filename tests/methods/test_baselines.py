@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from omnifm.config import SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.methods.fedavg import FedAvg
 from omnifm.methods.fedper import FedPer, Settings
 from omnifm.methods.local import Local
 from omnifm.model import Capacity, MatchedModel, PlainModel
 from omnifm.plugins import load_method, load_task, names, plugin
-from omnifm.rounds import Federation
 from omnifm.simulation import InProcess
 from tests.conftest import experiment
 from tests.methods.test_roster import SPEC
@@ -18,7 +18,7 @@ from tests.methods.test_roster import SPEC
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
-    monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
+    monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
 
 
 def federate(federation, tmp_path, **changes):

@@ -8,9 +8,9 @@ import torch
 
 from omnifm import simulation
 from omnifm.config import SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
-from omnifm.rounds import Federation
 from omnifm.training import Site
 from omnifm.update import Payload, Update
 from tests.conftest import experiment, write_site

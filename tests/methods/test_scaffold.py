@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
+from omnifm.federation.server import Federation
 from omnifm.methods.scaffold import Scaffold, Settings
-from omnifm.rounds import Federation
 from omnifm.update import Update
 from tests.methods.reference import (
     LR,

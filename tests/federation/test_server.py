@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
-from omnifm.rounds import Federation, Transport
+from omnifm.federation.server import Federation, Transport
+from omnifm.federation.spool import Spool
 from omnifm.simulation import InProcess
-from omnifm.spool import Spool
 from omnifm.state import StateError, locked
 from omnifm.tasks.segmentation import Segmentation
 from omnifm.update import Score, Update
@@ -22,7 +22,7 @@ from tests.conftest import experiment, write_site
 def _no_report(request, monkeypatch):
     """Drawing plots is slow; one test looks at the real page."""
     if "keeps_the_contract" not in request.node.name:
-        monkeypatch.setattr("omnifm.rounds.write_report", lambda *_args: None)
+        monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
 
 
 class Network(InProcess):
@@ -443,7 +443,7 @@ class TestResume:
         assert federate(tmp_path / "cut", federation, warm)[0]["final_hash"] == whole["final_hash"]
 
     def test_two_runs_of_one_job_exclude_each_other(self, tmp_path, federation, monkeypatch):
-        monkeypatch.setattr("omnifm.rounds.LOCK_WAIT_S", 0.1)
+        monkeypatch.setattr("omnifm.federation.server.LOCK_WAIT_S", 0.1)
         with (
             locked(tmp_path / "server/tiny"),
             pytest.raises(StateError, match="must belong to one run at a time"),

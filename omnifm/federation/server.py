@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from omnifm.admission import capped, change, malformed, outliers
 from omnifm.config import Experiment
+from omnifm.federation.intake import capped, change, malformed, outliers
+from omnifm.federation.journal import aggregate, means, progress, site_row, versions
+from omnifm.federation.spool import Spool
 from omnifm.method import Partition, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.report import write_report
-from omnifm.spool import Spool
 from omnifm.state import History, locked, write_atomic
-from omnifm.summary import aggregate, means, progress, site_row, versions
 from omnifm.update import Payload, Stage, Update, digest, under
 
 PATIENCE = 3
@@ -37,7 +37,7 @@ MALFORMED = (KeyError, TypeError, IndexError, ArithmeticError)
 PAST = 5
 """Rounds whose accepted changes tell what is usual where too few sites reply to tell it among themselves."""
 Accept = Callable[[Update], str | None]
-logger = logging.getLogger("omnifm.rounds")
+logger = logging.getLogger("omnifm.federation.server")
 
 
 class FederationError(ValueError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omnifm.admission import COUNTS
+from omnifm.federation.intake import COUNTS
 from omnifm.update import Score, Update
 
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
