@@ -145,7 +145,7 @@ def predict(
     Classes and answers stand in predictions.json, which lists every case by its
     position, never by name.  For research: no diagnosis.
     """
-    from omnifm.predict import predict as run
+    from omnifm.site.predict import predict as run
 
     index = run(
         personal,

@@ -26,7 +26,7 @@ from omnifm.config import Experiment, SiteConfig, site_config
 
 if TYPE_CHECKING:
     from omnifm.method import LocalRound
-    from omnifm.training import Site
+    from omnifm.site.stages import Site
 
 PLATFORM = "omnifm_flare.preflight"
 PACKAGES = ("omnifm-flare", "torch", "monai", "numpy", "nibabel", "pydicom")
@@ -153,7 +153,7 @@ def device(name: str) -> str:
     """Whether a tensor can live on the configured device."""
     import torch
 
-    from omnifm.training import device_named
+    from omnifm.site.stages import device_named
 
     try:
         place = torch.ones(1, device=device_named(name)).device
@@ -188,7 +188,7 @@ def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
 
 
 def _open(experiment: Experiment, config: SiteConfig, opened: list[Site]) -> str:
-    from omnifm.training import Site
+    from omnifm.site.stages import Site
 
     site = Site(experiment, "site", config)
     opened.append(site)

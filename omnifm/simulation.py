@@ -13,7 +13,7 @@ from typing import Any
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
 from omnifm.federation.server import Accept, Federation, Transport
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from omnifm.update import Payload
 
 MAX_OPEN = 64

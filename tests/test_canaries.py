@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from omnifm import simulation
 from omnifm.cli import app
 from omnifm.config import SiteConfig
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from tests.conftest import experiment
 
 CANARIES = ("CANARY", "19330411", "2.25.98765432101")

@@ -48,8 +48,8 @@ def serve(requests: queue.Queue[str], answers: TextIO) -> None:
     _import_monai()
     from omnifm.config import Experiment, SiteConfig
     from omnifm.plugins import load_task
+    from omnifm.site.stages import Site
     from omnifm.state import decode, encode, write_atomic
-    from omnifm.training import Site
     from omnifm.update import Payload
 
     who = json.loads(requests.get())

@@ -32,7 +32,7 @@ from omnifm.bench.inputs import keep_few
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
 from omnifm.plugins import load_task
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from omnifm.update import Payload
 
 SITES = ("site-1", "site-2")
@@ -61,7 +61,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from omnifm.config import Experiment
 from omnifm.data.datalist import read_datalist
 from omnifm.plugins import load_task
-from omnifm.training import Prepare
+from omnifm.site.stages import Prepare
 
 
 def agreed_task(config):

@@ -28,7 +28,7 @@ from omnifm.config import Experiment, SiteConfig
 from omnifm.federation.server import Federation
 from omnifm.method import Tensors, weighted_mean
 from omnifm.simulation import InProcess
-from omnifm.training import Site, _seed_all
+from omnifm.site.stages import Site, _seed_all
 from omnifm.update import Payload, Update
 
 MISSING = 77

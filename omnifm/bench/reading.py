@@ -27,7 +27,7 @@ from omnifm.bench.cost import Measure, interleave, ratio
 from omnifm.config import Data, Experiment, SiteConfig, Train
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume
-from omnifm.training import Site
+from omnifm.site.stages import Site
 
 BARS = {"series": 1.3, "epoch": 1.1}
 """The most that each ratio may be."""

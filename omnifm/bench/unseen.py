@@ -37,8 +37,8 @@ from omnifm.config import Experiment, SiteConfig
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Partition, Tensors
 from omnifm.plugins import load_method, plugin
+from omnifm.site.stages import Site
 from omnifm.state import History, write_atomic
-from omnifm.training import Site
 from omnifm.update import Payload, under
 
 CONTENDERS = {name: MAIN[name] for name in ("FedAvg", "FedPer (matched)", "OmniFM")}

@@ -13,7 +13,7 @@ import torch
 from omnifm.bench import unseen, unseen_table
 from omnifm.config import SiteConfig
 from omnifm.plugins import plugin
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from omnifm.update import digest
 from tests.conftest import experiment, write_site
 

@@ -169,7 +169,7 @@ class TestServe:
         class Done(Exception):
             pass
 
-        monkeypatch.setattr("omnifm.training.Site", Site)
+        monkeypatch.setattr("omnifm.site.stages.Site", Site)
         request = tmp_path / "request.state"
         request.write_bytes(encode(*DESCRIBE.pack()))
         config = {"data_root": "x", "state_dir": str(tmp_path / "state")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import omnifm.tasks
-from omnifm.training import Site
+from omnifm.site.stages import Site
 
 
 @pytest.fixture(autouse=True)

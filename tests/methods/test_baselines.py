@@ -40,7 +40,7 @@ def test_fedavg_is_ten_lines_of_torch(federation, tmp_path):
     for name, site in sorted(transport.open.items()):
         torch.manual_seed(job.seed)
         model = method.build(task)
-        from omnifm.training import _seed_all
+        from omnifm.site.stages import _seed_all
 
         for batch in site._batches(_seed_all(job.seed, name, "train", 1))():
             loss = task.loss(model(batch, {}).prediction, batch)

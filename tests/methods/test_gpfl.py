@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from omnifm.methods.gpfl import GPFL, Settings
 from omnifm.plugins import load_task
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from tests.conftest import experiment
 from tests.methods.reference import batches, build, close, descend, federate, kept, mean, parameters, part
 from tests.methods.test_roster import SPEC

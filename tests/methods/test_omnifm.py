@@ -11,7 +11,7 @@ from omnifm.config import SiteConfig
 from omnifm.federation.server import Federation
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
-from omnifm.training import Site
+from omnifm.site.stages import Site
 from omnifm.update import Payload, Update
 from tests.conftest import experiment, write_site
 from tests.methods.reference import SIZES, Watched, federate, toy_job

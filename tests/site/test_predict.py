@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from omnifm import predict as module
 from omnifm import simulation
 from omnifm.cli import app
 from omnifm.config import Experiment, SiteConfig
@@ -22,10 +21,11 @@ from omnifm.data import writers
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site
 from omnifm.data.volume import RefusedImage, read_label, read_volume
-from omnifm.predict import job_folder, load_personal, predict
+from omnifm.site import predict as module
+from omnifm.site.predict import job_folder, load_personal, predict
+from omnifm.site.stages import SPLITS, Prepare, Site
 from omnifm.state import History
 from omnifm.tasks import image_fusion, segmentation, super_resolution
-from omnifm.training import SPLITS, Prepare, Site
 from omnifm.update import Payload, digest
 from tests.conftest import ROOT, experiment, write_site
 from tests.data.test_dicom import write_series

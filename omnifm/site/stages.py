@@ -42,7 +42,7 @@ UNUSABLE: dict[str, str] = {}
 """What this process found wrong with data, by their fingerprint: a site that cannot begin is asked again every round,
 and must not read all its cases, while everybody waits, until one of its files has changed."""
 Scores = dict[str, Score]
-logger = logging.getLogger("omnifm.training")
+logger = logging.getLogger("omnifm.site.stages")
 
 
 class Prepare(Transform):

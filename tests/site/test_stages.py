@@ -15,8 +15,8 @@ from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
 from omnifm.data.redaction import words_of
 from omnifm.data.refusal import RefusedImage
+from omnifm.site.stages import Site, device_named
 from omnifm.state import History, decode
-from omnifm.training import Site, device_named
 from omnifm.update import Payload, Score
 from tests.conftest import experiment, write_site
 

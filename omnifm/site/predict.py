@@ -24,9 +24,9 @@ from omnifm.data.volume import RefusedImage
 from omnifm.data.writers import write
 from omnifm.method import Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
+from omnifm.site.stages import device_named
 from omnifm.state import History, write_atomic
 from omnifm.task import Batch, Task
-from omnifm.training import device_named
 from omnifm.update import digest, under
 
 SCHEMA = 1
