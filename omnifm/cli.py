@@ -96,7 +96,7 @@ def check(
 
     Reads every case as training does: counts, labels, geometry, duplicates, refusals with reasons.
     """
-    from omnifm.check import check_site, in_words, write_page
+    from omnifm.check.inspection import check_site, in_words, write_page
     from omnifm.preflight import read_job
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):

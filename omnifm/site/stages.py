@@ -24,7 +24,7 @@ from monai.transforms import Compose, Transform
 from PIL import Image
 from torch import Tensor, nn
 
-from omnifm import check
+from omnifm.check import inspection as check
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import Datalist, fingerprint, owners, read_datalist, without
 from omnifm.data.refusal import RefusedImage

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omnifm.check.quarantine import check_cases
 from omnifm.data.datalist import read_datalist
-from omnifm.data.quarantine import check_cases
 from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume, read_label, read_volume
 

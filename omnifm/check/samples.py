@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
+from omnifm.check.findings import Case, modality_of
 from omnifm.data.datalist import Datalist
-from omnifm.data.findings import Case, modality_of
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.volume import Volume
 from omnifm.page import COLOURS

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from omnifm.check.quarantine import Refusal, check_cases, write_quarantine
 from omnifm.data.datalist import Datalist
-from omnifm.data.quarantine import Refusal, check_cases, write_quarantine
 from omnifm.data.refusal import RefusedImage
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omnifm.check_page import page
-from omnifm.check_pictures import Pictures
+from omnifm.check.findings import SCALE_GAP, SPACING_GAP, Findings, witness
+from omnifm.check.page import page
+from omnifm.check.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
+from omnifm.check.samples import Pictures
 from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
-from omnifm.data.findings import SCALE_GAP, SPACING_GAP, Findings, witness
 from omnifm.data.items import Item
-from omnifm.data.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
 from omnifm.plugins import load_task, plugin
 from omnifm.state import write_atomic
 from omnifm.task import Task
