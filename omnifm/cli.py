@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from omnifm.data import importers, redaction
-from omnifm.page import counted
+from omnifm.report.page import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +115,7 @@ def report(
     path: Annotated[Path, typer.Argument(help="A run directory, or its summary.json.")],
 ) -> None:
     """Write report.html, one self-contained page with plots, beside a run's summary.json."""
-    from omnifm.report import report as write
+    from omnifm.report.run import report as write
 
     print(write(path))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnifm.bench import tables_page, tables_text
-from omnifm.page import counted
+from omnifm.report.page import counted
 from omnifm.state import write_atomic
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from omnifm.bench.tables import paired
 from omnifm.bench.tables_page import main_metric, versus
 from omnifm.bench.tables_text import grid
-from omnifm.page import NONE, counted, number
+from omnifm.report.page import NONE, counted, number
 
 MATCHED = " (matched)"
 """How the names of baselines with OmniFM's own head and suffix end."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omnifm.bench.tables_text import grid
-from omnifm.page import COLOURS, Html, document, image, section, table, tag
+from omnifm.report.page import COLOURS, Html, document, image, section, table, tag
 
 GROUPS = {"site": "same site", "modality": "same modality, other site", "across": "across modalities"}
 HEADERS = (

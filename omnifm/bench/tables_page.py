@@ -9,7 +9,7 @@ from typing import Any
 from scipy import stats
 
 from omnifm.bench.lint import alone_of
-from omnifm.page import (
+from omnifm.report.page import (
     COLOURS,
     NONE,
     Html,

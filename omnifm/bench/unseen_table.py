@@ -11,7 +11,7 @@ import numpy as np
 from omnifm.bench.tables import over_seeds, plain
 from omnifm.bench.tables_page import spread
 from omnifm.bench.tables_text import grid
-from omnifm.page import counted, number
+from omnifm.report.page import counted, number
 
 MOMENTS = {
     "untrained": "untrained network, few-shot head",

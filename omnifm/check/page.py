@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from omnifm.data.refusal import REASONS
-from omnifm.page import COLOURS, MAX_ROWS, NONE, Html, bar, document, image, natural, section, table, tag
+from omnifm.report.page import COLOURS, MAX_ROWS, NONE, Html, bar, document, image, natural, section, table, tag
 
 STAYS = "This page shows pictures of patients: it is for this site's own staff and stays at this site."
 Report = Mapping[str, Any]

@@ -24,7 +24,7 @@ from omnifm.federation.journal import aggregate, means, progress, site_row, vers
 from omnifm.federation.spool import Spool
 from omnifm.method import Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.report import write_report
+from omnifm.report.run import write_report
 from omnifm.state import History, locked, write_atomic
 from omnifm.update import Payload, Stage, Update, digest, under
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from omnifm.report import report, write_report
+from omnifm.report.run import report, write_report
 
 HOSTILE = "<script src='http://x'>alert(1)</script>\"' onload=x $\\frac{"
 FETCHES = r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?https?:"  # the acceptance check's own expression

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page, drawn from summary.json alone.
 
-Names and reasons come from sites, so nothing here writes markup: `omnifm.page` escapes all that it is given.
+Names and reasons come from sites, so nothing here writes markup: `omnifm.report.page` escapes all that it is given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omnifm.metrics.rivals import rivals
-from omnifm.page import (
+from omnifm.report.page import (
     NONE,
     Html,
     bar,
