@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from omnifm.soup import stir
+from omnifm.methods._soup import stir
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
 

@@ -64,7 +64,7 @@ class Capacity:
     """Suffix tokens p of the matched head."""
     soup: bool = False
     """Whether a site keeps the mixture of received and trained weights that its validation split likes best
-    (`omnifm.soup`, ours)."""
+    (`omnifm.methods._soup`, ours)."""
 
     def around(self, backbone: Backbone) -> Model:
         """The model that a baseline trains."""

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from omnifm.config import STRICT, Count, Fraction, Positive
-from omnifm.layers import layers
 from omnifm.method import LocalRound, Model, Tensors
+from omnifm.methods._layers import layers
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch, Task

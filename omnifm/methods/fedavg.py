@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.layers import weights
 from omnifm.method import Method, Model, Partition
+from omnifm.methods._layers import weights
 from omnifm.model import Capacity
 from omnifm.task import Task
 

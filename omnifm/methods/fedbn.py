@@ -7,8 +7,8 @@ import logging
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.layers import batch_norms
 from omnifm.method import Model, Partition, Tensors
+from omnifm.methods._layers import batch_norms
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
-from omnifm.layers import layers
 from omnifm.method import LocalRound, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.methods._layers import layers
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch

@@ -95,7 +95,7 @@ class Settings:
     agree."""
     soup: bool = False
     """Whether a site keeps the mixture of received and trained weights that its validation split likes best
-    (`omnifm.soup`, ours)."""
+    (`omnifm.methods._soup`, ours)."""
 
 
 class OmniFM(Method):

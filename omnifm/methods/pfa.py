@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Count
-from omnifm.layers import batch_norms
 from omnifm.method import Model, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.methods._layers import batch_norms
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update, prefixed

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from omnifm.method import LocalRound, Partition
+from omnifm.methods._soup import stir
 from omnifm.plugins import names, plugin
-from omnifm.soup import stir
 from omnifm.update import Score
 from tests.methods.reference import federate
 
@@ -67,7 +67,7 @@ def test_the_federation_goes_on_as_without_it_and_a_site_is_never_worse_on_valid
 
 
 def test_a_site_keeps_the_mixture_and_sends_what_it_trained(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr("omnifm.soup.SHARES", (0.0,))  # all that was trained is given up again
+    monkeypatch.setattr("omnifm.methods._soup.SHARES", (0.0,))  # all that was trained is given up again
     summary, _, network = federate(toys, tmp_path, {"name": "fedavg", "capacity": "matched", "soup": True})
     assert all(update.after == update.before for update in network.updates)
     for update, (_, payload) in zip(network.updates, network.payloads, strict=True):

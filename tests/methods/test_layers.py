@@ -1,6 +1,6 @@
 from torch import nn
 
-from omnifm.layers import layers, weights
+from omnifm.methods._layers import layers, weights
 
 
 class Net(nn.Module):
