@@ -39,8 +39,8 @@ from omnifm.config import STRICT
 from omnifm.data.prediction import Classes
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.metrics.classification import class_scores
-from omnifm.pictures import caption, common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
+from omnifm.tasks._pictures import caption, common_channels, in_channels
 from omnifm.update import Score
 
 MIN_SIDE = 8

@@ -40,8 +40,8 @@ from omnifm.config import STRICT, Count, Positive
 from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics.overlap import overlap
-from omnifm.pictures import common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
+from omnifm.tasks._pictures import common_channels, in_channels
 
 MAX_LABELS = 256
 """Class numbers are held in a byte per voxel."""

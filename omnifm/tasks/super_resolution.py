@@ -23,8 +23,8 @@ from omnifm.config import STRICT, Count
 from omnifm.data.prediction import Picture
 from omnifm.data.volume import RefusedImage, Volume, read_volume
 from omnifm.metrics.image_quality import quality
-from omnifm.pictures import caption, common_channels, in_channels
 from omnifm.task import Backbone, Batch, Forward, Task
+from omnifm.tasks._pictures import caption, common_channels, in_channels
 
 MIN_SIDE = 8
 """Of the small copy, pixels: SSIM's window must still fit inside the border that is left out."""

@@ -35,8 +35,8 @@ from omnifm.config import STRICT
 from omnifm.data.prediction import Answer
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.metrics.answers import AnswerPrior, answer_scores, normalise
-from omnifm.pictures import caption
 from omnifm.task import Backbone, Batch, Forward, Task
+from omnifm.tasks._pictures import caption
 
 IGNORED = -100
 """Label of a token that teaches nothing: the question's and the padding's."""

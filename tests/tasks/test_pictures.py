@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from omnifm.pictures import caption, common_channels, in_channels
+from omnifm.tasks._pictures import caption, common_channels, in_channels
 
 
 class TestChannels:
