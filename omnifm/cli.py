@@ -267,14 +267,14 @@ def tables(
             raise ValueError("row, seeds, rounds, epochs and no-ablations go without --scale, which has its own")
         if column and not table:
             raise ValueError("column needs --table; there is none")
-        from omnifm.bench import paper_tables
+        from omnifm.bench.tables import paper_tables
 
         chosen = {"names": tuple(table or ()), "columns": tuple(column or ())}
         raise _exit(paper_tables.run(out, scale, data=data, jobs=job.parent, **chosen))
     if table or column or data is None:
         asked = "table needs" if table else "column needs" if column else "data must be given without"
         raise ValueError(f"{asked} --scale; there is none")
-    from omnifm.bench.tables import run
+    from omnifm.bench.tables.one_federation import run
 
     findings = run(
         data,
@@ -295,7 +295,7 @@ def glance(
     row: Annotated[str, typer.Option(help="The contender.")] = "OmniFM (routed)",
 ) -> None:
     """Print where a contender wins, ties and loses against the best matched baseline of each federation."""
-    from omnifm.bench.glance import glance as text
+    from omnifm.bench.tables.summary import glance as text
 
     print(text(tables, row), end="")
 
@@ -320,7 +320,7 @@ def unseen(
 @bench.command()
 def lint(folder: Annotated[Path, typer.Argument(help="Folder that `bench tables` wrote.")]) -> None:
     """Work out the tables' own arithmetic again: exit code 1 if something in them cannot be true."""
-    from omnifm.bench.lint import lint_folder
+    from omnifm.bench.tables.lint import lint_folder
 
     raise _exit(lint_folder(folder))
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.bench import flare_round
-from omnifm.bench.tables_text import grid
+from omnifm.bench.tables.markdown import grid
 from omnifm.method import Model, Tensors
 from omnifm.model import OmniModel, Parts, PlainModel
 from omnifm.parts.alignment import spectral_alignment

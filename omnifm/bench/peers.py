@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from omnifm.bench import flare_round
 from omnifm.bench.peer_process import DRIVERS, MISSING
-from omnifm.bench.tables_text import grid
+from omnifm.bench.tables.markdown import grid
 from omnifm.config import Experiment
 from omnifm.state import write_atomic
 

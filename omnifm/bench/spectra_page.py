@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnifm.bench.tables_text import grid
+from omnifm.bench.tables.markdown import grid
 from omnifm.report.page import COLOURS, Html, document, image, section, table, tag
 
 GROUPS = {"site": "same site", "modality": "same modality, other site", "across": "across modalities"}

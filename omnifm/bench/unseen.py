@@ -31,7 +31,7 @@ from tqdm import tqdm
 from omnifm import simulation
 from omnifm.bench.cells import kept
 from omnifm.bench.inputs import federation, job_experiment, out_folder, site_names
-from omnifm.bench.tables import MAIN
+from omnifm.bench.tables.one_federation import MAIN
 from omnifm.bench.unseen_table import MOMENTS, markdown, tabulate
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.items import Item

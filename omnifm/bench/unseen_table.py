@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from omnifm.bench.tables import over_seeds, plain
-from omnifm.bench.tables_page import spread
-from omnifm.bench.tables_text import grid
+from omnifm.bench.tables.markdown import grid
+from omnifm.bench.tables.one_federation import over_seeds, plain
+from omnifm.bench.tables.page import spread
 from omnifm.report.page import counted, number
 
 MOMENTS = {

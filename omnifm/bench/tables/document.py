@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnifm.bench import tables_page, tables_text
+from omnifm.bench.tables import markdown as tables_text
+from omnifm.bench.tables import page as tables_page
 from omnifm.report.page import counted
 from omnifm.state import write_atomic
 

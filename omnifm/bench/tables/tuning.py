@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from omnifm.bench.comparison import Changes, Row, Scale
+from omnifm.bench.tables.comparison import Changes, Row, Scale
 from omnifm.config import Experiment
 
 RATE = "train.lr"

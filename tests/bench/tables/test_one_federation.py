@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from omnifm.bench import cells, lint, tables
-from omnifm.bench.tables_page import spread
+from omnifm.bench import cells
+from omnifm.bench.tables import lint
+from omnifm.bench.tables import one_federation as tables
+from omnifm.bench.tables.page import spread
 from omnifm.plugins import plugin
 from tests.conftest import ROOT, experiment
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from omnifm.bench import tables
-from omnifm.bench.glance import glance
-from tests.bench.test_tables import summary
+from omnifm.bench.tables import one_federation as tables
+from omnifm.bench.tables.summary import glance
+from tests.bench.tables.test_one_federation import summary
 
 
 def column(cells, metrics=None, **facts):

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from omnifm import plugins
-from omnifm.bench import cells, course, lint, paper_tables, papers
-from omnifm.bench.comparison import Row, Scale
-from omnifm.bench.papers import SCALES, TABLES
-from omnifm.bench.tuning import changed, grid, tune
+from omnifm.bench import cells
+from omnifm.bench.tables import course, lint, paper_tables, papers
+from omnifm.bench.tables.comparison import Row, Scale
+from omnifm.bench.tables.papers import SCALES, TABLES
+from omnifm.bench.tables.tuning import changed, grid, tune
 from omnifm.config import Experiment
-from tests.bench.test_tables import fake_run
+from tests.bench.tables.test_one_federation import fake_run
 from tests.conftest import ROOT, experiment
 from tests.processes import BIN
 

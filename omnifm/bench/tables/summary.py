@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from omnifm.bench.tables import paired
-from omnifm.bench.tables_page import main_metric, versus
-from omnifm.bench.tables_text import grid
+from omnifm.bench.tables.markdown import grid
+from omnifm.bench.tables.one_federation import paired
+from omnifm.bench.tables.page import main_metric, versus
 from omnifm.report.page import NONE, counted, number
 
 MATCHED = " (matched)"

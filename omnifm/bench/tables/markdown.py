@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omnifm.bench.tables_page import COSTS, alone, budget, cost_rows, main_metric, ranked, spread, tuned_on, versus
+from omnifm.bench.tables.page import COSTS, alone, budget, cost_rows, main_metric, ranked, spread, tuned_on, versus
 from omnifm.report.page import NONE, number
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from omnifm.bench.lint import alone_of
+from omnifm.bench.tables.lint import alone_of
 from omnifm.report.page import (
     COLOURS,
     NONE,

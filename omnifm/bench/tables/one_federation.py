@@ -13,9 +13,9 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from omnifm.bench import course, document, lint
 from omnifm.bench.cells import Incomplete, cell, finished, key_of
 from omnifm.bench.inputs import federation, job_experiment, out_folder, site_names
+from omnifm.bench.tables import course, document, lint
 from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
 from omnifm.plugins import plugin

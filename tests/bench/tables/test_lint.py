@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from omnifm.bench import lint, tables
+from omnifm.bench.tables import lint
+from omnifm.bench.tables import one_federation as tables
 
 METRICS = {"dice": True, "iou": True}
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from omnifm.bench.comparison import Changes, Column, Row, Scale, Table
+from omnifm.bench.tables.comparison import Changes, Column, Row, Scale, Table
 
 LOCAL = Row("Local", {"name": "local"})
 FEDAVG = Row("FedAvg", {"name": "fedavg"})

@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omnifm.bench import course, document, lint
 from omnifm.bench.cells import Incomplete, cell
-from omnifm.bench.comparison import Column, Row, Scale, Table
 from omnifm.bench.inputs import keep_few, out_folder, site_names
-from omnifm.bench.papers import SCALES, TABLES
-from omnifm.bench.tables import Cells, compare
-from omnifm.bench.tuning import BEYOND, changed, grid, num_points, tune
+from omnifm.bench.tables import course, document, lint
+from omnifm.bench.tables.comparison import Column, Row, Scale, Table
+from omnifm.bench.tables.one_federation import Cells, compare
+from omnifm.bench.tables.papers import SCALES, TABLES
+from omnifm.bench.tables.tuning import BEYOND, changed, grid, num_points, tune
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
 from omnifm.data.demo import demo_site

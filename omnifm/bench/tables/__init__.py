@@ -1,0 +1,1 @@
+"""Tables that compare methods, for one federation or as in the papers."""
