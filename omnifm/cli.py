@@ -198,15 +198,15 @@ def cost(
 
     out = None if out is None else out_folder(out)
     if peers or sites:
-        from omnifm.bench import peers as others
-        from omnifm.bench import scale
+        from omnifm.bench.cost import peers as others
+        from omnifm.bench.cost import scale
 
         if peers:
             others.run(out, job=Path("jobs/seg_fets"), flare=flare)
         if sites:
             scale.run(sorted({min(10, sites), min(100, sites), sites}), out)
         return
-    from omnifm.bench.cost import run
+    from omnifm.bench.cost.ratios import run
 
     run(out, with_flare=flare, threads=threads)
 
@@ -217,7 +217,7 @@ def reading(
     site: Annotated[Path | None, typer.Option(help="A 3-D segmentation site with dataset.json.")] = None,
 ) -> None:
     """Time our reading and loading against MONAI's own on the same files, as ratios in one run."""
-    from omnifm.bench.reading import run
+    from omnifm.bench.cost.reading import run
 
     run(series, site)
 

@@ -50,7 +50,7 @@ def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
         raise ValueError(f"sites must be at least 2; got {min(counts)}")
     rows: list[dict[str, Any]] = []
     for count in counts:
-        command = [sys.executable, "-c", "from omnifm.bench.scale import main; main()", str(count)]
+        command = [sys.executable, "-c", "from omnifm.bench.cost.scale import main; main()", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from omnifm.bench import peer_process, peers, scale
+from omnifm.bench.cost import peer_process, peers, scale
 from tests.conftest import experiment
 
 

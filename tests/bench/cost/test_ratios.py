@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnifm.bench import cost, flare_round
-from omnifm.bench.cost import Measure, Seconds
+from omnifm.bench.cost import flare_round
+from omnifm.bench.cost import ratios as cost
+from omnifm.bench.cost.ratios import Measure, Seconds
 from tests.conftest import ROOT
 
 

@@ -1,4 +1,4 @@
-"""One peer's federated averaging of the same work, in a process of its own; started by `omnifm.bench.peers`.
+"""One peer's federated averaging of the same work, in a process of its own; started by `omnifm.bench.cost.peers`.
 
 What a site does in a round is the same function in every peer: the same network, cases, batches, optimiser steps and
 validation scores before and after (`Work`).  What differs is what carries a round.  Every driver notes the time when a

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from omnifm.bench import flare_round
-from omnifm.bench.peer_process import DRIVERS, MISSING
+from omnifm.bench.cost import flare_round
+from omnifm.bench.cost.peer_process import DRIVERS, MISSING
 from omnifm.bench.tables.markdown import grid
 from omnifm.config import Experiment
 from omnifm.state import write_atomic
@@ -107,7 +107,7 @@ def prepare(folder: Path, job: Path, num_rounds: int) -> None:
 
 def measure(peer: str, folder: Path) -> dict[str, Any]:
     """Run one peer in a child process: seconds of every round after the first, peak memory, bytes, final weights."""
-    start = "from omnifm.bench.peer_process import main; main()"
+    start = "from omnifm.bench.cost.peer_process import main; main()"
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", start, peer, str(folder)],

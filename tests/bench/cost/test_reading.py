@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from omnifm.bench import reading
+from omnifm.bench.cost import reading
 from tests.conftest import write_site
 
 

@@ -47,7 +47,7 @@ STOCK = re.compile(STAMP + r"\n[-=]+\n +(Round \d+ started|Finished FedAvg)", re
 RUNS: Mapping[str, dict[str, Any] | None] = {"fedavg": {"name": "fedavg"}, "omnifm": {"name": "omnifm"}, "stock": None}
 """What is run in turn: our methods, and stock FedAvg."""
 
-STOCK_CODE = '''"""Stock NVFLARE FedAvg's client and network; written by omnifm.bench.flare_round."""
+STOCK_CODE = '''"""Stock NVFLARE FedAvg's client and network; written by omnifm.bench.cost.flare_round."""
 
 import json
 from pathlib import Path

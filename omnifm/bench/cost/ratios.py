@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnifm.backbones.unet import UNetBackbone
-from omnifm.bench import flare_round
+from omnifm.bench.cost import flare_round
 from omnifm.bench.tables.markdown import grid
 from omnifm.method import Model, Tensors
 from omnifm.model import OmniModel, Parts, PlainModel
