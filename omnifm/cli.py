@@ -230,7 +230,7 @@ def spectra(
     keep: Annotated[float, typer.Option(help="Radius of the low band as a share of Nyquist.")] = 0.25,
 ) -> None:
     """Measure the paper's motivating inequality: are modalities nearer to each other in the low band (figure 4)?"""
-    from omnifm.bench.spectra import run
+    from omnifm.bench.studies.spectra import run
 
     run(data, out, limit=limit, keep=keep)
     print((out / "spectra.md").read_text(), end="")
@@ -311,7 +311,7 @@ def unseen(
     shots: Annotated[int, typer.Option(min=1, help="Cases of the few-shot head, per class where there are any.")] = 5,
 ) -> None:
     """Leave each site out in turn: what FedAvg, FedPer (matched) and OmniFM give a hospital that joins afterwards."""
-    from omnifm.bench.unseen import run
+    from omnifm.bench.studies.unseen import run
 
     run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, shots=shots)
     print((out / "unseen.md").read_text(), end="")

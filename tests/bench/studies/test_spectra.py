@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.bench import spectra
+from omnifm.bench.studies import spectra
 from tests.conftest import write_site
 
 SIDE = 16
@@ -188,7 +188,7 @@ class TestRun:
 
 
 def test_the_drawn_plane_is_numpys_whole_spectrum():
-    from omnifm.bench.spectra_page import _plane
+    from omnifm.bench.studies.spectra_page import _plane
 
     for side in (7, 8):
         image = np.random.default_rng(3).normal(size=(side, side)).astype(np.float32)

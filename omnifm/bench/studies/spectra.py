@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnifm.bench.inputs import federation, out_folder, site_names
-from omnifm.bench.spectra_page import markdown, page
+from omnifm.bench.studies.spectra_page import markdown, page
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.parts.spectral import EDGE, low_band, radial_bands

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.bench import unseen, unseen_table
+from omnifm.bench.studies import unseen, unseen_table
 from omnifm.config import SiteConfig
 from omnifm.plugins import plugin
 from omnifm.site.stages import Site

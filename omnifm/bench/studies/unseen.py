@@ -31,8 +31,8 @@ from tqdm import tqdm
 from omnifm import simulation
 from omnifm.bench.cells import kept
 from omnifm.bench.inputs import federation, job_experiment, out_folder, site_names
+from omnifm.bench.studies.unseen_table import MOMENTS, markdown, tabulate
 from omnifm.bench.tables.one_federation import MAIN
-from omnifm.bench.unseen_table import MOMENTS, markdown, tabulate
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Partition, Tensors

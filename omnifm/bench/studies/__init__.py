@@ -1,0 +1,1 @@
+"""Studies of single questions: spectra of modalities, and hospitals that join late."""
