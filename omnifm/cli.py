@@ -290,12 +290,12 @@ def tables(
 
 
 @bench.command()
-def glance(
+def summary(
     tables: Annotated[list[Path], typer.Argument(help="JSON of `bench tables`, each of one federation or several.")],
     row: Annotated[str, typer.Option(help="The contender.")] = "OmniFM (routed)",
 ) -> None:
     """Print where a contender wins, ties and loses against the best matched baseline of each federation."""
-    from omnifm.bench.tables.summary import glance as text
+    from omnifm.bench.tables.summary import summary_table as text
 
     print(text(tables, row), end="")
 

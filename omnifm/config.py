@@ -31,14 +31,14 @@ def parse(kind: type[T], text: str | bytes, where: str) -> T:
         ValueError: one line naming every key that is wrong, its rule and its value.
     """
     with suppress(json.JSONDecodeError, UnicodeDecodeError):  # pydantic says better where
-        no_twins(text, where)
+        reject_duplicate_keys(text, where)
     try:
         return TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise ValueError(f"{where}: " + "; ".join(_line(e) for e in error.errors(include_url=False))) from None
 
 
-def no_twins(text: str | bytes, where: str) -> Any:
+def reject_duplicate_keys(text: str | bytes, where: str) -> Any:
     """What JSON says, if every key stands once in its object: of two values one would be dropped unsaid.
 
     Raises:
@@ -132,7 +132,7 @@ class Experiment:
             ValueError: not JSON, or a key is unknown, missing, mistyped or out of range.
         """
         try:
-            raw = no_twins(text, "experiment.json")
+            raw = reject_duplicate_keys(text, "experiment.json")
         except json.JSONDecodeError as error:
             raise ValueError(f"experiment.json: must be JSON; got {error.msg} in line {error.lineno}") from None
         if not isinstance(raw, dict):

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from omnifm.methods._soup import stir
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
 
@@ -149,8 +148,8 @@ class LocalRound:
         extra: the method's own tensors as received.
         memory: the method's tensors that persist at this site from round to round; written to its disk.
         batches: () -> the epoch's training batches on the device, in a new random order each call.
-        aside: the same in orders of their own, for what is learnt beside training: the orders of `batches` are those of
-            every other method.
+        side_batches: a second stream of shuffled batches, for anything that a method learns besides the model (for
+            example FedALA's mixing weights).  Its own random order leaves `batches` identical for every method.
         views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
             Where the list names no patient, all cases of one image are one patient's.
         optimizer: makes the round's optimiser for some parameters.
@@ -169,7 +168,7 @@ class LocalRound:
     extra: Tensors
     memory: Tensors
     batches: Callable[[], Iterator[Batch]]
-    aside: Callable[[], Iterator[Batch]]
+    side_batches: Callable[[], Iterator[Batch]]
     views: Callable[[], Iterator[tuple[Tensor, str, str]]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     validate: Callable[[], dict[str, Score]]
@@ -275,10 +274,8 @@ class Method:
         """After the last step: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
 
-    def settle(self, local: LocalRound) -> None:
-        """After what leaves was taken: what the site keeps as its own model, by default what it trained."""
-        if getattr(self.settings, "soup", False):
-            stir(local)
+    def personalise(self, local: LocalRound) -> None:
+        """Change the model that the site keeps, after the update was taken from it; by default nothing changes."""
 
     def train(self, local: LocalRound) -> float:
         """The local round: `num_epochs` passes; returns the mean loss of all steps, steadier than that of one pass."""

@@ -15,9 +15,9 @@ Kind = Literal["methods", "tasks"]
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of the methods or tasks that exist, sorted."""
+    """Names of the methods or tasks that exist, sorted.  A file whose name starts with an underscore is a helper."""
     package = importlib.import_module(f"omnifm.{kind}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
 def plugin(kind: Kind, name: str) -> type[Any]:

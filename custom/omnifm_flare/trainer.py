@@ -128,7 +128,7 @@ class Trainer:
                     raise TrainerError(f"trainer hung: it did nothing for {HUNG_S:.0f} s") from None
                 continue
             if line is None:
-                raise TrainerError(self._obituary())
+                raise TrainerError(self._restart_after_death())
             return json.loads(line)
 
     def _cpu_ticks(self) -> int | None:
@@ -138,7 +138,7 @@ class Trainer:
         known = [used for used in ticks if used is not None]
         return sum(known) if known else None
 
-    def _obituary(self) -> str:
+    def _restart_after_death(self) -> str:
         """Say how it died, and start the next one: its imports then overlap the wait for the next round."""
         assert self.process is not None
         code = self._kill()

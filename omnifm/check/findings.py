@@ -46,7 +46,7 @@ class Case:
     mask: Int[np.ndarray, "x y z"] | None
 
 
-def witness(read: Callable[[Item], object], item: Item) -> Case:
+def record_reads(read: Callable[[Item], object], item: Item) -> Case:
     """Let a task read an item and keep what passed through the reader: every task is seen alike, and reads once."""
     ask, images, masks = READER.ask, dict[Path, Volume](), []
 

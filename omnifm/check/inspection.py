@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from omnifm.check.findings import SCALE_GAP, SPACING_GAP, Findings, witness
+from omnifm.check.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
 from omnifm.check.page import page
 from omnifm.check.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
 from omnifm.check.samples import Pictures
@@ -89,7 +89,7 @@ def inspect(
 
     def look(item: Item) -> None:
         bar.update()
-        case = witness(read, item)
+        case = record_reads(read, item)
         findings.see(item, case)
         pictures.see(item, case)
 

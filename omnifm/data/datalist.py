@@ -20,8 +20,8 @@ DEMO_NAME = "synthetic demo (not patients)"
 MAX_JSON_BYTES = 256 * 2**20
 # What the Medical Segmentation Decathlon writes beside the keys we use ("relase" is its own spelling).
 NOTES = {"description", "reference", "licence", "license", "release", "relase", "tensorImageSize"}
-COUNTS = {"numTraining", "numValidation", "numTest"}
-KEYS = {"name", "modality", "labels", "burned_in_text", *SPLITS, *NOTES, *COUNTS}
+DECATHLON_COUNTS = {"numTraining", "numValidation", "numTest"}
+KEYS = {"name", "modality", "labels", "burned_in_text", *SPLITS, *NOTES, *DECATHLON_COUNTS}
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Reader:
                 _send(child, {**request, "path": str(path), "seconds": seconds, "clock_s": clock_s})
                 facts, array = _receive(child, time.monotonic() + clock_s + GRACE_S)
             except (EOFError, BrokenPipeError, TimeoutError) as error:
-                raise self._buried(child, clock_s, silent=isinstance(error, TimeoutError)) from None
+                raise self._refusal_of_dead_child(child, clock_s, silent=isinstance(error, TimeoutError)) from None
             except MemoryError:
                 self.close()
                 raise RefusedImage("too_large", "image must fit in memory; there is too little left") from None
@@ -124,7 +124,7 @@ class Reader:
             raise ValueError(BROKEN) from None
         return self.child
 
-    def _buried(self, child: subprocess.Popen[bytes], clock_s: float, *, silent: bool) -> RefusedImage:
+    def _refusal_of_dead_child(self, child: subprocess.Popen[bytes], clock_s: float, *, silent: bool) -> RefusedImage:
         """What the child's death says about the file; `silent`: it outstayed its time."""
         self.close()
         code = child.returncode

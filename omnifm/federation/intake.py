@@ -13,7 +13,7 @@ from statistics import median
 from omnifm.method import Tensors
 from omnifm.update import Update
 
-COUNTS = ("num_train", "num_validation", "num_test", "num_refused")
+COUNT_KEYS = ("num_train", "num_validation", "num_test", "num_refused")
 MAX_COUNT = 10**9
 """Cases of a site above which a count is no count."""
 MAX_MODALITIES = 32
@@ -41,7 +41,7 @@ def _malformed_facts(update: Update) -> str | None:
     facts, modalities = update.facts, update.facts.get("modalities")
     if not isinstance(modalities, dict) or len(modalities) > MAX_MODALITIES:
         return f"facts must count the cases of at most {MAX_MODALITIES} modalities"
-    counts = [facts.get(key) for key in COUNTS] + list(modalities.values())
+    counts = [facts.get(key) for key in COUNT_KEYS] + list(modalities.values())
     if not all(type(count) is int and 0 <= count <= MAX_COUNT for count in counts):
         return f"facts must hold counts of cases per split and modality, 0 to {MAX_COUNT}"
     if facts.get("source") not in ("demo", "site"):

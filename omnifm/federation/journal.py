@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omnifm.federation.intake import COUNTS
+from omnifm.federation.intake import COUNT_KEYS
 from omnifm.update import Score, Update
 
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
@@ -30,7 +30,7 @@ def site_row(facts: Mapping[str, Any], update: Update) -> dict[str, Any]:
         }
         for name, after in update.after.items()
     }
-    return {key: facts[key] for key in (*COUNTS, "modalities")} | {"metrics": metrics}
+    return {key: facts[key] for key in (*COUNT_KEYS, "modalities")} | {"metrics": metrics}
 
 
 def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Any]:

@@ -7,18 +7,15 @@ It is the site's own model that is mixed, after what leaves was taken: the feder
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from omnifm.method import LocalRound
+from omnifm.method import LocalRound
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of what the site trained, in the order tried: only a strictly better validation score moves it away from that."""
 
 
-def stir(local: LocalRound) -> float:
+def mix_with_received(local: LocalRound) -> float:
     """Set the shared weights of the site's model to the best mixture and return its share of what was trained.
 
     Each share costs one pass over the validation split.  What is personal stays as trained.

@@ -70,7 +70,7 @@ class FedALA(FedAvg):
         local.model.eval()  # statistics at rest
         losses: list[float] = []
         for _ in range(self.settings.max_epochs if first else 1):
-            for batch in self._some(local.aside()):
+            for batch in self._some(local.side_batches()):
                 loss = local.task.loss(local.model(batch, local.extra).prediction, batch)
                 for (name, _), slope in zip(weights.items(), _slopes(loss, weights), strict=True):
                     change = self.settings.eta * slope * (local.received[name] - old[name])

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import Method, Model, Partition
+from omnifm.method import LocalRound, Method, Model, Partition
 from omnifm.methods._layers import weights
+from omnifm.methods._soup import mix_with_received
 from omnifm.model import Capacity
 from omnifm.task import Task
 
@@ -36,3 +37,8 @@ class FedAvg(Method):
     def partition(self, model: Model) -> Partition:
         """Everything, the head included."""
         return Partition.of(model, share_buffers=self.settings.share_buffers)
+
+    def personalise(self, local: LocalRound) -> None:
+        """With `soup`, keep the mixture of received and trained weights that scores best on validation."""
+        if isinstance(self.settings, Capacity) and self.settings.soup:
+            mix_with_received(local)

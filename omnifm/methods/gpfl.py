@@ -109,7 +109,7 @@ class GPFL(Method):
         told = local.model.conditions
         told.anchors.copy_(local.received["embeddings.weight"])
         if not told.share.any():
-            labels = torch.cat([batch["label"] for batch in local.aside()])
+            labels = torch.cat([batch["label"] for batch in local.side_batches()])
             told.share.copy_(torch.bincount(labels, minlength=len(told.share)) / len(labels))
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.methods._soup import mix_with_received
 from omnifm.model import OmniModel, Parts
 from omnifm.parts.alignment import spectral_alignment
 from omnifm.parts.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
@@ -345,17 +346,22 @@ class OmniFM(Method):
             for modality, patients in sorted(tokens.items())
         }
 
+    def personalise(self, local: LocalRound) -> None:
+        """With `soup`, keep the mixture of received and trained weights that scores best on validation."""
+        if self.settings.soup:
+            mix_with_received(local)
+
     def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
         """At most m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
         rows, modalities = [], []
         for modality, means in patients.items():
             if len(means) >= MIN_PATIENTS:
-                rows.append(_crowded(means, self.settings.num_centroids))
+                rows.append(_largest_safe_clustering(means, self.settings.num_centroids))
                 modalities += [modality] * len(rows[-1])
         return ({"centroids": torch.cat(rows)} if rows else {}), {"centroid_modalities": modalities}
 
 
-def _crowded(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
+def _largest_safe_clustering(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
     """As many centroids as can be, at most `most`, each the nearest one of at least MIN_PATIENTS patients."""
     for num in range(min(most, len(means) // MIN_PATIENTS), 1, -1):
         centroids = spherical_kmeans(means, num, seed=0)

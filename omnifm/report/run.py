@@ -53,7 +53,7 @@ KEYS = (
     "aggregate",
     "history",
 )
-COUNTS = ("train", "validation", "test", "refused")
+COUNTED = ("train", "validation", "test", "refused")
 
 
 def report(path: Path) -> Path:
@@ -146,8 +146,8 @@ def _head(summary: Summary) -> Html:
 def _cards(summary: Summary) -> Html:
     sites, history, rounds = summary["sites"], summary["history"], summary["rounds"]
     name = _first_metric(summary) or "score"
-    count = {key: sum(site[f"num_{key}"] for site in sites.values()) for key in COUNTS}
-    cases = sum(count[key] for key in COUNTS[:3])
+    count = {key: sum(site[f"num_{key}"] for site in sites.values()) for key in COUNTED}
+    cases = sum(count[key] for key in COUNTED[:3])
     scores = [site["metrics"].get(name, {"before": None, "after": None}) for site in sites.values()]
     before = [score["before"] for score in scores if defined(score["before"])]
     complete = all(defined(score["before"]) == defined(score["after"]) for score in scores)
@@ -160,7 +160,7 @@ def _cards(summary: Summary) -> Html:
     cards = [
         ("Rounds", f"{rounds['completed']} of {rounds['planned']}", "completed of planned"),
         ("Sites with test scores", f"{len(sites)} of {len(_sites(summary))}", "of those asked in any round"),
-        ("Cases", f"{cases:,}", ", ".join(f"{count[key]:,} {key}" for key in COUNTS)),
+        ("Cases", f"{cases:,}", ", ".join(f"{count[key]:,} {key}" for key in COUNTED)),
         (f"Mean {name}, test", mean, note),
         (f"Worst {name}, test", number(overall.get("worst")), overall.get("worst_site", "no site has test scores")),
         ("Sent by sites", size(sum(row["bytes_up"] for row in rows)), "accepted training replies"),
@@ -200,26 +200,26 @@ def _results(summary: Summary) -> Html:
     rows: list[list[object]] = []
     for name in _sites(summary):
         if name not in sites:
-            rows.append([name, *[NONE] * (len(COUNTS) + 1), *["no test scores"] * len(metrics)])
+            rows.append([name, *[NONE] * (len(COUNTED) + 1), *["no test scores"] * len(metrics)])
             continue
         modalities = ", ".join(f"{key or 'unnamed'} {count:,}" for key, count in sites[name]["modalities"].items())
         rows.append(
             [
                 name,
-                *(f"{sites[name][f'num_{key}']:,}" for key in COUNTS),
+                *(f"{sites[name][f'num_{key}']:,}" for key in COUNTED),
                 modalities or NONE,
                 *(_score(summary, name, *metric) for metric in metrics.items()),
             ]
         )
     if not rows:
         return section("Test results", tag("p", "No site has test scores."))
-    headers = ["Site", *(key.capitalize() for key in COUNTS), "Modalities", *metrics]
+    headers = ["Site", *(key.capitalize() for key in COUNTED), "Modalities", *metrics]
     how = "Each cell: before → after local training; below it the change, the cases scored and trivial rivals."
     spread = [[name, *map(number, (a["mean"], a["std"], a["worst"])), a["worst_site"]] for name, a in aggregate.items()]
     return section(
         "Test results",
         tag("p", how, class_="soft"),
-        table(headers, rows, text=(0, 1 + len(COUNTS))),
+        table(headers, rows, text=(0, 1 + len(COUNTED))),
         tag("h3", "Across sites, after local training"),
         table(["Metric", "Mean", "Standard deviation", "Worst", "Worst site"], spread, text=(0, 4))
         if spread

@@ -148,7 +148,7 @@ class Site:
         loss = self.method.train(local)
         extra, facts = self.method.finish(local)
         shared = partition.pick(local.model, "shared")
-        self.method.settle(local)
+        self.method.personalise(local)
         _refuse_divergence(local)
         after = local.validate()
         self._keep_best("after", payload, local, after)
@@ -178,7 +178,7 @@ class Site:
         self.method.begin(local)
         loss = self.method.train(local)
         self.method.finish(local)
-        self.method.settle(local)
+        self.method.personalise(local)
         _refuse_divergence(local)
         self._keep_best("after", payload, local, local.validate())
         before = self._scores(local.model, self._load_best("before", local), "test")
@@ -226,7 +226,7 @@ class Site:
             extra=extra,
             memory=under(state, "memory"),
             batches=self._batches(seed),
-            aside=self._batches(seed + 1),
+            side_batches=self._batches(seed + 1),
             views=self._views,
             optimizer=self._optimizer,
             validate=lambda: self._scores(model, extra, "validation"),

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from omnifm.check import inspection as check
-from omnifm.check.findings import Case, Findings, digest, witness
+from omnifm.check.findings import Case, Findings, digest, record_reads
 from omnifm.cli import app
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site
@@ -157,7 +157,7 @@ class TestImages:
         datalist = read_datalist(write_site(tmp_path / "s"), required=("image",))
         findings = Findings(datalist)
         for item in datalist.training:
-            findings.see(item, witness(lambda item: read_volume(item["image"]), item))
+            findings.see(item, record_reads(lambda item: read_volume(item["image"]), item))
         assert [len(sample) for sample in findings.images["MR"].sample] == [333] * 4  # 4000 / (2 * 6 cases)
 
     def test_odd_scales_and_spacings_are_found(self, tmp_path):
@@ -372,7 +372,7 @@ class TestVerdict:
 
     def test_the_reader_is_itself_again_after_a_refusal(self, tmp_path):
         with pytest.raises(ValueError, match="must exist"):
-            witness(lambda item: read_volume(item["image"]), {"image": tmp_path / "none.nii"})
+            record_reads(lambda item: read_volume(item["image"]), {"image": tmp_path / "none.nii"})
         assert "ask" not in vars(READER)
 
 

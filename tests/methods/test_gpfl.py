@@ -78,7 +78,7 @@ def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path, share
 def test_a_site_without_the_last_class_has_none_of_it(toys, tmp_path):
     _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
     local, _ = network.open["site-1"]._open(network.payloads[0][1])
-    local.aside = lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}])
+    local.side_batches = lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}])
     share = local.model.conditions.share
     share.zero_()
     run.method.receive(local)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omnifm.method import LocalRound, Partition
-from omnifm.methods._soup import stir
+from omnifm.methods._soup import mix_with_received
 from omnifm.plugins import names, plugin
 from omnifm.update import Score
 from tests.methods.reference import federate
@@ -35,18 +35,18 @@ class TestStir:
     )
     def test_the_best_share_is_kept(self, score, share):
         site = local(score)
-        assert stir(site) == share
+        assert mix_with_received(site) == share
         assert (site.model.weight.item(), site.model.bias.item()) == (share, 2 * share)
 
     def test_what_is_personal_stays_as_trained(self):
         site = local(lambda w: -w)
         site.partition = Partition.of(site.model, personal=[site.model.bias])
-        stir(site)
+        mix_with_received(site)
         assert (site.model.weight.item(), site.model.bias.item()) == (0, 2)
 
     def test_where_nothing_is_shared_nothing_is_scored(self):
         site = local(lambda w: 1 / 0, only=())
-        assert stir(site) == 1
+        assert mix_with_received(site) == 1
         assert site.model.weight.item() == 1
 
 

@@ -11,7 +11,7 @@ from omnifm import simulation
 from omnifm.config import Experiment
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site, make_site
-from omnifm.data.demos.classification import COUNTS, LOOKS
+from omnifm.data.demos.classification import CASES_PER_SPLIT, LOOKS
 from omnifm.data.volume import RefusedImage
 from omnifm.plugins import load_task
 from omnifm.update import Score
@@ -281,7 +281,7 @@ class TestDemo:
             task = load_task(job())
             case = task.read(datalist.training[0], datalist.labels)
             found.append((datalist.modality["0"], task.case_facts(case)["channels"]))
-            assert [len(split) for split in datalist.splits().values()] == list(COUNTS.values())
+            assert [len(split) for split in datalist.splits().values()] == list(CASES_PER_SPLIT.values())
         assert found == [("XC", 3), ("US", 1), ("MG", 1), ("XC", 3)]
         assert {look.modality for look in LOOKS} == {"XC", "US", "MG"}
 

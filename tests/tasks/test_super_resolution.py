@@ -12,7 +12,7 @@ from omnifm.backbones.edsr import bicubic
 from omnifm.config import Experiment
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site, make_site
-from omnifm.data.demos.super_resolution import COUNTS, SIDES
+from omnifm.data.demos.super_resolution import CASES_PER_SPLIT, SIDES
 from omnifm.data.volume import RefusedImage
 from omnifm.plugins import load_task
 from omnifm.tasks.super_resolution import Patch, degraded
@@ -230,7 +230,7 @@ class TestDemo:
             datalist = read_datalist(demo_site("super_resolution", f"site-{number}"), required=("image",))
             cases = [task().read(item, {}) for item in datalist.training[:6]]
             found.append((datalist.modality["0"], task().case_facts(cases[0])["channels"]))
-            assert [len(split) for split in datalist.splits().values()] == list(COUNTS.values())
+            assert [len(split) for split in datalist.splits().values()] == list(CASES_PER_SPLIT.values())
             assert all(SIDES[0] <= side < SIDES[1] for case in cases for side in case["array"].shape[:2])
             assert len({case["array"].shape for case in cases}) > 1
         assert found == [("SM", 3), ("MR", 1), ("SM", 3)]

@@ -312,7 +312,7 @@ def test_two_stages_of_lora_in_a_federation(tmp_path, monkeypatch):
     """Only what is tuned travels or is stored, and in its first round the language model stays as it was."""
     import omnifm.data.demos.vqa as demo
 
-    monkeypatch.setattr(demo, "COUNTS", {"training": 3, "validation": 1, "test": 1})
+    monkeypatch.setattr(demo, "CASES_PER_SPLIT", {"training": 3, "validation": 1, "test": 1})
     sites = ["site-1", "site-2"]
     for site in sites:
         make_site("vqa", site, tmp_path / "data" / site)

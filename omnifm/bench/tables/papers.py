@@ -157,7 +157,7 @@ TABLES: Mapping[str, Table] = {
         ("cls_blood",),
         by_site=True,
         tuned_apart=True,
-        note="The command omnifm bench glance tells where OmniFM wins, ties and loses.",
+        note="The command omnifm bench summary tells where OmniFM wins, ties and loses.",
     ),
     "routed_parts": Table(
         "What does it in the routed variant?",

@@ -24,7 +24,7 @@ MATCHED = " (matched)"
 VERDICTS = ("wins", "ties", "loses")
 
 
-def glance(files: Sequence[Path], contender: str) -> str:
+def summary_table(files: Sequence[Path], contender: str) -> str:
     """A Markdown table of the contender beside the matched baselines, the best in bold, and how often it leads.
 
     No verdict has a federation where the contender or a matched baseline has no score, nor one of a single seed, which
@@ -124,7 +124,7 @@ def _columns(file: Path, contender: str) -> list[tuple[str, Mapping[str, Any]]]:
     """The columns of a table under their names, which tell two ways to run one federation apart.
 
     Raises:
-        ValueError: as `glance`.
+        ValueError: as `summary_table`.
     """
     try:
         content = json.loads(file.read_text())

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-COUNTS = {"training": 12, "validation": 4, "test": 5}
+CASES_PER_SPLIT = {"training": 12, "validation": 4, "test": 5}
 """Cases of one site unless its task says otherwise."""
 
 

@@ -14,7 +14,7 @@ from omnifm.data.site_folder import write_datalist
 
 CONTRAST = (0.15, 1.0)
 """Of a finding, share of its modality's: the weakest drown in the grain, so that nobody is right always."""
-COUNTS = {"training": 150, "validation": 30, "test": 60}
+CASES_PER_SPLIT = {"training": 150, "validation": 30, "test": 60}
 FINDINGS = ("solid", "ring", "cluster")
 SIDE, FINE = 28, 4
 """Pixels of a picture, and how finely each is drawn."""
@@ -59,7 +59,7 @@ def make(folder: Path, site: str, seed: int) -> None:
         "labels": {str(value): name for value, name in enumerate(FINDINGS)},
     }
     pictures: list[Shaped[np.ndarray, "rows columns *c"]] = []
-    for split, count in COUNTS.items():
+    for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
             name, label = f"{split}-{index:02d}", index % len(FINDINGS)

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import COUNTS, generator, site_number
+from omnifm.data.demos import CASES_PER_SPLIT, generator, site_number
 from omnifm.data.demos._heads import CONTRASTS, draw_head
 from omnifm.data.site_folder import write_datalist
 
@@ -67,7 +67,7 @@ def make(folder: Path, site: str, seed: int) -> None:
         "modality": {"0": other.code, "1": "MR"},
     }
     (folder / "images").mkdir()
-    for split, count in COUNTS.items():
+    for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
             name = f"{split}-{index:02d}"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from omnifm.data.datalist import DEMO_NAME
-from omnifm.data.demos import COUNTS, generator
+from omnifm.data.demos import CASES_PER_SPLIT, generator
 from omnifm.data.demos._heads import TISSUES, Scanner, draw_head, positions
 from omnifm.data.site_folder import write_datalist
 
@@ -25,7 +25,7 @@ def make(folder: Path, site: str, seed: int) -> None:
     }
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
-    for split, count in COUNTS.items():
+    for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
             name = f"{split}-{index:02d}"

@@ -12,7 +12,7 @@ from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
 
-COUNTS = {"training": 24, "validation": 6, "test": 8}
+CASES_PER_SPLIT = {"training": 24, "validation": 6, "test": 8}
 SIDES = (96, 113)
 """Least and most pixels along a side; most are no multiple of 2."""
 FINE = 2
@@ -30,7 +30,7 @@ def make(folder: Path, site: str, seed: int) -> None:
         "modality": {"0": modality},
     }
     (folder / "images").mkdir()
-    for split, count in COUNTS.items():
+    for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
             name = f"{split}-{index:02d}"

@@ -16,7 +16,7 @@ from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
 
-COUNTS = {"training": 72, "validation": 8, "test": 12}
+CASES_PER_SPLIT = {"training": 72, "validation": 8, "test": 12}
 """Pictures of one site; each is asked about five or six questions."""
 SIDE = 48
 MODALITIES = {"CT": "ct", "MR": "mri", "DX": "x ray", "US": "ultrasound"}
@@ -49,7 +49,7 @@ def make(folder: Path, site: str, seed: int) -> None:
         "modality": {"0": PAIRS[number % 4][0]},
     }
     (folder / "images").mkdir()
-    for split, count in COUNTS.items():
+    for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
             name = f"{split}-{index:02d}"

@@ -78,7 +78,7 @@ def readable(images: Sequence[T], key: Callable[[T], K], read: Callable[[T], obj
         read: reads a case's images, raising `RefusedImage`.
 
     Raises:
-        ValueError: see `settle`.
+        ValueError: see `report_left_out`.
     """
     first = {key(case): case for case in reversed(images)}
     refused: dict[K, str] = {}
@@ -87,11 +87,11 @@ def readable(images: Sequence[T], key: Callable[[T], K], read: Callable[[T], obj
             read(case)
         except RefusedImage as refusal:
             refused[name] = refusal.reason
-    settle("images", len(first), refused.values())
+    report_left_out("images", len(first), refused.values())
     return [case for case in images if key(case) not in refused]
 
 
-def settle(what: str, total: int, reasons: Iterable[str]) -> None:
+def report_left_out(what: str, total: int, reasons: Iterable[str]) -> None:
     """Say what is left out and why, or stop if that is too much.
 
     Args:

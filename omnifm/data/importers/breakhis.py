@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
-from omnifm.data.importers._source import MALFORMED, pictures, readable, settle
+from omnifm.data.importers._source import MALFORMED, pictures, readable, report_left_out
 
 NAME = re.compile(r"SOB_([BM])_([A-Z]{1,2})-(\d\d)-(\d+)[A-Z]*-(40|100|200|400)-\d+(?:_x\d+_y\d+)?\.png")
 TYPES = {
@@ -63,7 +63,7 @@ def prepare(
         raise ValueError("source must hold BreakHis images named like SOB_B_TA-14-4659-40-001.png; it has none")
     cases = [_case(source, file) for file in found]
     known = [case for case in cases if case is not None]
-    settle("images", len(cases), [MALFORMED] * (len(cases) - len(known)))
+    report_left_out("images", len(cases), [MALFORMED] * (len(cases) - len(known)))
     wanted = [case for zoom, case in known if zoom == magnification]
     read = readable(wanted, key=lambda case: case.patient + str(sorted(case.files)), read=read_files)
     labels = {str(number): name for number, name in enumerate(TYPES.values())}

@@ -14,7 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from omnifm.data.importers._source import settle
+from omnifm.data.importers._source import report_left_out
 from omnifm.data.partition import three_way
 from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
 from omnifm.data.volume import RefusedImage, read_label, read_volume
@@ -91,7 +91,7 @@ def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed
             items.append(_write_case(source / subject, folder, subject))
         except RefusedImage as refusal:
             reasons.append(refusal.reason)
-    settle(f"subjects of {name}", len(subjects), reasons)
+    report_left_out(f"subjects of {name}", len(subjects), reasons)
     content: dict[str, Any] = {
         "name": "FeTS 2022, enhancing tumour on T1ce",
         "modality": {"0": "MR"},

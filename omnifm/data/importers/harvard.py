@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
-from omnifm.data.importers._source import MALFORMED, inside, pictures, readable, settle
+from omnifm.data.importers._source import MALFORMED, inside, pictures, readable, report_left_out
 
 MODALITIES = {"CT": "CT", "PET": "PT", "SPECT": "NM"}
 """Folder -> DICOM code of the image that is fused with MR."""
@@ -48,7 +48,7 @@ def prepare(
     if not found:
         raise ValueError("source must hold pairs such as CT-MRI/CT/2004.png and CT-MRI/MRI/2004.png; it has none")
     cases = [case for file in found if (case := _case(source, file)) is not None]
-    settle("pairs", len(found), [MALFORMED] * (len(found) - len(cases)))
+    report_left_out("pairs", len(found), [MALFORMED] * (len(found) - len(cases)))
     read = readable(cases, key=lambda case: str(case.item["image_a"]), read=read_files)
     write_sites(destination, plan, read, {"name": "Harvard brain atlas"})
 

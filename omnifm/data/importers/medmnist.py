@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from omnifm.data.importers._sites import Case, Plan, write_sites
-from omnifm.data.importers._source import MALFORMED, inside, settle
+from omnifm.data.importers._source import MALFORMED, inside, report_left_out
 from omnifm.data.items import Item
 from omnifm.data.refusal import available_memory_bytes
 
@@ -181,7 +181,7 @@ def prepare(
             rows[key] = (subset, row)
             cases.append(Case({"label": offset + label}, key, code, offset + label, home=subset.name, split=split))
         offset += len(classes)
-    settle("images", sum(len(subset.labels) for subset in read), [MALFORMED] * num_malformed)
+    report_left_out("images", sum(len(subset.labels) for subset in read), [MALFORMED] * num_malformed)
     write_sites(
         destination,
         plan,

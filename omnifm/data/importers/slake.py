@@ -9,7 +9,7 @@ from typing import Any
 
 from omnifm.data.importers._questions import Question, text_of, write_questions
 from omnifm.data.importers._sites import Plan
-from omnifm.data.importers._source import MALFORMED, inside, read_entries, settle
+from omnifm.data.importers._source import MALFORMED, inside, read_entries, report_left_out
 
 FILES = {"train.json": "training", "validate.json": "validation", "test.json": "test"}
 MODALITIES = {"CT": "CT", "MRI": "MR", "X-Ray": "CR"}
@@ -63,7 +63,7 @@ def prepare(
                 image = inside(source / "imgs", entry["img_name"], f"image of entry {number} of {name}")
                 modalities[image] = MODALITIES[entry["modality"]]
                 questions.append(_question(image, entry, FILES[name]))
-    settle("entries", num_entries, [MALFORMED] * num_malformed)
+    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
     write_questions(source, destination, plan, questions, modalities, f"SLAKE ({language})")
 
 

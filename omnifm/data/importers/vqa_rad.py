@@ -10,7 +10,7 @@ from typing import Any
 from omnifm.data.importers._modality_words import modality_of
 from omnifm.data.importers._questions import Question, text_of, write_questions
 from omnifm.data.importers._sites import Plan
-from omnifm.data.importers._source import MALFORMED, inside, read_entries, settle
+from omnifm.data.importers._source import MALFORMED, inside, read_entries, report_left_out
 
 LAYOUTS = {
     "VQA_RAD Image Folder": ("VQA_RAD Dataset Public.json",),
@@ -64,7 +64,7 @@ def prepare(
                 questions.append(_question(image, entry))
             else:
                 num_malformed += 1
-    settle("entries", num_entries, [MALFORMED] * num_malformed)
+    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
     pairs: dict[Path, list[tuple[str, str]]] = {}
     for question in questions:
         pairs.setdefault(question.image, []).append((question.question, question.answer))

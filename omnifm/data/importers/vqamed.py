@@ -12,7 +12,7 @@ from pathlib import Path
 from omnifm.data.importers._modality_words import modality_of
 from omnifm.data.importers._questions import Question, answer_type, text_of, write_questions
 from omnifm.data.importers._sites import Plan
-from omnifm.data.importers._source import MALFORMED, inside, pictures, settle
+from omnifm.data.importers._source import MALFORMED, inside, pictures, report_left_out
 
 TRAIN_2020, VALIDATION_2020 = "VQAnswering_2020_Train_QA_[pP]airs.txt", "VQAnswering_2020_Val_QA_[pP]airs.txt"
 # Year -> split -> names of its files; of several groups the first that is there.  The training set of 2021 is all of
@@ -95,7 +95,7 @@ def prepare(
     if num_lines == 0:
         names = FILES[year]["training"][0]
         raise ValueError(f"source must hold questions with answers of VQA-Med {year}, in {names}; it has none")
-    settle("lines", num_lines, [MALFORMED] * num_malformed)
+    report_left_out("lines", num_lines, [MALFORMED] * num_malformed)
     modalities = {image: modality_of(own) for image, own in pairs.items()}
     write_questions(source, destination, plan, questions, modalities, f"VQA-Med {year}")
 

@@ -180,7 +180,7 @@ class TestDemo:
     prepare = staticmethod(importers.load("demo").prepare)
 
     def test_writes_the_sites_of_the_embedded_demo(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(segmentation, "COUNTS", {"training": 1, "validation": 1, "test": 1})
+        monkeypatch.setattr(segmentation, "CASES_PER_SPLIT", {"training": 1, "validation": 1, "test": 1})
         self.prepare(tmp_path / "out", sites=2)
         assert sorted(site.name for site in (tmp_path / "out").iterdir()) == ["site-1", "site-2"]
         assert read_datalist(tmp_path / "out/site-2", required=("image", "label")).source == "demo"

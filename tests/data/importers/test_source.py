@@ -1,7 +1,7 @@
 import pytest
 
 from omnifm.data.importers import _source
-from omnifm.data.importers._source import inside, pictures, read_entries, readable, settle
+from omnifm.data.importers._source import inside, pictures, read_entries, readable, report_left_out
 from omnifm.data.refusal import RefusedImage
 from tests.data.importers.layouts import picture
 
@@ -62,14 +62,14 @@ class TestReadable:
 class TestSettle:
     @pytest.mark.parametrize(("total", "number"), [(2, 1), (19, 1), (20, 1), (100, 5)])
     def test_lets_few_pass(self, capsys, total, number):
-        settle("lines", total, ["corrupt"] * number)
+        report_left_out("lines", total, ["corrupt"] * number)
         assert capsys.readouterr().out == f"left out {number} of {total} lines: corrupt {number}\n"
 
     def test_is_silent_where_nothing_is_left_out(self, capsys):
-        settle("lines", 3, [])
+        report_left_out("lines", 3, [])
         assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize(("total", "number"), [(0, 0), (1, 1), (2, 2), (19, 2), (21, 2), (100, 6)])
     def test_stops_above_5_percent_and_with_nothing_left(self, total, number):
         with pytest.raises(ValueError, match=f"at most 5% of them left out; got {total}, left out {number}"):
-            settle("lines", total, ["corrupt"] * number)
+            report_left_out("lines", total, ["corrupt"] * number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.federated.conftest import Simulator, write_job
+from tests.flare.conftest import Simulator, write_job
 from tests.test_canaries import BORN, NAME, bad_site, found, good_site, leaks
 
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from omnifm import simulation
 from omnifm.config import Experiment
-from tests.federated.conftest import Simulator, write_job
+from tests.flare.conftest import Simulator, write_job
 
 SITES = ["site-1", "site-2"]
 

@@ -1,0 +1,120 @@
+"""The records that a run writes and exchanges: data facts, a round's entry, and summary.json (schema 1).
+
+They are plain dictionaries, because they travel as JSON; these types say which keys they hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+Json = dict[str, Any]
+"""A JSON object whose keys are somebody else's: a task's or a method's."""
+
+
+class Facts(TypedDict):
+    """What a site tells about its data in the stage `describe`."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_refused: int
+    modalities: dict[str, int]
+    """Number of cases by DICOM modality code."""
+    source: str
+    """`demo` (synthetic) or `site` (a hospital's own data)."""
+    data: Json
+    """The facts that the task asks for: dimensions, channels, spacing, label names."""
+
+
+class MetricRecord(TypedDict):
+    """One metric of one site on the test split; None where it is undefined."""
+
+    before: float | None
+    """Score of the received model."""
+    after: float | None
+    """Score after local training."""
+    support: int
+    """Number of cases on which the metric is defined."""
+    undefined: int
+    """Number of cases on which it is not."""
+
+
+class SiteRecord(TypedDict):
+    """A site's entry in summary.json."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_refused: int
+    modalities: dict[str, int]
+    metrics: dict[str, MetricRecord]
+
+
+class SiteRound(TypedDict):
+    """One accepted training reply in a round's entry; metrics are of the validation split."""
+
+    train_loss: float | None
+    metrics: dict[str, float]
+    """Scores after local training."""
+    before: dict[str, float]
+    """Scores of the received model."""
+    num_samples: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    norm: float
+    """L2 norm of the change of the shared part."""
+
+
+class RoundEntry(TypedDict):
+    """One line of rounds.jsonl."""
+
+    round: int
+    sites: dict[str, SiteRound]
+    missing: dict[str, str]
+    """Reason by site that should have replied and was not accepted."""
+    bank: Json
+    """State of the knowledge bank; empty if the method has none."""
+
+
+class Aggregate(TypedDict):
+    """One metric over the sites, after local training."""
+
+    mean: float
+    std: float
+    worst: float
+    worst_site: str
+
+
+class Rounds(TypedDict):
+    """Number of communication rounds."""
+
+    planned: int
+    completed: int
+
+
+class Summary(TypedDict):
+    """summary.json, schema 1."""
+
+    schema: int
+    job: str
+    task: str
+    method: str
+    data: NotRequired[str]
+    seed: int
+    versions: dict[str, str]
+    status: str
+    """`COMPLETE`, `SUBSET` (a site that should have taken part did not, at any round) or `FAILED`."""
+    reason: str | None
+    rounds: Rounds
+    partition: Json
+    """`hash` of the manifest, and number of values by part of the model."""
+    init_hash: str
+    backbone_hash: NotRequired[str]
+    final_hash: str
+    data_source: str
+    sites: dict[str, SiteRecord]
+    aggregate: dict[str, Aggregate]
+    absent: NotRequired[dict[str, str]]
+    capped: NotRequired[dict[str, int]]
+    history: list[RoundEntry]
