@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -175,6 +175,26 @@ class LocalRound:
     scratch: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ServerView:
+    """What the server knows about the federation when it calls a method; nothing of it is sent to a site.
+
+    Attributes:
+        round: 0 for the answers of the seed stage, else the number of the training round, from 1.
+        num_rounds: number of rounds of the run.
+        sizes: number of training cases of every site of the federation, present or not, after the limit on a site's
+            weight (`federation.intake.capped`).  The same numbers come back as `Update.num_samples`.
+        modalities: modalities that each site has described.
+        labels: label names by label value that each site has described; empty for tasks without labels.
+    """
+
+    round: int = 0
+    num_rounds: int = 1
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    modalities: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
 class Method:
     """A federated algorithm; subclasses override what differs from FedAvg (McMahan et al. 2017, arXiv 1602.05629)."""
 
@@ -186,22 +206,11 @@ class Method:
     says: ClassVar[frozenset[str]] = frozenset()
     """Keys that the method may put into `Update.facts`."""
     judges: ClassVar[frozenset[str]] = frozenset()
-    """Names among `sends` that the method itself judges, apart from the weights; the size of any other tensor that it
-    sends to train is bounded by the other sites', like that of the weights."""
+    """Names among `sends` that the method checks itself, in `judge`.  The size of any other tensor that a site sends
+    after training is limited by the size of the other sites', as that of the weights is."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self.num_rounds = 1
-        """At the server: rounds of the run."""
-        self.sizes: dict[str, int] = {}
-        """At the server, before each payload: training cases of every site of the federation, present or not, capped
-        (`admission.capped`); the same numbers come back as `Update.num_samples`."""
-        self.modalities: dict[str, frozenset[str]] = {}
-        """At the server: modalities that each site has described."""
-        self.labels: dict[str, dict[str, str]] = {}
-        """At the server: names by label value that each site has described; none in tasks without labels."""
-        self.dropped: dict[str, str] = {}
-        """At the server: sites of whose last reply the weights were used and the rest was not, and why."""
 
     # Both ends.
     def build(self, task: Task) -> Model:
@@ -216,14 +225,21 @@ class Method:
     def start(self, shared: Tensors) -> None:
         """Prepare the server's memory for the initial shared part."""
 
-    def receive_seeds(self, updates: Sequence[Update]) -> None:
-        """Take the replies of round 0, sorted by site."""
+    def judge(self, update: Update, view: ServerView) -> dict[str, str]:
+        """Return the tensors of `judges` that must not be used, each with the reason; the weights are still used.
 
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
-        """What this site receives: (shared part, the method's own tensors)."""
+        The server removes them from the update before the method receives it, and writes the reasons to the audit.
+        """
+        return {}
+
+    def receive_seeds(self, updates: Sequence[Update], view: ServerView) -> None:
+        """Take the replies of the seed stage, sorted by site."""
+
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
+        """Return what this site receives: (shared part, the method's own tensors)."""
         return shared, {}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Combine accepted updates, which come sorted by site and can be iterated again, into the new shared part."""
         return weighted_mean(shared, updates)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
-from omnifm.method import Tensors
+from omnifm.method import Method, ServerView, Tensors
 from omnifm.update import Update
 
 COUNT_KEYS = ("num_train", "num_validation", "num_test", "num_refused")
@@ -98,3 +99,10 @@ def capped(counts: Mapping[str, int], ratio: float) -> dict[str, int]:
         return dict(counts)
     most = max(1, int(ratio * median(present)))
     return {site: min(count, most) for site, count in counts.items()}
+
+
+def remove_refused(method: Method, update: Update, view: ServerView) -> tuple[Update, list[str]]:
+    """Remove the tensors that the method itself refuses (`Method.judge`); return the rest and the reasons."""
+    refused = method.judge(update, view)
+    extra = {name: value for name, value in update.extra.items() if name not in refused}
+    return replace(update, extra=extra), sorted(set(refused.values()))

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from omnifm.config import Experiment
-from omnifm.federation.intake import capped, change, malformed, outliers
+from omnifm.federation.intake import capped, change, malformed, outliers, remove_refused
 from omnifm.federation.journal import aggregate, means, progress, site_row, versions
 from omnifm.federation.spool import Spool
-from omnifm.method import Partition, Tensors
+from omnifm.method import Partition, ServerView, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.report.run import write_report
 from omnifm.state import History, locked, write_atomic
@@ -79,7 +79,6 @@ class Federation:
     def __init__(self, experiment: Experiment, state_dir: Path, results_dir: Path, transport: Transport) -> None:
         self.experiment, self.transport, self.results_dir = experiment, transport, results_dir
         self.method, self.task = load_method(experiment), load_task(experiment)
-        self.method.num_rounds = experiment.train.num_rounds
         self.folder = state_dir / experiment.job
         self.checkpoints = History(self.folder, "server", keep=2)
         self.run_id, self.round = "", 0
@@ -88,6 +87,7 @@ class Federation:
         self.partition: Partition | None = None
         self.init_hash, self.backbone_hash = "", ""
         self.facts: dict[str, dict[str, Any]] = {}
+        self.view = ServerView()
         self.absent: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []
         self.sent: dict[str, Payload] = {}
@@ -137,8 +137,11 @@ class Federation:
 
     def _keep(self, update: Update) -> str | None:
         trained = update.stage == "train"
+        kept, reasons = (
+            remove_refused(self.method, update, self.view) if update.stage in ("seed", "train") else (update, [])
+        )
         try:
-            self.spool.add(replace(update, num_samples=self.method.sizes[update.site]) if trained else update)
+            self.spool.add(replace(kept, num_samples=self.view.sizes[update.site]) if trained else kept)
         except OSError as error:
             return f"the server cannot store it: {error.strerror}"
         if trained:
@@ -146,6 +149,8 @@ class Federation:
             self.changes[update.site] = {"": change(sent, update.shared)} | {
                 name: (float(value.double().norm()), name) for name, value in update.extra.items() if name not in judged
             }
+        for reason in reasons:
+            self._audit(update.stage, update.round, update.site, f"weights kept, the rest dropped: {reason}")
         return None
 
     def _audit(self, stage: str, number: int, site: str, rule: str) -> None:
@@ -177,8 +182,7 @@ class Federation:
             self.checkpoints.clear()
             if self.method.seeds:
                 self.absent.update(self._ask("seed", 0, self._connected()))
-                self.method.receive_seeds(list(self.spool))
-                self._audit_dropped("seed", 0)
+                self.method.receive_seeds(list(self.spool), self.view)
             self._checkpoint()
         write_atomic(self.results_dir / "rounds.jsonl", "".join(json.dumps(e) + "\n" for e in self.history).encode())
 
@@ -244,7 +248,7 @@ class Federation:
 
     def _withhold(self, number: int) -> dict[str, str]:
         """Leave out replies whose change is not of the size of the others'; only now is everybody's known."""
-        ratio, sizes, reasons = self.experiment.train.max_norm_ratio, self.method.sizes, dict[str, str]()
+        ratio, sizes, reasons = self.experiment.train.max_norm_ratio, self.view.sizes, dict[str, str]()
         rows = [row for entry in self.history[-PAST:] for row in entry["sites"].values()]
         for part in sorted({part for parts in self.changes.values() for part in parts}):
             norms = {site: parts[part][0] for site, parts in self.changes.items() if part in parts}
@@ -258,15 +262,7 @@ class Federation:
         return reasons
 
     def _combine(self, number: int) -> Tensors:
-        shared = self.method.aggregate(self.shared, self.spool, number)
-        self._audit_dropped("train", number)
-        return shared
-
-    def _audit_dropped(self, stage: Stage, number: int) -> None:
-        """What the method itself left out, apart from the weights."""
-        for site, reason in sorted(self.method.dropped.items()):
-            self._audit(stage, number, site, f"weights kept, the rest dropped: {reason}")
-        self.method.dropped = {}
+        return self.method.aggregate(self.shared, self.spool, self.view)
 
     def _sample(self, number: int, connected: list[str]) -> list[str]:
         train = self.experiment.train
@@ -296,12 +292,18 @@ class Federation:
         self.spool.clear()
         self.sent, self.changes, self.refused = {}, {}, {}
         counts = {site: facts["num_train"] for site, facts in sorted(self.facts.items())}
-        self.method.sizes = capped(counts, self.experiment.train.max_size_ratio)
-        self.method.modalities = {site: frozenset(facts["modalities"]) for site, facts in self.facts.items()}
-        self.method.labels = {site: _label_names(facts["data"]) for site, facts in self.facts.items()}
+        self.view = ServerView(
+            round=number,
+            num_rounds=self.experiment.train.num_rounds,
+            sizes=capped(counts, self.experiment.train.max_size_ratio),
+            modalities={site: frozenset(facts["modalities"]) for site, facts in self.facts.items()},
+            labels={site: _label_names(facts["data"]) for site, facts in self.facts.items()},
+        )
         for site in sites:
             shared, extra = (
-                self.method.payload(site, self.shared) if stage in ("train", "evaluate") else (self.shared, {})
+                self.method.payload(site, self.shared, self.view)
+                if stage in ("train", "evaluate")
+                else (self.shared, {})
             )
             self.sent[site] = Payload(
                 stage,
@@ -479,7 +481,7 @@ class Federation:
 
     def _capped(self) -> dict[str, int]:
         """Sites that count with fewer cases than they have, and with how many."""
-        return {site: size for site, size in self.method.sizes.items() if size < self.facts[site]["num_train"]}
+        return {site: size for site, size in self.view.sizes.items() if size < self.facts[site]["num_train"]}
 
 
 def _label_names(data: Mapping[str, Any]) -> dict[str, str]:

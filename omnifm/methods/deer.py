@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT
-from omnifm.method import LocalRound, Model, Partition, Tensors, weighted_mean
+from omnifm.method import LocalRound, Model, Partition, ServerView, Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update
@@ -44,9 +44,9 @@ class DEeR(FedAvg):
             if _is_part(name, _resting(local.round)):
                 parameter.requires_grad_(False)
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Weighted mean of what was trained; the other stays exactly as it was."""
-        mean, resting = weighted_mean(shared, updates), _resting(round_number)
+        mean, resting = weighted_mean(shared, updates), _resting(view.round)
         return {name: shared[name] if _is_part(name, resting) else value for name, value in mean.items()}
 
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import Tensors, moved, weighted_mean
+from omnifm.method import ServerView, Tensors, moved, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update
@@ -52,7 +52,7 @@ class FedAdam(FedAvg):
             self.moments[f"m/{name}"] = torch.zeros_like(shared[name], dtype=torch.float64)
             self.moments[f"v/{name}"] = torch.full_like(shared[name], self.settings.tau**2, dtype=torch.float64)
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """The step on the weights; statistics are plain means."""
         s, mean = self.settings, weighted_mean(shared, updates)
         for name in moved(updates, lambda _site: shared).intersection(self.weights):

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import Tensors, moved, weighted_mean
+from omnifm.method import ServerView, Tensors, moved, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.update import Update
@@ -41,7 +41,7 @@ class FedAvgM(FedAvg):
         """No velocity yet."""
         self.velocity = {name: torch.zeros_like(shared[name], dtype=torch.float64) for name in self.weights}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """The momentum step on the weights; statistics are plain means."""
         mean = weighted_mean(shared, updates)
         for name in moved(updates, lambda _site: shared).intersection(self.velocity):

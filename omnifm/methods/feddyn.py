@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Positive
-from omnifm.method import LocalRound, Output, Tensors, moved, to_sites, weighted_mean
+from omnifm.method import LocalRound, Output, ServerView, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Batch
@@ -56,20 +56,20 @@ class FedDyn(FedAvg):
         return h - self.settings.alpha * (w - received)
 
     # The server's half: `h` holds every site's h_k, `counted` the round of the last reply in it.
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
         """The model, and the round of the site's last reply that was counted, 0 before any."""
         return shared, {"counted": torch.tensor(self.counted.get(site, 0))}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Mean of those who replied, minus h / alpha of all."""
         nothing = {name: torch.zeros_like(shared[name]) for name in self.weights}
         for update in updates:
-            own, self.counted[update.site] = self.h.get(update.site, nothing), round_number
+            own, self.counted[update.site] = self.h.get(update.site, nothing), view.round
             self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
-        mean, everyone = weighted_mean(shared, updates), sum(self.sizes.values())
+        mean, everyone = weighted_mean(shared, updates), sum(view.sizes.values())
         for name in moved(updates, lambda _site: shared).intersection(self.weights):
             # What rests is left alone: its h has moved it already, in the last round that trained it.
-            h = sum(self.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
+            h = sum(view.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
             mean[name] = (mean[name].double() - h / (everyone * self.settings.alpha)).to(shared[name].dtype)
         return mean
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnifm.config import STRICT, Count
-from omnifm.method import LocalRound, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.method import LocalRound, Model, Output, Partition, ServerView, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods._layers import layers
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
@@ -67,11 +67,11 @@ class FedSCA(FedAvg):
         return Partition.of(model, personal=home, share_buffers=False)
 
     # The server's half.
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
         """The site's own mixture, which names no other site."""
         return shared | self.mixtures.get(site, {}), {}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Mix for every site that replied; the average is what new sites start from."""
         mean = weighted_mean(shared, updates)
         if self.settings.aggregation == "mean":
@@ -81,7 +81,7 @@ class FedSCA(FedAvg):
         flat = torch.stack([torch.cat([value.flatten() for value in weights.values()]) for weights in sent.values()])
         s = similarities(flat.double(), self.settings.metric)
         mix = simplex_projection(sizes / sizes.sum() + 0.5 * self.settings.alpha * s)
-        moving = moved(updates, lambda site: self.payload(site, shared)[0])
+        moving = moved(updates, lambda site: self.payload(site, shared, view)[0])
         for site, shares in zip(sent, mix, strict=True):
             self.mixtures[site] = self.mixtures.get(site, {}) | {
                 name: sum(w * sent[j][name].double() for w, j in zip(shares, sent, strict=True)).to(mean[name].dtype)

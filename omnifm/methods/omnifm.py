@@ -17,7 +17,18 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Count, Fraction, Positive
-from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.method import (
+    LocalRound,
+    Method,
+    Model,
+    Output,
+    Partition,
+    ServerView,
+    Tensors,
+    moved,
+    to_sites,
+    weighted_mean,
+)
 from omnifm.methods._soup import mix_with_received
 from omnifm.model import OmniModel, Parts
 from omnifm.parts.alignment import spectral_alignment
@@ -168,14 +179,24 @@ class OmniFM(Method):
         if self.settings.reach:
             self.initial = {name: value for name, value in shared.items() if name not in self.one_for_all}
 
-    def receive_seeds(self, updates: Sequence[Update]) -> None:
+    def judge(self, update: Update, view: ServerView) -> dict[str, str]:
+        """Check the contribution to the bank and the profile; see `_refuse`."""
+        refused: dict[str, str] = {}
+        if "centroids" in update.extra and (reason := self._refuse(update, view)):
+            refused |= dict.fromkeys(("centroids", "hits"), f"nothing enters the bank: {reason}")
+        profile = update.extra.get("profile")
+        if profile is not None and update.site not in self.profiles and not is_profile(profile, self.settings.dim):
+            refused["profile"] = f"its profile must be {self.settings.dim + 1} sane float32 numbers; it is not"
+        return refused
+
+    def receive_seeds(self, updates: Sequence[Update], view: ServerView) -> None:
         """Seed the bank: K(0) = {s_k}."""
-        self._insert(updates, 0)
+        self._insert(updates, view.round)
         self._profile(updates)
 
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
         """The shared part with this site's own shortlist, which names no site; an empty profile asks for the site's."""
-        shared, extra = self._routed(site, shared), dict[str, Tensor]()
+        shared, extra = self._routed(site, shared, view), dict[str, Tensor]()
         if self.settings.reach and site not in self.profiles:
             extra["profile"] = torch.zeros(0)
         if self.settings.retrieval == "mean":
@@ -184,26 +205,26 @@ class OmniFM(Method):
         self.sent[site], extra["prototypes"] = self.bank.shortlist(queries, site, self.settings.shortlist)
         return shared, extra | {"mean": self.bank.mean.clone()} if self.settings.center else extra
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Weighted mean of the shared part; then insert, project, prune, cap (eq. 7 and 8)."""
-        self._insert(updates, round_number)
+        self._insert(updates, view.round)
         hits = {
             update.site: dict(zip(self.sent[update.site], update.extra["hits"].tolist(), strict=True))
             for update in updates
-            if self.sent.get(update.site) and not self._refuse(update)
+            if self.sent.get(update.site) and {"centroids", "hits"} <= update.extra.keys()
         }
-        self.bank.step(round_number, hits, self.settings.num_retrieved)
+        self.bank.step(view.round, hits, self.settings.num_retrieved)
         mean = weighted_mean(shared, updates)
         if self.settings.reach is None:
             return mean
         self._profile(updates)
-        moving = moved(updates, lambda site: self._routed(site, shared))
-        names, least = moving - self.one_for_all, {s: n for s, n in self.sizes.items() if s in self.mixed}
-        for site, own in mixtures(updates, self.profiles, names, self.settings.reach, self.labels, least).items():
+        moving = moved(updates, lambda site: self._routed(site, shared, view))
+        names, least = moving - self.one_for_all, {s: n for s, n in view.sizes.items() if s in self.mixed}
+        for site, own in mixtures(updates, self.profiles, names, self.settings.reach, view.labels, least).items():
             self.mixed[site] = self.mixed.get(site, {}) | own
         return shared | {name: mean[name] for name in moving}
 
-    def _routed(self, site: str, shared: Tensors) -> Tensors:
+    def _routed(self, site: str, shared: Tensors, view: ServerView) -> Tensors:
         """The shared part with the site's own mixture.
 
         A site that has none yet gets the mean of all; where its label names contradict anybody's it starts from the
@@ -211,8 +232,8 @@ class OmniFM(Method):
         """
         if site in self.mixed:
             return shared | self.mixed[site]
-        names = self.labels.get(site, {})
-        foreign = any(contradict(names, others) for others in self.labels.values())
+        names = view.labels.get(site, {})
+        foreign = any(contradict(names, others) for others in view.labels.values())
         return shared | self.initial if foreign else shared
 
     def monitors(self) -> dict[str, Any]:
@@ -236,21 +257,12 @@ class OmniFM(Method):
     def _profile(self, updates: Iterable[Update]) -> None:
         """Keep the first profile of each site; all are of the initial tokenizer, or they could not be compared."""
         for update in updates:
-            if "profile" not in update.extra or update.site in self.profiles:
-                continue
-            if is_profile(update.extra["profile"], self.settings.dim):
+            if "profile" in update.extra and update.site not in self.profiles:
                 self.profiles[update.site] = update.extra["profile"]
-            else:
-                self.dropped[update.site] = (
-                    f"its profile must be {self.settings.dim + 1} sane float32 numbers; it is not"
-                )
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
         for update in updates:
             if "centroids" not in update.extra:  # too few patients for a mean that is nobody's
-                continue
-            if reason := self._refuse(update):
-                self.dropped[update.site] = f"nothing enters the bank: {reason}"
                 continue
             centroids = update.extra["centroids"]
             for modality in sorted(set(update.facts["centroid_modalities"])):
@@ -260,7 +272,7 @@ class OmniFM(Method):
             self.last[update.site] = centroids
             self.mean_sum, self.mean_count = self.mean_sum + centroids.sum(0), self.mean_count + len(centroids)
 
-    def _refuse(self, update: Update) -> str | None:
+    def _refuse(self, update: Update, view: ServerView) -> str | None:
         """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it.
 
         A site may send `num_centroids` per modality that it has described: the bank keeps the last entry of every
@@ -279,7 +291,7 @@ class OmniFM(Method):
             or max(Counter(modalities).values()) > self.settings.num_centroids
         ):
             return f"centroids must be at most {self.settings.num_centroids} per modality; got {tuple(centroids.shape)}"
-        if foreign := set(modalities) - self.modalities.get(update.site, set(modalities)) - {""}:
+        if foreign := set(modalities) - view.modalities.get(update.site, set(modalities)) - {""}:
             return f"centroids must be of modalities that the site has described; got {len(foreign)} others"
         if not torch.isfinite(centroids).all() or (centroids.norm(dim=1) - 1).abs().max() > 1e-3:
             return "centroids must be finite and of unit length"

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT, Count
-from omnifm.method import Model, Partition, Tensors, moved, to_sites, weighted_mean
+from omnifm.method import Model, Partition, ServerView, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods._layers import batch_norms
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
@@ -53,17 +53,17 @@ class PFA(FedAvg):
         """Batch normalisation stays home."""
         return Partition.of(model, personal=batch_norms(model))
 
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
         """The site's own model."""
         return shared | self.models.get(site, {}), {}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Mix the amplitudes of kernels, average the rest."""
         s, mean = self.settings, weighted_mean(shared, updates)
-        rate = s.start + min(1.0, round_number / (s.ramp or self.num_rounds)) * (s.end - s.start)
+        rate = s.start + min(1.0, view.round / (s.ramp or view.num_rounds)) * (s.end - s.start)
         sent = {update.site: update.shared for update in updates}
         sizes = [update.num_samples for update in updates]
-        moving = moved(updates, lambda site: self.payload(site, shared)[0])
+        moving = moved(updates, lambda site: self.payload(site, shared, view)[0])
         for name in moving:
             mixed = [mean[name].clone() for _ in sent]
             if mean[name].ndim > 1:

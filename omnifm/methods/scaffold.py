@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from omnifm.config import STRICT
-from omnifm.method import LocalRound, Model, Tensors, weighted_mean
+from omnifm.method import LocalRound, Model, ServerView, Tensors, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
 from omnifm.task import Task
@@ -45,7 +45,8 @@ class Scaffold(FedAvg):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.controls: Tensors = {}
-        self.c, self.counted = torch.zeros(0), dict[str, int]()
+        self.c = torch.zeros(0)
+        self.counted: Mapping[str, int] = {}
 
     # Both ends.
     def build(self, task: Task) -> Model:
@@ -64,24 +65,24 @@ class Scaffold(FedAvg):
         return reason
 
     # The server's half: `controls` holds every site's c_k, as it sent it last.
-    def payload(self, site: str, shared: Tensors) -> tuple[Tensors, Tensors]:
+    def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
         """The model, c, and whether c counts a c_k of this site."""
-        if self.counted != self.sizes:  # once a round, not once a site
-            self.c, self.counted = self._mean(), self.sizes
+        if self.counted != view.sizes:  # once a round, not once a site
+            self.c, self.counted = self._mean(view.sizes), view.sizes
         return shared, {"control": self.c, "counted": torch.tensor(int(site in self.controls))}
 
-    def aggregate(self, shared: Tensors, updates: Iterable[Update], round_number: int) -> Tensors:
+    def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
         """Weighted mean; absent sites keep their c_k."""
         self.controls |= {update.site: update.extra["control"] for update in updates}
         self.counted = {}
         return weighted_mean(shared, updates)
 
-    def _mean(self) -> Tensor:
+    def _mean(self, sizes: Mapping[str, int]) -> Tensor:
         """c, the sum of n_k c_k over N of all sites of the federation, by the sizes that they have now."""
         total = torch.zeros(self.num_weights, dtype=torch.float64)
         for site in sorted(self.controls):  # in one order, before and after a restart
-            total.add_(self.controls[site], alpha=self.sizes[site])
-        return (total / sum(self.sizes.values())).float()
+            total.add_(self.controls[site], alpha=sizes[site])
+        return (total / sum(sizes.values())).float()
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Every site's c_k."""

@@ -2,6 +2,7 @@
 
 import torch
 
+from omnifm.method import ServerView
 from omnifm.methods.feddyn import FedDyn, Settings
 from omnifm.update import Update
 from tests.methods.reference import (
@@ -89,12 +90,11 @@ def test_h_counts_every_site_by_its_size_of_now():
     method, w = FedDyn(Settings(alpha=0.5)), {"w": torch.zeros(1)}
     method.weights, track = ("w",), []
     for sizes, moves in (({"a": 1, "b": 1, "c": 2}, {"a": 1.0, "b": 3.0}), ({"a": 1, "b": 3, "c": 4}, {"a": 1.0})):
-        method.sizes = sizes
         replies = [
             Update(site, "train", 1, "", shared={"w": w["w"] + move}, num_samples=sizes[site])
             for site, move in moves.items()
         ]
-        w = method.aggregate(w, replies, 1)
+        w = method.aggregate(w, replies, ServerView(1, sizes=sizes))
         track.append(w["w"].item())
     first = 2 + (0.5 + 1.5) / 4 / 0.5  # the mean, minus h / alpha with h_a = -0.5 and h_b = -1.5
     assert track == [first, first + 1 + (1.0 + 3 * 1.5) / 8 / 0.5]  # h_a = -1

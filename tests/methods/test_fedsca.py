@@ -5,12 +5,15 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from omnifm.method import ServerView
 from omnifm.methods.fedsca import FedSCA, Settings, similarities, simplex_projection
 from omnifm.update import Update
 from tests.methods.reference import SIZES, batches, build, close, descend, federate, loss_on, parameters
 
 METRICS = ["l2", "l1", "cosine", "inner"]
 LOW = ("backbone.conv.weight", "backbone.conv.bias")
+
+VIEW = ServerView()
 
 
 def solved(m, alpha, s):
@@ -92,18 +95,20 @@ def test_every_site_gets_its_own_mixture():
     """Sites at 0, 1 and 3 with n = 1, 1, 2: row 0 is P(m + s / 2) with s_0 = (0, -0.5, -1.5)."""
     method = FedSCA(Settings(alpha=1.0))
     shared = {"w": torch.zeros(1)}
-    assert method.aggregate(shared, replies([0.0, 1.0, 3.0], [1, 1, 2]), 1)["w"].item() == pytest.approx(7 / 4)
+    assert method.aggregate(shared, replies([0.0, 1.0, 3.0], [1, 1, 2]), ServerView(1))["w"].item() == pytest.approx(
+        7 / 4
+    )
     row = solved(np.array([0.25, 0.25, 0.5]), 1.0, np.array([0.0, -0.5, -1.5]))
-    assert method.payload("site-0", shared)[0]["w"].item() == pytest.approx(row @ [0, 1, 3], abs=1e-5)
-    assert method.payload("late", shared)[0] == shared
+    assert method.payload("site-0", shared, VIEW)[0]["w"].item() == pytest.approx(row @ [0, 1, 3], abs=1e-5)
+    assert method.payload("late", shared, VIEW)[0] == shared
 
 
 def test_an_absent_site_keeps_its_mixture():
     method = FedSCA(Settings())
-    method.aggregate({"w": torch.zeros(1)}, replies([0.0, 1.0, 3.0], [1, 1, 1]), 1)
-    before = method.payload("site-2", {})[0]["w"].item()
-    method.aggregate({"w": torch.zeros(1)}, replies([9.0, 9.0], [1, 1]), 2)
-    assert method.payload("site-2", {})[0]["w"].item() == before
+    method.aggregate({"w": torch.zeros(1)}, replies([0.0, 1.0, 3.0], [1, 1, 1]), ServerView(1))
+    before = method.payload("site-2", {}, VIEW)[0]["w"].item()
+    method.aggregate({"w": torch.zeros(1)}, replies([9.0, 9.0], [1, 1]), ServerView(2))
+    assert method.payload("site-2", {}, VIEW)[0]["w"].item() == before
 
 
 def test_rule(toys, tmp_path):
@@ -131,7 +136,7 @@ def test_rule(toys, tmp_path):
             own[site] = ends[site] | {n: value.float() for n, value in mixed.items()}
     assert run.partition.shared == LOW
     for site, expected in own.items():
-        close(run.method.payload(site, run.shared)[0], {n: expected[n] for n in LOW})
+        close(run.method.payload(site, run.shared, run.view)[0], {n: expected[n] for n in LOW})
 
 
 def test_ablations_say_what_travels():

@@ -8,7 +8,9 @@ import torch
 
 from omnifm import simulation
 from omnifm.config import SiteConfig
+from omnifm.federation.intake import remove_refused
 from omnifm.federation.server import Federation
+from omnifm.method import ServerView
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
 from omnifm.site.stages import Site
@@ -16,6 +18,8 @@ from omnifm.update import Payload, Update
 from tests.conftest import experiment, write_site
 from tests.methods.reference import SIZES, Watched, federate, toy_job
 from tests.methods.test_roster import SPEC
+
+VIEW = ServerView()
 
 
 def unit(*values):
@@ -35,48 +39,48 @@ def update(site, vector, *, stage="seed", number=0, hits=None, modality="MR", **
 def seeded(**settings):
     method = OmniFM(Settings(dim=8, **settings))
     method.receive_seeds(
-        [update("a", unit((0, 1.0))), update("b", unit((0, 1.0), (1, 0.2))), update("c", unit((2, 1.0)))]
+        [update("a", unit((0, 1.0))), update("b", unit((0, 1.0), (1, 0.2))), update("c", unit((2, 1.0)))], VIEW
     )
     return method
 
 
 class TestServer:
     def test_a_site_gets_the_others_entries_nearest_first(self):
-        _, extra = seeded().payload("a", {})
+        _, extra = seeded().payload("a", {}, VIEW)
         torch.testing.assert_close(extra["prototypes"], torch.stack([unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]))
         torch.testing.assert_close(
             extra["mean"], torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0)
         )
 
     def test_payloads_name_no_site(self):
-        shared, extra = seeded().payload("a", {"w": torch.ones(1)})
+        shared, extra = seeded().payload("a", {"w": torch.ones(1)}, VIEW)
         assert set(shared) == {"w"}
         assert set(extra) == {"prototypes", "mean"}
 
     def test_with_its_own_entries_it_finds_itself_first(self):
-        _, extra = seeded(exclude_self=False).payload("a", {})
+        _, extra = seeded(exclude_self=False).payload("a", {}, VIEW)
         torch.testing.assert_close(extra["prototypes"][0], unit((0, 1.0)))
 
     def test_uncentred_sends_no_mean(self):
-        assert set(seeded(center=False).payload("a", {})[1]) == {"prototypes"}
+        assert set(seeded(center=False).payload("a", {}, VIEW)[1]) == {"prototypes"}
 
     def test_without_gskr_there_is_one_prototype_the_running_mean(self):
         method = seeded(retrieval="mean")
         expected = torch.stack([unit((0, 1.0)), unit((0, 1.0), (1, 0.2)), unit((2, 1.0))]).mean(0)
-        torch.testing.assert_close(method.payload("a", {})[1]["prototypes"], expected[None])
+        torch.testing.assert_close(method.payload("a", {}, VIEW)[1]["prototypes"], expected[None])
 
     def test_the_shortlist_is_bounded(self):
-        assert len(seeded(shortlist=1).payload("a", {})[1]["prototypes"]) == 1
+        assert len(seeded(shortlist=1).payload("a", {}, VIEW)[1]["prototypes"]) == 1
 
     def test_aggregate_updates_bank_and_model(self):
         method = seeded()
         for site in ("a", "b"):
-            method.payload(site, {})
+            method.payload(site, {}, VIEW)
         replies = [
             update(site, unit((5, 1.0)), stage="train", number=1, hits=[1.0, 0.0], w=torch.full((1,), value))
             for site, value in (("a", 1.0), ("b", 3.0))
         ]
-        shared = method.aggregate({"w": torch.zeros(1)}, replies, 1)
+        shared = method.aggregate({"w": torch.zeros(1)}, replies, VIEW)
         assert shared["w"].item() == 2.0
         assert method.monitors()["by_site"] == {"a": 2, "b": 2, "c": 1}
 
@@ -93,22 +97,22 @@ class TestServer:
     )
     def test_a_bad_contribution_leaves_the_bank_and_keeps_the_weights(self, vector, hits, reason):
         method = seeded()
-        method.payload("a", {})
+        method.payload("a", {}, VIEW)
         before = method.bank.vectors.clone()
-        shared = method.aggregate(
-            {"w": torch.zeros(1)}, [update("a", vector, stage="train", number=1, hits=hits, w=torch.ones(1))], 1
-        )
+        reply = update("a", vector, stage="train", number=1, hits=hits, w=torch.ones(1))
+        usable, reasons = remove_refused(method, reply, VIEW)
+        shared = method.aggregate({"w": torch.zeros(1)}, [usable], VIEW)
         assert shared["w"].item() == 1.0
         assert torch.equal(method.bank.vectors, before)
-        assert reason in method.dropped["a"]
+        assert len(reasons) == 1 and reason in reasons[0]
 
     def test_checkpoint_and_restore_send_the_same_again(self):
         method = seeded()
         again = OmniFM(Settings(dim=8))
         again.restore(*method.server_state())
         for site in ("a", "b", "c"):
-            for name, value in method.payload(site, {})[1].items():
-                assert torch.equal(again.payload(site, {})[1][name], value)
+            for name, value in method.payload(site, {}, VIEW)[1].items():
+                assert torch.equal(again.payload(site, {}, VIEW)[1][name], value)
 
 
 class TestCentroids:
@@ -209,30 +213,30 @@ class TestRoutedAverage:
         seeds = [update(site, vector) for site, vector in far.items()]
         for seed in seeds:
             seed.extra["profile"] = torch.cat([0.999 * far[seed.site], torch.tensor([1e-3])])
-        method.receive_seeds(seeds)
-        method.sizes = dict.fromkeys(far, 1)
+        view = ServerView(1, sizes=dict.fromkeys(far, 1))
+        method.receive_seeds(seeds, view)
         weight, token = "backbone.w", min(method.one_for_all)
         shared = {weight: torch.zeros(1), token: torch.zeros(1)}
         replies = []
         for site, value in (("a", 1.0), ("b", 3.0)):
-            method.payload(site, shared)
+            method.payload(site, shared, view)
             sent = {weight: torch.full((1,), value), token: torch.full((1,), value)}
             replies.append(update(site, far[site], stage="train", number=1, hits=[0.0], **sent))
-        shared = method.aggregate(shared, replies, 1)
+        shared = method.aggregate(shared, replies, view)
         assert (shared[weight].item(), shared[token].item()) == (2, 2)
-        assert {site: method.payload(site, shared)[0][weight].item() for site in far} == {"a": 1, "b": 3}
-        assert method.payload("a", shared)[0][token].item() == 2
-        assert method.payload("new", shared)[0][weight].item() == 2
+        assert {site: method.payload(site, shared, VIEW)[0][weight].item() for site in far} == {"a": 1, "b": 3}
+        assert method.payload("a", shared, VIEW)[0][token].item() == 2
+        assert method.payload("new", shared, VIEW)[0][weight].item() == 2
         again = self.routed(reach=1.0)
         again.restore(*method.server_state())
-        assert again.payload("b", shared)[0][weight].item() == 3
+        assert again.payload("b", shared, VIEW)[0][weight].item() == 3
         assert torch.equal(again.profiles["a"], method.profiles["a"])
 
     def test_a_tiny_reach_sends_each_site_its_own_head_back(self, toys, tmp_path):
         method = {"name": "omnifm", "reach": 1e-9, "share": "all", "dim": 8, "num_bands": 8}
         _, run, network = federate(toys, tmp_path, method, rounds=1)
         for update in network.updates:
-            received, _ = run.method.payload(update.site, run.shared)
+            received, _ = run.method.payload(update.site, run.shared, run.view)
             own = [name for name in received if name not in run.method.one_for_all]
             assert {name.split(".")[0] for name in own} == {"backbone", "reader"}
             assert all(torch.equal(received[name], update.shared[name]) for name in own)
@@ -240,29 +244,31 @@ class TestRoutedAverage:
     def test_a_profile_that_cannot_be_one_is_dropped_and_said(self):
         method = self.routed(reach=1.0)
         seed = update("a", unit((0, 1.0)))
-        method.receive_seeds([replace(seed, extra=seed.extra | {"profile": torch.full((9,), 2.0)})])
+        usable, reasons = remove_refused(
+            method, replace(seed, extra=seed.extra | {"profile": torch.full((9,), 2.0)}), VIEW
+        )
+        method.receive_seeds([usable], VIEW)
         assert method.profiles == {}
-        assert "sane float32 numbers" in method.dropped["a"]
+        assert len(reasons) == 1 and "sane float32 numbers" in reasons[0]
 
     def test_an_absent_site_keeps_its_mixture_and_a_new_one_never_starts_from_foreign_labels(self):
         method = self.routed(reach=1.0)
         method.start({"w": torch.zeros(1)})
-        method.sizes = dict.fromkeys("abcd", 1)
-        method.labels = {"a": {"1": "polyp"}, "b": {"1": "polyp"}, "c": {"1": "vessel"}, "d": {"1": "vessel"}}
+        labels = {"a": {"1": "polyp"}, "b": {"1": "polyp"}, "c": {"1": "vessel"}, "d": {"1": "vessel"}}
 
         def receive(number, **values):
             replies = [
                 replace(update(site, unit((0, 1.0)), stage="train", number=number), shared={"w": torch.tensor([value])})
                 for site, value in values.items()
             ]
-            shared = method.aggregate({"w": torch.full((1,), 5.0)}, replies, number)
-            return {site: method.payload(site, shared)[0]["w"].item() for site in "abcd"}
+            view = ServerView(number, sizes=dict.fromkeys("abcd", 1), labels=labels)
+            shared = method.aggregate({"w": torch.full((1,), 5.0)}, replies, view)
+            return {site: method.payload(site, shared, view)[0]["w"].item() for site in "abcd"}
 
         assert receive(1, a=1.0, b=3.0) == {"a": 2, "b": 2, "c": 0, "d": 0}
         assert receive(2, a=1.0, c=9.0) == {"a": 1, "b": 1, "c": 9, "d": 9}
         assert receive(3, a=4.0, b=4.0) == {"a": 4, "b": 4, "c": 9, "d": 9}
-        method.labels = {}
-        assert method.payload("new", {"w": torch.full((1,), 5.0)})[0]["w"].item() == 5
+        assert method.payload("new", {"w": torch.full((1,), 5.0)}, VIEW)[0]["w"].item() == 5
 
     def test_a_late_site_sends_the_profile_that_it_would_have_sent_at_first(self, toys, tmp_path):
         """Of the initial tokenizer, with its first reply; from then on nobody asks."""
@@ -288,7 +294,7 @@ class TestRoutedAverage:
         _, run, network = federate(toys, tmp_path, method, sites=3, rounds=4, model={"staged": True})
         for site in SIZES:
             received = {payload.round: payload.shared for name, payload in network.payloads if name == site}
-            last, _ = run.method.payload(site, run.shared)
+            last, _ = run.method.payload(site, run.shared, run.view)
             for name in ("backbone.conv.weight", "backbone.mix.weight"):
                 assert torch.equal(received[3][name], received[4][name]) and torch.equal(received[4][name], last[name])
                 assert not torch.equal(received[2][name], received[3][name])

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from omnifm.method import ServerView
 from omnifm.methods.pfa import PFA, Settings, mix_amplitudes
 from omnifm.update import Update
 from tests.methods.reference import build, federate
 
 SHAPES = [(5, 4), (3, 2, 3, 3), (2, 3, 2, 3, 4)]
+
+VIEW = ServerView()
 
 
 def kernels(shape, num=2):
@@ -64,16 +67,16 @@ def replies(num_sites, number=1):
 def test_vectors_are_averaged_kernels_are_mixed_and_absent_sites_keep_theirs():
     method, updates = PFA(Settings(ramp=100)), replies(3)
     shared = {"w": torch.zeros(3, 4), "b": torch.zeros(3)}
-    method.aggregate(shared, updates, 1)
+    method.aggregate(shared, updates, ServerView(1))
     average = sum((i + 1) * u.shared["b"] for i, u in enumerate(updates)) / 6
     mixed = mix_amplitudes([u.shared["w"] for u in updates], [1, 2, 3], 0.7 + 0.25 / 100)
     for i, update in enumerate(updates):
-        sent, _ = method.payload(update.site, shared)
+        sent, _ = method.payload(update.site, shared, VIEW)
         torch.testing.assert_close(sent["b"], average)
         assert torch.equal(sent["w"], mixed[i])
-    method.aggregate(shared, replies(2, 2), 2)
-    assert torch.equal(method.payload("site-2", shared)[0]["w"], mixed[2])
-    assert method.payload("late", shared)[0] == shared
+    method.aggregate(shared, replies(2, 2), ServerView(2))
+    assert torch.equal(method.payload("site-2", shared, VIEW)[0]["w"], mixed[2])
+    assert method.payload("late", shared, VIEW)[0] == shared
 
 
 def test_the_band_grows_to_its_end_and_no_further(monkeypatch):
@@ -81,7 +84,7 @@ def test_the_band_grows_to_its_end_and_no_further(monkeypatch):
     monkeypatch.setattr("omnifm.methods.pfa.mix_amplitudes", lambda k, _sizes, rate: rates.append(rate) or list(k))
     method = PFA(Settings(start=0.2, end=0.6, ramp=4))
     for number in (1, 2, 4, 9):
-        method.aggregate({"w": torch.zeros(3, 4), "b": torch.zeros(3)}, replies(2, number), number)
+        method.aggregate({"w": torch.zeros(3, 4), "b": torch.zeros(3)}, replies(2, number), ServerView(number))
     assert rates == pytest.approx([0.3, 0.4, 0.6, 0.6])
 
 

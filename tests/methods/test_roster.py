@@ -84,9 +84,10 @@ class TestRoster:
         again.start(again.partition(model).pick(model, "shared"))
         tensors, record = run.method.server_state()
         again.restore({key: value.clone() for key, value in tensors.items()}, record)
-        again.sizes = run.method.sizes
         for site in SITES:
-            for new, old in zip(again.payload(site, run.shared), run.method.payload(site, run.shared), strict=True):
+            for new, old in zip(
+                again.payload(site, run.shared, run.view), run.method.payload(site, run.shared, run.view), strict=True
+            ):
                 assert list(new) == list(old)
                 assert all(torch.equal(new[key], old[key]) for key in old)
 
@@ -127,7 +128,7 @@ class TestRoster:
         assert name == "local" or any(not torch.equal(first[n], run.shared[n]) for n in resting)
         for site in SITES:
             rounds = {p.round: p.shared for receiver, p in network.payloads if receiver == site}
-            last, _ = run.method.payload(site, run.shared)
+            last, _ = run.method.payload(site, run.shared, run.view)
             late = [number for number in rounds if number > 3]
             assert all(torch.equal(rounds[number][n], last[n]) for number in late for n in resting), site
             own = [part(kept(tmp_path, site, number + 1), "personal/") for number in late]

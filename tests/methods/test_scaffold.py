@@ -7,6 +7,7 @@ import torch
 
 from omnifm.config import SiteConfig
 from omnifm.federation.server import Federation
+from omnifm.method import ServerView
 from omnifm.methods.scaffold import Scaffold, Settings
 from omnifm.update import Update
 from tests.methods.reference import (
@@ -61,20 +62,20 @@ def test_c_counts_what_each_site_sent_last_by_the_sizes_of_now():
     method.num_weights = 1
 
     def after(sizes, **controls):
-        method.sizes = sizes
+        view = ServerView(1, sizes=sizes)
         replies = [
             Update(site, "train", 1, "", shared={"w": torch.zeros(1)}, extra={"control": torch.tensor([value])})
             for site, value in controls.items()
         ]
-        method.aggregate({"w": torch.zeros(1)}, replies, 1)
-        assert method.payload("a", {})[1]["control"].shape == (1,)
-        return method.payload("a", {})[1]["control"].item()
+        method.aggregate({"w": torch.zeros(1)}, replies, view)
+        assert method.payload("a", {}, view)[1]["control"].shape == (1,)
+        return method.payload("a", {}, view)[1]["control"].item()
 
     assert after({"a": 1, "b": 1, "c": 2}, a=1.0, b=5.0) == pytest.approx((1 + 5) / 4)
     assert after({"a": 1, "b": 1, "c": 6}, c=-1.0) == pytest.approx((1 + 5 - 6) / 8)
     assert after({"a": 1, "b": 1, "c": 6}, a=2.0, b=0.0) == pytest.approx((2 - 6) / 8)
-    method.sizes = {"a": 1, "b": 1, "c": 6, "late": 8}
-    assert method.payload("late", {})[1]["control"].item() == pytest.approx((2 - 6) / 16)
+    view = ServerView(1, sizes={"a": 1, "b": 1, "c": 6, "late": 8})
+    assert method.payload("late", {}, view)[1]["control"].item() == pytest.approx((2 - 6) / 16)
 
 
 @pytest.mark.parametrize("lost", [0, 2], ids=["accepted", "lost on its way"])
@@ -91,7 +92,7 @@ def test_a_late_sites_first_reply_is_like_the_others_and_made_good_if_lost(toys,
     assert [[*entry["missing"]] for entry in run.run()["history"]] == [[], ["site-3"] if lost else [], []]
     own = {site: kept(tmp_path, site)["memory/control"] for site in SIZES}
     c = sum(SIZES[site] * own[site] for site in SIZES) / sum(SIZES.values())
-    torch.testing.assert_close(run.method.payload("site-1", {})[1]["control"], c)
+    torch.testing.assert_close(run.method.payload("site-1", {}, run.view)[1]["control"], c)
 
 
 def test_a_warm_start_takes_no_control_from_the_run_before(toys, tmp_path):

@@ -35,7 +35,7 @@ from omnifm.bench.studies.unseen_table import MOMENTS, markdown, tabulate
 from omnifm.bench.tables.one_federation import MAIN
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.items import Item
-from omnifm.method import LocalRound, Partition, Tensors
+from omnifm.method import LocalRound, Partition, ServerView, Tensors
 from omnifm.plugins import load_method, plugin
 from omnifm.site.stages import Site
 from omnifm.state import History, write_atomic
@@ -230,8 +230,9 @@ def welcome(experiment: Experiment, trained: Trained, site: Site) -> Payload:
     method = load_method(experiment)
     method.restore(trained.tensors, trained.record)
     if method.seeds:
-        method.receive_seeds([site.reply(Payload("seed", 0, trained.run_id, trained.spec, trained.shared, {}))])
-    shared, extra = method.payload(site.name, trained.shared)
+        seeds = [site.reply(Payload("seed", 0, trained.run_id, trained.spec, trained.shared, {}))]
+        method.receive_seeds(seeds, ServerView())
+    shared, extra = method.payload(site.name, trained.shared, ServerView())
     return Payload("evaluate", experiment.train.num_rounds, trained.run_id, trained.spec, shared, extra)
 
 
