@@ -97,11 +97,11 @@ def check(
     Reads every case as training does: counts, labels, geometry, duplicates, refusals with reasons.
     """
     from omnifm.check.inspection import check_site, in_words, write_page
-    from omnifm.preflight import read_job
+    from omnifm.config import Experiment
 
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise ValueError("html must be a file whose name ends in .html; it is not")
-    report, pictures = check_site(path, task, site_file, None if job is None else read_job(job))
+    report, pictures = check_site(path, task, site_file, None if job is None else Experiment.from_job(job))
     if html is not None:
         write_page(html, report, pictures)
     print(json.dumps(report, indent=1) if as_json else "\n".join(in_words(report)))

@@ -17,6 +17,8 @@ import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from omnifm.shipped import job_file
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -125,7 +127,29 @@ class Experiment:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @classmethod
-    def from_json(cls, text: str) -> Experiment:
+    def from_job(cls, job: str | Path, **changes: object) -> Experiment:
+        """Read the experiment of a job.
+
+        >>> Experiment.from_job("seg_fets").task["name"]
+        'segmentation'
+        >>> Experiment.from_job("seg_fets", preset="paper").train.num_rounds
+        50
+
+        Args:
+            job: a job folder, an experiment.json, or the name of a shipped job.
+            changes: keys of experiment.json to replace as a whole, e.g. `preset`, `seed`.
+
+        Raises:
+            ValueError: there is no such job, or its experiment.json is not as it must be.
+        """
+        try:
+            text = job_file(job).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("experiment.json must be UTF-8 text; it is not") from None
+        return cls.from_json(text, **changes)
+
+    @classmethod
+    def from_json(cls, text: str, **changes: object) -> Experiment:
         """Read experiment.json; the block of `presets` named by `preset`, if any, is laid over the rest.
 
         Raises:
@@ -137,6 +161,7 @@ class Experiment:
             raise ValueError(f"experiment.json: must be JSON; got {error.msg} in line {error.lineno}") from None
         if not isinstance(raw, dict):
             raise ValueError(f"experiment.json: must be an object; got {type(raw).__name__}")
+        raw |= changes
         preset, presets = raw.pop("preset", None), raw.pop("presets", {})
         if not isinstance(presets, dict) or not all(isinstance(block, dict) for block in presets.values()):
             raise ValueError("experiment.json: presets must be an object of objects")

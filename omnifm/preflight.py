@@ -78,7 +78,7 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
     """
     if not (kit / "startup").is_dir():
         raise ValueError("kit must be a startup kit, a folder that holds startup/ and local/; it is not")
-    experiment = None if job is None else read_job(job)
+    experiment = None if job is None else Experiment.from_job(job)
     yield judged("software", software)
     yield from platform(kit)
     file = kit / "local/omnifm_site.json"
@@ -93,17 +93,6 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
         yield judged("data", lambda: data(config, file))
     else:
         yield from one_batch(experiment, config)
-
-
-def read_job(job: Path) -> Experiment:
-    """The experiment of a job folder, or of an experiment.json."""
-    file = job / "app/config/experiment.json" if job.is_dir() else job
-    if not file.is_file():
-        raise ValueError("job must be a job folder or an experiment.json; it is neither")
-    try:
-        return Experiment.from_json(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError("experiment.json must be UTF-8 text; it is not") from None
 
 
 def software() -> str:

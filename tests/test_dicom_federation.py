@@ -15,7 +15,6 @@ from omnifm import simulation
 from omnifm.config import Experiment
 from omnifm.data.importers.dicom import prepare
 from omnifm.data.volume import read_volume
-from tests.conftest import ROOT
 
 EXPORTS = {
     "site-1": ("mr_jpeglossless_fragments", "mr_ge_anat_d2n", "mr_siemens_anat_d2n"),
@@ -42,7 +41,7 @@ def test_real_series_train_seg_fets(shared_data, tmp_path):
         content = json.loads((tmp_path / "data" / site / "dataset.json").read_text())
         assert sum(len(content[split]) for split in ("training", "validation", "test")) == 3
         assert min(len(content[split]) for split in ("training", "test")) >= 1  # some series are of one patient
-    experiment = Experiment.from_json((ROOT / "jobs/seg_fets/app/config/experiment.json").read_text())
+    experiment = Experiment.from_job("seg_fets")
     train = replace(experiment.train, num_rounds=1, local_epochs=1)
     experiment = replace(experiment, train=train, model={"channels": [4, 8, 8]})
     summary = simulation.run(experiment, tmp_path / "data", sorted(EXPORTS))

@@ -171,7 +171,7 @@ class TestPlatform:
     ("arguments", "code", "words"),
     [
         (("--kit", "nowhere"), 2, "omnifm: kit must be a startup kit"),
-        (("--kit", "kit", "--job", "nowhere"), 2, "omnifm: job must be a job folder or an experiment.json"),
+        (("--kit", "kit", "--job", "nowhere"), 2, "omnifm: job must be a job folder"),
         (("--kit", "kit"), 1, "FAIL  site file    local/omnifm_site.json must name data_root"),
     ],
 )

@@ -21,7 +21,7 @@ from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.recipe.prod_env import ProdEnv
 from nvflare.recipe.spec import ExecEnv, Recipe
 
-from omnifm.preflight import read_job
+from omnifm.config import Experiment
 
 
 class OmniFMRecipe(Recipe):
@@ -50,7 +50,7 @@ class FolderJob(FedJob):
     def __init__(self, folder: Path) -> None:
         if not (folder / "meta.json").is_file():
             raise ValueError("folder must be a job, which holds meta.json and app/; it is not")
-        read_job(folder)
+        Experiment.from_job(folder)
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         super().__init__(meta["name"], meta["min_clients"])
         self.clients = [ALL_SITES]

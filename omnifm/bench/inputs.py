@@ -43,16 +43,13 @@ def federation(data: Path) -> Path:
     return Path(os.path.abspath(data))
 
 
-def job_experiment(job: Path, num_rounds: int | None = None, num_epochs: int | None = None) -> Experiment:
+def job_experiment(job: str | Path, num_rounds: int | None = None, num_epochs: int | None = None) -> Experiment:
     """A job folder's experiment, with other rounds and local epochs per round where they are given.
 
     Raises:
         ValueError: the folder holds none, or it is not as it must be.
     """
-    file = job / "app/config/experiment.json"
-    if not file.is_file():
-        raise ValueError("job must be a folder with app/config/experiment.json; it has none")
-    experiment = Experiment.from_json(file.read_text())
+    experiment = Experiment.from_job(job)
     train = experiment.train
     train = replace(train, num_rounds=num_rounds or train.num_rounds, local_epochs=num_epochs or train.local_epochs)
     return replace(experiment, train=train)

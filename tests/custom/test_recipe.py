@@ -52,6 +52,6 @@ def test_simulated_it_gives_the_result_of_one_process(tmp_path, federation, monk
     run = OmniFMRecipe(job).run(SimEnv(num_clients=2, workspace_root=str(tmp_path / "ws")))
     results = Path(run.get_result()) / "server/simulate_job/results"
     summary = json.loads((results / "summary.json").read_text())
-    experiment = Experiment.from_json((job / "app/config/experiment.json").read_text())
+    experiment = Experiment.from_job(job)
     alone = simulation.run(experiment, federation, ["site-1", "site-2"])
     assert (summary["status"], summary["final_hash"]) == ("COMPLETE", alone["final_hash"])

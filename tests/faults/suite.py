@@ -41,7 +41,7 @@ class Row:
 @cache
 def undisturbed(job: Path, data: Path, sites: tuple[str, ...]) -> str:
     """final_hash of the same job in this process."""
-    experiment = Experiment.from_json((job / "app/config/experiment.json").read_text())
+    experiment = Experiment.from_job(job)
     return str(simulation.run(experiment, data, sites)["final_hash"])
 
 

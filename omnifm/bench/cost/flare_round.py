@@ -32,6 +32,7 @@ from omnifm.bench.inputs import keep_few
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
 from omnifm.plugins import load_task
+from omnifm.shipped import job_file, job_folder
 from omnifm.site.stages import Site
 from omnifm.update import Payload
 
@@ -139,8 +140,7 @@ def check(job: Path) -> None:
     Raises:
         ValueError: the job folder or the console script `nvflare` is absent.
     """
-    if not (job / "app/config/experiment.json").is_file():
-        raise ValueError("job must be a folder with app/config/experiment.json, seen from here; it has none")
+    job_file(job)
     _nvflare()
 
 
@@ -177,11 +177,11 @@ def _data(root: Path) -> Path:
 
 def _job(run: str, job: Path, scratch: Path, data: Path, num_rounds: int) -> Path:
     """A job folder of ours with the method exchanged, or of stock FedAvg."""
-    record = json.loads((job / "app/config/experiment.json").read_text())
+    record = json.loads(job_file(job).read_text(encoding="utf-8"))
     record["train"]["num_rounds"] = num_rounds
     record["method"] = RUNS[run] or {"name": "fedavg"}
     folder = scratch / "jobs" / run
-    shutil.copytree(job, folder)
+    shutil.copytree(job_folder(job), folder)
     config = folder / "app/config"
     (config / "experiment.json").write_text(json.dumps(record))
     if RUNS[run] is None:

@@ -88,7 +88,7 @@ def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True)
 
 def prepare(folder: Path, job: Path, num_rounds: int) -> None:
     """Write what a peer reads: experiment.json and two demo sites of equal size."""
-    experiment = Experiment.from_json((job / "app/config/experiment.json").read_text())
+    experiment = Experiment.from_job(job)
     train = replace(experiment.train, num_rounds=num_rounds)
     record = {
         "job": "peers",

@@ -5,7 +5,6 @@ Cells are those of `tables`: what was run for one table is there for the next, a
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -220,11 +219,8 @@ class _Bench:
 
     def _experiment(self, column: Column, *, demo: bool) -> Experiment:
         """The column's job at this scale; on demo data under one name per task, so that tables share cells."""
-        file = self.jobs / column.job / "app/config/experiment.json"
-        if not file.is_file():
-            raise ValueError(f"jobs must hold {column.job}/app/config/experiment.json; it does not")
-        record = json.loads(file.read_text()) | {"preset": column.preset if self.scale.presets else None}
-        experiment = Experiment.from_json(json.dumps(record))
+        preset = column.preset if self.scale.presets else None
+        experiment = Experiment.from_job(self.jobs / column.job, preset=preset)
         task = experiment.task["name"]
         experiment = changed(changed(experiment, self.scale.shrunk.get(task, {})), column.changes)
         if self.name == "cpu":

@@ -230,7 +230,7 @@ class TestFlareRounds:
             flare_round._simulate(tmp_path / "job", tmp_path, tmp_path / "ws", flare_round.OURS)
 
     def test_rejects_a_folder_without_a_job(self, tmp_path):
-        with pytest.raises(ValueError, match="job must be a folder with app/config"):
+        with pytest.raises(ValueError, match="job must be a job folder"):
             flare_round.check(tmp_path)
 
 

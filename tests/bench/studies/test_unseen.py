@@ -207,5 +207,5 @@ class TestRun:
             unseen.run(tmp_path, tmp_path, job=Path("jobs/seg_fets"), num_seeds=1, shots=0, num_steps=1)
 
     def test_rejects_a_folder_without_a_job(self, tmp_path):
-        with pytest.raises(ValueError, match="job must be a folder with app/config"):
+        with pytest.raises(ValueError, match="job must be a job folder"):
             unseen.run(tmp_path, tmp_path, job=tmp_path, num_seeds=1)

@@ -286,7 +286,7 @@ class TestColumns:
         ),
         ({"scale": "smoke", "names": ("federations",), "data": ROOT / "jobs"}, r"data must be a folder that holds one"),
         ({"scale": "smoke", "data": ROOT / "nowhere"}, r"data must be a folder of federation folders"),
-        ({"scale": "smoke", "jobs": ROOT / "nowhere"}, r"jobs must hold cls_medmnist/app/config/experiment.json"),
+        ({"scale": "smoke", "jobs": ROOT / "nowhere"}, r"job must be a job folder .*; 'cls_medmnist' is neither"),
     ],
 )
 def test_refusals(tmp_path, arguments, message):
