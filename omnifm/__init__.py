@@ -1,3 +1,41 @@
-"""OmniFM: federated learning for medical images whose sites differ in modality and task (arXiv 2603.21660)."""
+"""OmniFM: federated learning for medical images whose sites differ in modality and task (arXiv 2603.21660).
 
-__version__ = "0.1.0"
+What most programs need can be imported from here; each name is loaded at its first use.
+
+>>> from omnifm import Experiment
+>>> Experiment.from_job("seg_fets").train.num_rounds
+4
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from omnifm.check.inspection import check_site
+    from omnifm.config import Experiment
+    from omnifm.simulation import run as simulate
+    from omnifm.site.predict import predict
+
+__all__ = ["Experiment", "__version__", "check_site", "predict", "simulate"]
+
+_PLACES = {
+    "Experiment": ("omnifm.config", "Experiment"),
+    "check_site": ("omnifm.check.inspection", "check_site"),
+    "predict": ("omnifm.site.predict", "predict"),
+    "simulate": ("omnifm.simulation", "run"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'omnifm' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
