@@ -15,7 +15,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 from omnifm.config import Experiment, SiteConfig, site_config
 
 if TYPE_CHECKING:
-    from omnifm.method import LocalRound
     from omnifm.site.stages import Site
 
 PLATFORM = "omnifm_flare.preflight"
@@ -142,7 +140,7 @@ def device(name: str) -> str:
     """Whether a tensor can live on the configured device."""
     import torch
 
-    from omnifm.site.stages import device_named
+    from omnifm.site.device import device_named
 
     try:
         place = torch.ones(1, device=device_named(name)).device
@@ -191,19 +189,9 @@ def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> st
     from omnifm.simulation import InProcess
 
     whole, size = site.datalist, experiment.train.batch_size
-    site.datalist = replace(
-        whole, training=whole.training[:size], validation=whole.validation[:size], test=whole.test[:size]
-    )
+    site.loader.restrict(training=whole.training[:size], validation=whole.validation[:size], test=whole.test[:size])
     steps: list[float] = []
-    learn = site.method.train
-
-    def timed(local: LocalRound) -> float:
-        started = time.monotonic()
-        loss = learn(local)
-        steps.append(time.monotonic() - started)
-        return loss
-
-    site.method.train = timed  # type: ignore[method-assign]
+    site.on_trained = steps.append
     transport = InProcess(site.experiment, {site.name: site.config})
     transport.open[site.name] = site
     rounds = logging.getLogger("omnifm.federation.server")

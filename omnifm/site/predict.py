@@ -24,7 +24,7 @@ from omnifm.data.volume import RefusedImage
 from omnifm.data.writers import write
 from omnifm.method import Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.site.stages import device_named
+from omnifm.site.device import device_named, to_device
 from omnifm.state import History, write_atomic
 from omnifm.task import Batch, Task
 from omnifm.update import digest, under
@@ -57,8 +57,7 @@ class Personal:
 
     def forward(self, batch: Batch) -> Tensor:
         """The prediction for a batch."""
-        moved = {k: v.as_subclass(Tensor).to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        return self.model(moved, self.extra).prediction
+        return self.model(to_device(batch, self.device), self.extra).prediction
 
 
 def predict(

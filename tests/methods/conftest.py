@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import omnifm.tasks
-from omnifm.site.stages import Site
+from omnifm.config import Experiment, SiteConfig
+from omnifm.site.loader import CheckedCases, check_data
+from omnifm.task import Task
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +27,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
     monkeypatch.setattr("os.fsync", lambda _handle: None)
 
-    def checked(site: Site) -> object:
-        if site.config.data_root not in CHECKED:
-            CHECKED[site.config.data_root] = CHECK(site)
-        return CHECKED[site.config.data_root]
+    def checked(experiment: Experiment, config: SiteConfig, task: Task, name: str) -> CheckedCases:
+        if config.data_root not in CHECKED:
+            CHECKED[config.data_root] = check_data(experiment, config, task, name)
+        return CHECKED[config.data_root]
 
-    monkeypatch.setattr(Site, "_checked_data", checked)
+    monkeypatch.setattr("omnifm.site.stages.check_data", checked)
 
 
-CHECK, CHECKED = Site._checked_data, dict[str, object]()
+CHECKED: dict[str, CheckedCases] = {}
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def build(method, model=None):
 
 def batches(network):
     """Each site's training cases as one batch."""
-    return {name: next(iter(network.open[name]._batches(0)())) for name in sorted(network.open)}
+    return {name: next(iter(network.open[name].loader.batches(0)())) for name in sorted(network.open)}
 
 
 def loss_on(model, batch) -> Callable[[Weights], Tensor]:

@@ -40,9 +40,9 @@ def test_fedavg_is_ten_lines_of_torch(federation, tmp_path):
     for name, site in sorted(transport.open.items()):
         torch.manual_seed(job.seed)
         model = method.build(task)
-        from omnifm.site.stages import _seed_all
+        from omnifm.site.training import seed_everything
 
-        for batch in site._batches(_seed_all(job.seed, name, "train", 1))():
+        for batch in site.loader.batches(seed_everything(job.seed, name, "train", 1))():
             loss = task.loss(model(batch, {}).prediction, batch)
             for parameter, gradient in zip(
                 model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True

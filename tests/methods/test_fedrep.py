@@ -52,7 +52,7 @@ def test_the_heads_turn_leaves_the_bodys_statistics(toys, tmp_path):
 def test_each_part_is_at_rest_while_the_other_is_trained(toys, tmp_path, monkeypatch):
     """Three passes of the head, then two of the rest: (head, rest) in training mode."""
     _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
-    local, _ = network.open["site-1"]._open(network.payloads[0][1])
+    local = network.open["site-1"].open_round(network.payloads[0][1])
     modes, net = [], local.model.backbone
     monkeypatch.setattr(run.method, "step", lambda *_: modes.append((net.fc.training, net.conv.training)) or 0.0)
     run.method.train(local)
@@ -61,7 +61,7 @@ def test_each_part_is_at_rest_while_the_other_is_trained(toys, tmp_path, monkeyp
 
 def test_what_was_frozen_in_turn_is_free_again_and_the_rest_stays_frozen(toys, tmp_path):
     _, run, network = federate(toys, tmp_path, METHOD, rounds=1, model={"lora": True})
-    local, _ = network.open["site-1"]._open(network.payloads[0][1])
+    local = network.open["site-1"].open_round(network.payloads[0][1])
     free = [name for name, p in local.model.named_parameters() if p.requires_grad]
     run.method.train(local)
     assert [name for name, p in local.model.named_parameters() if p.requires_grad] == free
@@ -71,7 +71,7 @@ def test_what_was_frozen_in_turn_is_free_again_and_the_rest_stays_frozen(toys, t
 
 def test_a_head_that_its_backbone_froze_for_a_while_is_passed_over(toys, tmp_path):
     _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
-    local, _ = network.open["site-1"]._open(network.payloads[0][1])
+    local = network.open["site-1"].open_round(network.payloads[0][1])
     local.model.backbone.fc.requires_grad_(False)
     head = local.model.backbone.fc.weight.detach().clone()
     assert run.method.train(local) > 0

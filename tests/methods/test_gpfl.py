@@ -77,7 +77,7 @@ def test_class_frequencies_stay_home_and_are_the_sites_own(toys, tmp_path, share
 
 def test_a_site_without_the_last_class_has_none_of_it(toys, tmp_path):
     _, run, network = federate(toys, tmp_path, METHOD, rounds=1)
-    local, _ = network.open["site-1"]._open(network.payloads[0][1])
+    local = network.open["site-1"].open_round(network.payloads[0][1])
     local.side_batches = lambda: iter([{"label": torch.zeros(3, dtype=torch.int64)}])
     share = local.model.conditions.share
     share.zero_()
@@ -87,13 +87,13 @@ def test_a_site_without_the_last_class_has_none_of_it(toys, tmp_path):
 
 def test_the_received_model_is_scored_under_its_own_conditions(toys, tmp_path, monkeypatch):
     """Before and after training alike the valve is told the embeddings that were received, and the site's classes."""
-    told, scores = [], Site._scores
+    told, scores = [], Site.score
 
     def noted(site, model, extra, split):
         told.append((split, model.conditions.anchors.clone(), model.conditions.share.sum().item()))
         return scores(site, model, extra, split)
 
-    monkeypatch.setattr(Site, "_scores", noted)
+    monkeypatch.setattr(Site, "score", noted)
     _, _, network = federate(toys, tmp_path, METHOD)
     received = [payload.shared["embeddings.weight"] for _, payload in network.payloads for _moment in range(2)]
     assert len(received) == 12

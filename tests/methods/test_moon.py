@@ -56,7 +56,7 @@ def test_rule_with_absent_sites(toys, tmp_path):
 def test_the_two_fixed_models_keep_their_statistics_at_rest(toys, tmp_path):
     """They see as they were, whatever else is in the batch, and the trained model counts its own two batches."""
     _, run, network = federate(toys, tmp_path, METHOD, rounds=3, model={"norm": "batch"})
-    local, _ = network.open["site-1"]._open(network.payloads[-2][1])
+    local = network.open["site-1"].open_round(network.payloads[-2][1])
     run.method.begin(local)
     before = [clean(value) for backbone in local.scratch["fixed"] for value in backbone.state_dict().values()]
     run.method.train(local)
@@ -69,9 +69,9 @@ def test_the_two_fixed_models_keep_their_statistics_at_rest(toys, tmp_path):
 def test_the_model_before_has_the_statistics_that_it_was_trained_with(toys, tmp_path, share_buffers):
     method = METHOD | {"share_buffers": share_buffers}
     _, run, network = federate(toys, tmp_path, method, rounds=2, model={"norm": "batch"})
-    trained = network.open["site-1"]._model(network.payloads[-2][1].spec)[0]
+    trained = network.open["site-1"].build_model(network.payloads[-2][1].spec)[0]
     trained.load_state_dict(network.updates[-2].shared | part(kept(tmp_path, "site-1"), "personal/"))
-    local, _ = network.open["site-1"]._open(replace(network.payloads[-2][1], stage="evaluate"))
+    local = network.open["site-1"].open_round(replace(network.payloads[-2][1], stage="evaluate"))
     run.method.begin(local)
     before = local.scratch["fixed"][1].state_dict()
     assert any("running" in name for name in before)

@@ -310,7 +310,7 @@ class TestRoutedAverage:
         routed = experiment(method={"name": "omnifm", "dim": 8, "num_bands": 8, "reach": 1.0})
         site = Site(routed, "site-1", SiteConfig(str(folder), str(tmp_path / "state"), "cpu"))
         spec = site.task.agree({"site-1": site.reply(Payload("describe", 0, "r")).facts["data"]})
-        model, partition = site._model(spec)
+        model, partition = site.build_model(spec)
         reply = site.reply(Payload("seed", 0, "r", spec, partition.pick(model, "shared"), {}))
         assert ("profile" in reply.extra) == sent
 

@@ -18,12 +18,13 @@ from omnifm import simulation
 from omnifm.cli import app
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data import writers
-from omnifm.data.datalist import read_datalist
+from omnifm.data.datalist import SPLITS, read_datalist
 from omnifm.data.demo import demo_site
 from omnifm.data.volume import RefusedImage, read_label, read_volume
 from omnifm.site import predict as module
+from omnifm.site.loader import Prepare
 from omnifm.site.predict import job_folder, load_personal, predict
-from omnifm.site.stages import SPLITS, Prepare, Site
+from omnifm.site.stages import Site
 from omnifm.state import History
 from omnifm.tasks import image_fusion, segmentation, super_resolution
 from omnifm.update import Payload, digest
@@ -350,9 +351,9 @@ def other(request, tmp_path_factory):
     job = Experiment.from_json(json.dumps(next(job for job in jobs if job["task"]["name"] == name) | SMALL[name]))
     root = demo_site(name, "site-1")
     site = Site(job, "site-1", SiteConfig(str(root), str(state), "cpu"))
-    site.datalist = replace(site.datalist, **{split: getattr(site.datalist, split)[:2] for split in SPLITS})
+    site.loader.restrict(**{split: getattr(site.datalist, split)[:2] for split in SPLITS})
     spec = site.task.agree({"site-1": site.reply(Payload("describe", 0, "run")).facts["data"]})
-    model, partition = site._model(spec)
+    model, partition = site.build_model(spec)
     extra = {"prototypes": torch.eye(2, 64), "mean": torch.zeros(64)}
     site.reply(Payload("train", 1, "run", spec, partition.pick(model, "shared"), extra))
     return name, state, site.datalist.training

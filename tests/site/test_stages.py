@@ -15,7 +15,8 @@ from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
 from omnifm.data.redaction import words_of
 from omnifm.data.refusal import RefusedImage
-from omnifm.site.stages import Site, device_named
+from omnifm.site.device import device_named
+from omnifm.site.stages import Site
 from omnifm.state import History, decode
 from omnifm.update import Payload, Score
 from tests.conftest import experiment, write_site
@@ -35,7 +36,7 @@ def spec(site):
 
 def payload(site, stage="train", number=1, run="run", **changes):
     agreed = spec(site)
-    model, partition = site._model(agreed)
+    model, partition = site.build_model(agreed)
     extra = {"prototypes": torch.eye(3, 8), "mean": torch.zeros(8)}
     return Payload(stage, number, run, agreed, partition.pick(model, "shared"), extra, **changes)
 
@@ -152,7 +153,7 @@ class TestTrain:
     def test_nothing_personal_is_in_the_update(self, tmp_path):
         site = open_site(tmp_path)
         update = site.reply(payload(site))
-        _, partition = site._model(spec(site))
+        _, partition = site.build_model(spec(site))
         assert not set(update.shared) & (set(partition.personal) | set(partition.buffers))
         assert set(update.extra) == {"centroids", "hits"}
         assert update.extra["centroids"].shape == (1, 8)  # one centroid over patients, no token of an image
@@ -279,9 +280,9 @@ class TestPersonalState:
         assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
         number, tensors, _ = History(tmp_path / "state/tiny", "personal").load()
         again = open_site(tmp_path)
-        local, partition = again._open(payload(again, number=2))
+        local = again.open_round(payload(again, number=2))
         assert number == 1
-        for name in partition.personal:
+        for name in local.partition.personal:
             assert torch.equal(local.model.state_dict()[name], tensors[f"personal/{name}"])
 
     def test_another_run_starts_afresh(self, tmp_path):
@@ -309,7 +310,7 @@ class TestEvaluate:
         """Rounds 1, 2, 3 score 0.1, 0.9, 0.5 on validation: round 2 is kept."""
         site = open_site(tmp_path)
         scores = iter([0.1, 0.1, 0.9, 0.9, 0.5, 0.5])
-        monkeypatch.setattr(site, "_scores", lambda *_: {"dice": Score(next(scores), 1)})
+        monkeypatch.setattr(site, "score", lambda *_: {"dice": Score(next(scores), 1)})
         for number in (1, 2, 3):
             site.reply(payload(site, number=number))
         assert [History(tmp_path / "state/tiny", when, keep=1).rounds() for when in ("before", "after")] == [[2], [2]]

@@ -62,7 +62,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from omnifm.config import Experiment
 from omnifm.data.datalist import read_datalist
 from omnifm.plugins import load_task
-from omnifm.site.stages import Prepare
+from omnifm.site.loader import Prepare
 
 
 def agreed_task(config):

@@ -28,7 +28,8 @@ from omnifm.config import Experiment, SiteConfig
 from omnifm.federation.server import Federation
 from omnifm.method import Tensors, weighted_mean
 from omnifm.simulation import InProcess
-from omnifm.site.stages import Site, _seed_all
+from omnifm.site.stages import Site
+from omnifm.site.training import make_optimizer, seed_everything
 from omnifm.update import Payload, Update
 
 MISSING = 77
@@ -59,15 +60,15 @@ class Work:
         """The initial network; the same for everybody."""
         site = self.sites[self.names[0]]
         assert site.spec is not None
-        return site._model(site.spec)[0]
+        return site.build_model(site.spec)[0]
 
     def train(self, model: nn.Module, name: str, number: int) -> int:
         """One local round of the model as it is, in place, as `Site.reply` does it; returns the number of cases."""
         site, extra = self.sites[name], dict[str, Any]()
-        batches = site._batches(_seed_all(self.experiment.seed, name, "train", number))
-        site._scores(model, extra, "validation")  # type: ignore[arg-type]
+        batches = site.loader.batches(seed_everything(self.experiment.seed, name, "train", number))
+        site.score(model, extra, "validation")  # type: ignore[arg-type]
         model.train()
-        optimizer = site._optimizer(model.parameters())
+        optimizer = make_optimizer(self.experiment.train, model.parameters())
         for _ in range(self.experiment.train.local_epochs):
             for batch in batches():
                 optimizer.zero_grad(set_to_none=True)
@@ -75,7 +76,7 @@ class Work:
                 loss.backward()
                 optimizer.step()
                 loss.item()
-        site._scores(model, extra, "validation")  # type: ignore[arg-type]
+        site.score(model, extra, "validation")  # type: ignore[arg-type]
         return len(site.datalist.training)
 
 
@@ -102,7 +103,7 @@ def _opened(work: Work) -> dict[str, Site]:
     told = {name: site.reply(Payload("describe", 0, "peers")).facts["data"] for name, site in sites.items()}
     spec = sites[work.names[0]].task.agree(told)
     for site in sites.values():
-        site._model(spec)
+        site.build_model(spec)
     return sites
 
 

@@ -97,7 +97,7 @@ def epochs(site: Path, num_pairs: int) -> Iterator[Measure]:
     with tempfile.TemporaryDirectory() as state:
         ours = Site(experiment, "site-1", SiteConfig(data_root=str(site), state_dir=state))
         ours.task.configure(ours.task.agree({"site-1": ours.task.facts(ours.case_facts, ours.datalist.labels)}))
-        batches = ours._batches(0)
+        batches = ours.loader.batches(0)
         theirs = _monai_loader(site, ours)
         pairs = interleave(lambda: [None for _ in batches()], lambda: [None for _ in theirs], num_pairs)
         what = (

@@ -38,6 +38,7 @@ from omnifm.data.items import Item
 from omnifm.method import LocalRound, Partition, ServerView, Tensors
 from omnifm.plugins import load_method, plugin
 from omnifm.site.stages import Site
+from omnifm.site.training import make_optimizer
 from omnifm.state import History, write_atomic
 from omnifm.update import Payload, under
 
@@ -195,9 +196,9 @@ def join(
         site = Site(experiment, left_out, SiteConfig(str(data / left_out), state, "cpu"))
         payload = welcome(experiment, trained, site)
         few = shot_cases(site.datalist.training, shots, experiment.seed)
-        site.datalist = replace(site.datalist, training=few)  # the rest is not looked at again
+        site.loader.restrict(training=few)  # the rest is not looked at again
         head, found = mean_head(list(trained.heads.values())), {}
-        untrained, partition = site._model(trained.spec)
+        untrained, partition = site.build_model(trained.spec)
         blank = replace(payload, shared=partition.pick(untrained, "shared"), extra={})
         for moment, steps, start, home in (
             ("untrained", num_steps, blank, {}),
@@ -205,10 +206,10 @@ def join(
             ("few_shot", num_steps, payload, head),
             ("own_head", num_steps, payload, {}),
         ):
-            local, _ = site._open(start)
+            local = site.open_round(start)
             local.model.load_state_dict(home, strict=False)
             train_head(site, local, steps)
-            scores = site._scores(local.model, local.extra, "test")
+            scores = site.score(local.model, local.extra, "test")
             found[moment] = {metric: score.mean for metric, score in scores.items()}
     return found
 
@@ -252,7 +253,8 @@ def train_head(site: Site, local: LocalRound, num_steps: int) -> None:
     names = set(Partition.of(local.model, personal=local.model.personal()).personal)
     for name, parameter in local.model.named_parameters():
         parameter.requires_grad_(name in names)
-    optimizer, batches = site._optimizer(p for p in local.model.parameters() if p.requires_grad), local.batches
+    trained = (p for p in local.model.parameters() if p.requires_grad)
+    optimizer, batches = make_optimizer(site.experiment.train, trained), local.batches
     done = 0
     while done < num_steps:
         for module in local.model.modules():

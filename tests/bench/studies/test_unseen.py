@@ -99,8 +99,8 @@ class TestJoin:
         newcomer = site(federation, tmp_path, tiny)
         told = newcomer.reply(unseen.Payload("describe", 0, "run")).facts["data"]
         spec = newcomer.task.agree({"site-3": told})
-        model, partition = newcomer._model(spec)
-        local, _ = newcomer._open(unseen.Payload("evaluate", 1, "run", spec, partition.pick(model, "shared")))
+        model, partition = newcomer.build_model(spec)
+        local = newcomer.open_round(unseen.Payload("evaluate", 1, "run", spec, partition.pick(model, "shared")))
         before = {name: value.clone() for name, value in local.model.state_dict().items()}
         unseen.train_head(newcomer, local, 2)
         moved = {name for name, value in local.model.state_dict().items() if not torch.equal(value, before[name])}

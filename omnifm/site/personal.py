@@ -1,0 +1,117 @@
+"""What a site keeps of one job on its own disk: its personal state, and the checkpoints that validation chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from omnifm.config import Experiment
+from omnifm.method import LocalRound, Partition, Tensors
+from omnifm.state import History
+from omnifm.task import Task
+from omnifm.update import Payload, Score, clean, digest, under
+
+Moment = Literal["before", "after"]
+"""Of a checkpoint: before (the received model) or after local training (the personal model)."""
+
+
+class PersonalState:
+    """The files `personal.<round>.state`, `before.<round>.state` and `after.<round>.state` of a job.
+
+    Args:
+        folder: the job's folder in the site's state folder.
+        labels: label value -> meaning; a checkpoint names them for whoever uses it later.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, task: Task, labels: Mapping[int, str]) -> None:
+        self.folder = folder
+        self.experiment = experiment
+        self.task = task
+        self.labels = labels
+        self._frozen_digest: str | None = None
+
+    def load(self, payload: Payload, partition: Partition) -> Tensors:
+        """The personal state before this round of this run, as `personal/...` and `memory/...`; empty if there is none.
+
+        The state of an earlier run is used only for a warm start; otherwise all files of that run are removed.
+        """
+        history = History(self.folder, "personal")
+        found = history.load()
+        if found is None:
+            return {}
+        _, tensors, record = found
+        if record["run_id"] == payload.run_id:
+            found = history.load(before=payload.round + (payload.stage == "evaluate"))
+            return {} if found is None else found[1]
+        if payload.warm_start and record["partition"] == partition.hash():
+            # As round 0 of this run: a site that is killed in round 1 starts from here again.
+            history.save(0, tensors, record | {"run_id": payload.run_id})
+            return tensors
+        for name in ("personal", "before", "after"):
+            History(self.folder, name).clear()
+        return {}
+
+    def save(self, payload: Payload, local: LocalRound) -> None:
+        """Keep the personal part, the buffers and the method's memory as the state after this round."""
+        parts = local.partition.pick(local.model, "personal") | local.partition.pick(local.model, "buffers")
+        tensors = {f"personal/{name}": value for name, value in parts.items()}
+        tensors |= {f"memory/{name}": clean(value) for name, value in local.memory.items()}
+        record = {"run_id": payload.run_id, "partition": local.partition.hash()}
+        History(self.folder, "personal").save(payload.round, tensors, record)
+
+    def keep_best(self, moment: Moment, payload: Payload, local: LocalRound, scores: Mapping[str, Score]) -> None:
+        """Keep the model as the checkpoint of this moment if it scores better on validation than the kept one.
+
+        It is also kept if there is no checkpoint of this run yet, and if its score is undefined.
+        """
+        history = History(self.folder, moment, keep=1)
+        found = history.load()
+        if found is not None and found[2]["run_id"] == payload.run_id:
+            best = {name: Score(**score) for name, score in found[2]["scores"].items()}
+            is_defined = scores[next(iter(self.task.metrics))].mean is not None
+            if is_defined and not self.task.better(scores, best):
+                return
+        kept = (local.partition.pick(local.model, part) for part in ("shared", "personal", "buffers"))
+        tensors = {f"model/{name}": value for part in kept for name, value in part.items()}
+        tensors |= {f"extra/{name}": clean(value) for name, value in local.extra.items()}
+        record = {
+            "run_id": payload.run_id,
+            "round": payload.round,
+            "partition": local.partition.hash(),
+            "spec": payload.spec,
+            "experiment": asdict(self.experiment),
+            "scores": {name: asdict(score) for name, score in scores.items()},
+            "labels": self.labels,
+            "trained": moment == "after" or payload.round > 1,
+            "frozen": self.frozen_digest(local),
+            "extra": sorted(local.extra),
+        }
+        history.save(payload.round, tensors, record)
+
+    def load_best(self, moment: Moment, local: LocalRound) -> Tensors:
+        """Load the checkpoint of this moment into the model.
+
+        Returns:
+            The method's own tensors that were received with it, on the CPU.
+
+        Raises:
+            ValueError: there is no checkpoint, or its file is damaged.
+        """
+        found = History(self.folder, moment, keep=1).load()
+        if found is None:
+            raise ValueError(f"the checkpoint {moment!r} of this run must be readable; it is missing or damaged")
+        tensors = found[1]
+        local.model.load_state_dict(under(tensors, "model"), strict=False)
+        return under(tensors, "extra")
+
+    def frozen_digest(self, local: LocalRound) -> str:
+        """SHA-256 of the frozen part, which is not kept: whoever uses a checkpoint must build the same one."""
+        if self._frozen_digest is None:
+            self._frozen_digest = digest(local.partition.pick(local.model, "frozen"))
+        return self._frozen_digest
+
+    def forget_frozen_digest(self) -> None:
+        """Compute the digest again at its next use, because the task builds another model from now on."""
+        self._frozen_digest = None
