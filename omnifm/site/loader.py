@@ -156,7 +156,9 @@ class Loader:
 
     def restrict(self, **splits: Sequence[Item]) -> None:
         """Use only these items of the splits that are named; the other splits are as before."""
-        self.datalist = replace(self.datalist, **{split: tuple(items) for split, items in splits.items()})
+        every = self.datalist.splits() | {split: tuple(items) for split, items in splits.items()}
+        training, validation, test = (every[split] for split in SPLITS)
+        self.datalist = replace(self.datalist, training=training, validation=validation, test=test)
         self.forget_prepared()
 
     def forget_prepared(self) -> None:
