@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from omnifm.data import importers, redaction
-from omnifm.report.page import counted
+from omnifm.report.numbers import counted
 
 app = typer.Typer(
     no_args_is_help=True,

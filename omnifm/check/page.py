@@ -1,264 +1,260 @@
 """The page of a data check: verdict, sample pictures with mask outlines, counts, shapes, histograms, refusals.
 
-For the site's own staff: it shows pictures of patients, though nothing that names them.
+The page is for the site's own staff: it shows pictures of patients, but no name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from omnifm.check.records import CheckReport, Histogram, LabelCount, PlaceRecord, Spread
 from omnifm.data.refusal import REASONS
-from omnifm.report.page import COLOURS, MAX_ROWS, NONE, Html, bar, document, image, natural, section, table, tag
+from omnifm.report.elements import COLOURS, MAX_ROWS, Bar, Card, Cell, Key, Note, Picture, Stacked, Table
+from omnifm.report.numbers import NONE, natural
+from omnifm.report.render import render
 
-STAYS = "This page shows pictures of patients: it is for this site's own staff and stays at this site."
-Report = Mapping[str, Any]
+MAX_PLACES = 20
+"""Largest number of cases that one row of a table names."""
 
 
-def page(report: Report, pictures: Mapping[str, bytes]) -> bytes:
-    """The whole page; `report` and `pictures` as in `check.Inspection`."""
+@dataclass(frozen=True)
+class Rect:
+    """A bar of a histogram, in the units of its drawing."""
+
+    x: str
+    y: str
+    width: str
+    height: str
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """The histogram of one modality.
+
+    Attributes:
+        alt: the drawing in words.
+        ticks: the intensity at the left end, in the middle and at the right end.
+    """
+
+    modality: str
+    alt: str
+    colour: str
+    bars: Sequence[Rect]
+    ticks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CheckPage:
+    """The page; None where there is nothing to show."""
+
+    title: str
+    verdict: str
+    is_usable: bool
+    task: str
+    notes: Sequence[Note]
+    cards: Sequence[Card]
+    legend: Sequence[Key]
+    pictures: Sequence[Picture]
+    splits: Table | None
+    labels: Table | None
+    has_voxels: bool
+    images: Table | None
+    histograms: Sequence[Intensities]
+    places: Table | None
+    is_read: bool
+    reasons: Table | None
+    refusals: Table | None
+
+
+def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
+    """Return the page.
+
+    Args:
+        report: as in `inspection.Inspection`.
+        pictures: PNG files by caption.
+    """
     verdict = "USABLE" if report["usable"] else "NOT USABLE"
-    return document(
-        f"Data check: {verdict.lower()}",
-        _head(report, verdict),
-        _cards(report),
-        _samples(report, pictures),
-        _splits(report),
-        _labels(report),
-        _images(report),
-        _histograms(report),
-        _places(report),
-        _refusals(report),
+    notes = [Note(words, "Problem", severe=True) for words in report["problems"]]
+    notes += [Note(words, "Look at") for words in report["warnings"]]
+    content = CheckPage(
+        title=f"Data check: {verdict.lower()}",
+        verdict=verdict,
+        is_usable=report["usable"],
+        task=(report["task"] or "").replace("_", " "),
+        notes=notes,
+        cards=_cards(report),
+        legend=_legend(report) if _has_voxels(report) else [],
+        pictures=[Picture(caption, png) for caption, png in pictures.items()],
+        splits=_splits(report),
+        labels=_labels(report),
+        has_voxels=_has_voxels(report),
+        images=_images(report),
+        histograms=[_intensities(code, found["histogram"]) for code, found in report["images"].items()],
+        places=_places(report),
+        is_read=bool(report["splits"]),
+        reasons=_reasons(report),
+        refusals=_refusals(report),
     )
+    return render("check.html.j2", content)
 
 
-def _head(report: Report, verdict: str) -> Html:
-    badge = tag("span", verdict, class_=f"badge {'COMPLETE' if report['usable'] else 'FAILED'}")
-    task = f"for {report['task'].replace('_', ' ')}. " if report["task"] else ""
-    parts = [
-        tag("div", "OmniFM-FLARE data check", class_="soft over"),
-        tag("h1", "This site's data"),
-        badge,
-        tag("div", task, STAYS, class_="soft"),
-    ]
-    parts += [tag("p", tag("b", "Problem: "), words, class_="note severe") for words in report["problems"]]
-    parts += [tag("p", tag("b", "Look at: "), words, class_="note") for words in report["warnings"]]
-    return tag("header", *parts)
+def _has_voxels(report: CheckReport) -> bool:
+    """Return whether the labels are masks."""
+    return any("voxels" in count for split in report["splits"].values() for count in split["labels"].values())
 
 
-def _cards(report: Report) -> Html:
+def _legend(report: CheckReport) -> list[Key]:
+    """Return the colour in which each class is outlined; 0 is the background."""
+    named = [(int(value), name) for value, name in report["labels"].items() if int(value) > 0]
+    return [Key("■", COLOURS[(value - 1) % len(COLOURS)], name) for value, name in named]
+
+
+def _cards(report: CheckReport) -> list[Card]:
     splits, duplicates = report["splits"], report["duplicates"]
-    cases, refused = (sum(split[key] for split in splits.values()) for key in ("cases", "refused"))
+    cases = sum(split["cases"] for split in splits.values())
+    refused = sum(split["refused"] for split in splits.values())
     patients = sum(split["patients"] for split in splits.values())
-    cards = [
-        ("Usable cases", f"{cases:,}", ", ".join(f"{split['cases']:,} {name}" for name, split in splits.items())),
-        ("Refused cases", f"{refused:,}", f"{100 * refused / max(1, cases + refused):.1f} % of all"),
-        (
-            "Patients",
-            f"{patients:,}" if patients else "unknown",
-            "none is in two splits" if patients else "dataset.json names none",
-        ),
-        (
-            "Images in several splits",
-            f"{len(duplicates['across_splits']):,}",
-            f"equal voxels, whatever the file; {len(duplicates['within_a_split']):,} more within a split",
-        ),
+    across, within = len(duplicates["across_splits"]), len(duplicates["within_a_split"])
+    return [
+        Card("Usable cases", f"{cases:,}", ", ".join(f"{split['cases']:,} {name}" for name, split in splits.items())),
+        Card("Refused cases", f"{refused:,}", f"{100 * refused / max(1, cases + refused):.1f} % of all"),
+        Card("Patients", f"{patients:,}", "none is in two splits")
+        if patients
+        else Card("Patients", "unknown", "dataset.json names none"),
+        Card("Images in several splits", f"{across:,}", f"equal voxels, whatever the file; {within:,} more in a split"),
     ]
-    parts = ((tag("span", title, class_="soft"), tag("b", value), tag("small", note)) for title, value, note in cards)
-    return tag("div", *(tag("div", *part, class_="card") for part in parts), class_="cards")
 
 
-def _samples(report: Report, pictures: Mapping[str, bytes]) -> Html:
-    figures = [tag("figure", image(png, words), tag("figcaption", words)) for words, png in pictures.items()]
-    masks = any("voxels" in n for split in report["splits"].values() for n in split["labels"].values())
-    names = [(int(value), name) for value, name in report["labels"].items() if int(value) > 0] if masks else []
-    keys = [
-        tag("span", tag("i", "■", style=f"color:{COLOURS[(value - 1) % len(COLOURS)]}"), f" {name}")
-        for value, name in names
-    ]
-    columns = 4 if report["task"] == "image_fusion" else 6
-    grid = tag("div", *figures, class_="pictures", style=f"grid-template-columns:repeat({columns},minmax(0,1fr))")
-    which = (
-        "The slice with the largest mask, else the middle one; anterior is up. "
-        "'training 5' is item 5 of 'training' in dataset.json, counted from 0. "
-        "Look for writing in the pictures: no name may be in one."
-    )
-    legend = [tag("p", *keys, class_="legend")] if keys else []
-    return section("Samples", tag("p", which, class_="soft"), *legend, grid) if figures else Html("")
-
-
-def _splits(report: Report) -> Html:
-    modalities = sorted({code for split in report["splits"].values() for code in split["modalities"]})
+def _splits(report: CheckReport) -> Table | None:
+    codes = sorted({code for split in report["splits"].values() for code in split["modalities"]})
     rows = [
         [
             name,
             f"{split['cases']:,}",
             f"{split['refused']:,}",
             f"{split['patients']:,}" if split["patients"] else NONE,
-            *(f"{split['modalities'].get(code, 0):,}" for code in modalities),
+            *(f"{split['modalities'].get(code, 0):,}" for code in codes),
         ]
         for name, split in report["splits"].items()
     ]
-    headers = ["Split", "Cases", "Refused", "Patients", *(f"{code} images" for code in modalities)]
-    return section("Splits", table(headers, rows)) if rows else Html("")
+    headers = ["Split", "Cases", "Refused", "Patients", *(f"{code} images" for code in codes)]
+    return Table(headers, rows) if rows else None
 
 
-def _labels(report: Report) -> Html:
+def _labels(report: CheckReport) -> Table | None:
     splits = {name: split["labels"] for name, split in report["splits"].items()}
     values = sorted({*report["labels"], *(value for labels in splits.values() for value in labels)}, key=natural)
-    total = {value: sum(labels.get(value, {}).get("cases", 0) for labels in splits.values()) for value in values}
+    total = {value: sum(labels[value]["cases"] for labels in splits.values() if value in labels) for value in values}
     if not any(total.values()):
-        return Html("")
+        return None
     most = max(total.values())
-    rows = [
+    rows: list[list[Cell]] = [
         [
             f"{value} {report['labels'].get(value, '(no name)')}",
             *(_label(labels.get(value)) for labels in splits.values()),
-            bar(total[value] / most) if total[value] else NONE,
+            Bar(total[value] / most) if total[value] else NONE,
         ]
         for value in values
     ]
-    words = "Cases that hold the label, below them its voxels." if "voxels" in str(splits) else "Cases with each label."
-    content = table(["Label", *splits, "All cases"], rows, text=(0, 1 + len(splits)))
-    return section("Labels", tag("p", words, class_="soft"), content)
+    return Table(["Label", *splits, "All cases"], rows, text=(0, 1 + len(splits)))
 
 
-def _label(count: Mapping[str, int] | None) -> object:
+def _label(count: LabelCount | None) -> Cell:
     if count is None:
         return NONE
-    voxels = [tag("small", f"{count['voxels']:,}")] if "voxels" in count else []
-    return tag("div", f"{count['cases']:,}", *voxels)
+    return Stacked(f"{count['cases']:,}", f"{count['voxels']:,}" if "voxels" in count else "")
 
 
-def _images(report: Report) -> Html:
-    rows = []
+IMAGE_HEADERS = (
+    "Modality",
+    "Images",
+    "Dimensions",
+    "Channels",
+    "Voxels",
+    "Spacing, mm",
+    "Minimum",
+    "1 %",
+    "Median",
+    "99 %",
+    "Maximum",
+)
+
+
+def _images(report: CheckReport) -> Table | None:
+    rows: list[list[Cell]] = []
     for code, found in report["images"].items():
-        levels = [_intensity(found["intensity"][share]) for share in ("0", "1", "50", "99", "100")]
-        rows.append(
-            [
-                code,
-                f"{found['num_images']:,}",
-                _counted(found["dims"]),
-                _counted(found["channels"]),
-                _range(found["shape"]),
-                _range(found["spacing_mm"]),
-                *levels,
-            ]
-        )
-    if not rows:
-        return Html("")
-    headers = [
-        "Modality",
-        "Images",
-        "Dimensions",
-        "Channels",
-        "Voxels",
-        "Spacing, mm",
-        "Minimum",
-        "1 %",
-        "Median",
-        "99 %",
-        "Maximum",
-    ]
-    words = "Voxels and spacing: median, below it smallest and largest. Intensities: every image counts the same."
-    return section("Images", tag("p", words, class_="soft"), table(headers, rows, (0, 2, 3, 4, 5)))
+        levels = [_intensity(found["intensity"][percentile]) for percentile in ("0", "1", "50", "99", "100")]
+        counts = [f"{found['num_images']:,}", _counts(found["dims"]), _counts(found["channels"])]
+        rows.append([code, *counts, _range(found["shape"]), _range(found["spacing_mm"]), *levels])
+    return Table(IMAGE_HEADERS, rows, (0, 2, 3, 4, 5)) if rows else None
 
 
 def _intensity(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{key}: {n:,}" for key, n in counts.items())
 
 
-def _range(spread: Mapping[str, Sequence[float]]) -> Html:
+def _range(spread: Spread) -> Stacked:
     small, middle, large = (" × ".join(f"{x:g}" for x in spread[key]) for key in ("min", "median", "max"))
-    return tag("div", middle, tag("small", f"{small} to {large}" if small != large else "all alike"))
+    return Stacked(middle, f"{small} to {large}" if small != large else "all alike")
 
 
-def _histograms(report: Report) -> Html:
-    figures = [_histogram(code, found["histogram"]) for code, found in report["images"].items()]
-    if not figures:
-        return Html("")
-    words = "Bars show the square root of each share, so that rare intensities can be seen; 0.1 % at each end are cut."
-    return section("Intensities", tag("p", words, class_="soft"), tag("div", *figures, class_="plots"))
-
-
-def _histogram(code: str, histogram: Mapping[str, Any]) -> Html:
-    counts = np.sqrt(np.array(histogram["counts"], float))
-    step, top = 300 / len(counts), counts.max()
+def _intensities(code: str, histogram: Histogram) -> Intensities:
+    """Return the bars: 300 units wide and at most 100 high, on a line 110 units below the top."""
+    roots = np.sqrt(np.array(histogram["counts"], float))
+    step, top = 300 / len(roots), roots.max()
     bars = [
-        tag(
-            "rect",
-            x=f"{10 + i * step:.1f}",
-            y=f"{110 - 100 * n / top:.1f}",
-            width=f"{step - 0.6:.1f}",
-            height=f"{100 * n / top:.1f}",
-            fill=COLOURS[0],
-        )
-        for i, n in enumerate(counts)
+        Rect(f"{10 + i * step:.1f}", f"{110 - 100 * n / top:.1f}", f"{step - 0.6:.1f}", f"{100 * n / top:.1f}")
+        for i, n in enumerate(roots)
         if n
     ]
     low, high = histogram["low"], histogram["high"]
-    ticks = [
-        tag(
-            "text",
-            _intensity(low + share * (high - low)),
-            x=10 + 300 * share,
-            y=126,
-            fill="#56636f",
-            **{"text-anchor": anchor, "font-size": 11},
-        )
-        for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
-    ]
-    line = tag("line", x1=10, x2=310, y1=110.5, y2=110.5, stroke="#56636f")
-    alt = f"{code} intensities from {low:.4g} to {high:.4g}"
-    drawing = tag("svg", *bars, line, *ticks, viewBox="0 0 320 132", role="img", **{"aria-label": alt})
-    return tag("figure", tag("h3", code), drawing)
+    ticks = [_intensity(low + share * (high - low)) for share in (0, 0.5, 1)]
+    return Intensities(code, f"{code} intensities from {low:.4g} to {high:.4g}", COLOURS[0], bars, ticks)
 
 
-def _places(report: Report) -> Html:
-    """Where to look: duplicates and odd images, by their place in dataset.json."""
-    rows: list[list[object]] = []
-    for kind, groups in report["duplicates"].items():
-        rows += [[f"equal images {kind.replace('_', ' ')}", _named(group)] for group in groups]
+def _places(report: CheckReport) -> Table | None:
+    """Return where duplicates and odd images stand in dataset.json."""
+    duplicates = report["duplicates"]
+    rows: list[list[Cell]] = []
+    rows += [["equal images across splits", _named(group)] for group in duplicates["across_splits"]]
+    rows += [["equal images within a split", _named(group)] for group in duplicates["within_a_split"]]
     rows += [[name.replace("_", " "), _named(places)] for name, places in report["odd"].items()]
-    if not rows:
-        return Html("")
-    return section("Where to look", table(["What", "Items of dataset.json"], _cut(rows), text=(0, 1)))
+    return Table(["What", "Items of dataset.json"], _shortened(rows), text=(0, 1)) if rows else None
 
 
-def _named(places: Iterable[Mapping[str, Any]]) -> str:
-    found = list(places)
-    shown = [f"{at['list']} {at['position']}" + _dealt(at) for at in found[:20]]
-    return ", ".join(shown) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+def _named(places: Sequence[PlaceRecord]) -> str:
+    shown = [f"{at['list']} {at['position']}{_other_split(at)}" for at in places[:MAX_PLACES]]
+    more = f" and {len(places) - MAX_PLACES} more" if len(places) > MAX_PLACES else ""
+    return ", ".join(shown) + more
 
 
-def _dealt(at: Mapping[str, Any]) -> str:
-    # Where dataset.json has no validation or test, they are cut out of training: the list says not which split.
+def _other_split(at: PlaceRecord) -> str:
+    # Validation and test are taken from training if dataset.json does not have them: then the list is not the split.
     return f" (in {at['split']})" if at.get("split", at["list"]) != at["list"] else ""
 
 
-def _refusals(report: Report) -> Html:
-    refusals = report["refusals"]
-    if not refusals:
-        return section("Refused cases", tag("p", "None.")) if report["splits"] else Html("")
-    reasons = Counter(refusal["reason"] for refusal in refusals)
-    kinds = [[reason, f"{count:,}", REASONS[reason]] for reason, count in reasons.most_common()]
-    rows = [[f"{r['split']} {r['position']}", r["reason"], r["message"]] for r in refusals]
-    return section(
-        "Refused cases",
-        table(["Reason", "Cases", "Meaning"], kinds, text=(0, 2)),
-        tag("h3", "One by one"),
-        table(["Item of dataset.json", "Reason", "Message"], _cut(rows), text=(0, 1, 2)),
-    )
+def _reasons(report: CheckReport) -> Table | None:
+    counts = Counter(refusal["reason"] for refusal in report["refusals"])
+    rows = [[reason, f"{count:,}", REASONS[reason]] for reason, count in counts.most_common()]
+    return Table(["Reason", "Cases", "Meaning"], rows, text=(0, 2)) if rows else None
 
 
-def _cut(rows: list[list[object]]) -> list[list[object]]:
+def _refusals(report: CheckReport) -> Table | None:
+    rows: list[list[Cell]] = [[f"{r['split']} {r['position']}", r["reason"], r["message"]] for r in report["refusals"]]
+    headers = ["Item of dataset.json", "Reason", "Message"]
+    return Table(headers, _shortened(rows), text=(0, 1, 2)) if rows else None
+
+
+def _shortened(rows: list[list[Cell]]) -> list[list[Cell]]:
+    """Return at most as many rows as a table shows; the last one says where the others are."""
     if len(rows) <= MAX_ROWS:
         return rows
     words = f"{len(rows) - MAX_ROWS + 1:,} more: omnifm check --json lists all"

@@ -16,7 +16,7 @@ from omnifm.check.findings import Case, modality_of
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.volume import Volume
-from omnifm.report.page import COLOURS
+from omnifm.report.elements import COLOURS
 
 NUM_PICTURES = 12
 SIDE = 260

@@ -1,17 +1,21 @@
-"""What `omnifm bench spectra` shows people: tables in Markdown, and one self-contained page like figure 4."""
+"""The results of `omnifm bench spectra`: tables in Markdown, and one self-contained page like the paper's figure 4."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from omnifm.bench.tables.markdown import grid
-from omnifm.report.page import COLOURS, Html, document, image, section, table, tag
+from omnifm.report.elements import COLOURS, Picture, Table
+from omnifm.report.render import render
 
 GROUPS = {"site": "same site", "modality": "same modality, other site", "across": "across modalities"}
 HEADERS = (
@@ -32,11 +36,10 @@ READING = (
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """One row per spectrum, as `HEADERS`."""
+    """Return one row for each spectrum, with the cells of `HEADERS`."""
     shown = []
     for name, found in result["spectra"].items():
         low, high = found["nearer"]
-        verdict = "yes" if low > 0 else "no, further apart" if high < 0 else "cannot be told"
         nearer = found["apart_full"] - found["apart_low"]
         shown.append(
             [
@@ -46,14 +49,21 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
                 f"{found['apart_low']:.3f}",
                 f"{found['apart_full']:.3f}",
                 f"{nearer:+.3f} [{low:+.3f}, {high:+.3f}]",
-                verdict,
+                _verdict(low, high),
             ]
         )
     return shown
 
 
+def _verdict(low: float, high: float) -> str:
+    """Say whether the low band brings modalities together, from the interval of full - low."""
+    if low > 0:
+        return "yes"
+    return "no, further apart" if high < 0 else "cannot be told"
+
+
 def head(result: Mapping[str, Any]) -> str:
-    """What was measured, in a sentence."""
+    """Describe what was measured, in a sentence."""
     sites = ", ".join(f"{name} ({row['modality']}, {row['num_images']})" for name, row in result["sites"].items())
     return (
         f"Amplitude spectra on {result['data']}: training images of {sites}; squares of {result['side']} pixels; low "
@@ -62,7 +72,7 @@ def head(result: Mapping[str, Any]) -> str:
 
 
 def distance_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Mean distances of each spectrum and group of pairs."""
+    """Return the mean distance of each spectrum and group of pairs."""
     return [
         [name, GROUPS[group], f"{row['low']:.4g}", f"{row['full']:.4g}"]
         for name, found in result["spectra"].items()
@@ -71,7 +81,7 @@ def distance_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """All tables for people."""
+    """Return all tables as Markdown."""
     names = list(result["sites"])
     lines = [head(result), "", READING, "", *grid(HEADERS, rows(result)), ""]
     lines += grid(("spectrum", "pairs of", "low", "full"), distance_rows(result))
@@ -83,75 +93,100 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class SpectraPage:
+    """The page; `cosines` holds a table for `before` and `after` subtracting the mean over sites."""
+
+    title: str
+    measured: str
+    figure: Picture
+    reading: str
+    inequality: Table
+    distances: Table
+    cosines: Mapping[str, Table]
+
+
 def page(result: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> bytes:
-    """The page; `pictures` are sites' mean log spectra (s, s // 2 + 1) in FFT order.  No patient's image is on it."""
+    """Return the page.  It shows no image of a patient.
+
+    Args:
+        result: what `spectra.run` measured.
+        pictures: site -> mean log spectrum (s, s // 2 + 1) in the order of the FFT.
+    """
     names = list(result["sites"])
-    title = f"Spectra of {result['data']}"
-    panels = [
-        tag("header", tag("div", "OmniFM-FLARE spectra", class_="soft over"), tag("h1", title), tag("p", head(result))),
-        section("Mean log amplitude spectra", image(_figure(result, pictures), "mean log spectra of each site")),
-        section("The inequality", tag("p", READING, class_="soft"), table(HEADERS, rows(result))),
-        section("Mean distances", table(("spectrum", "pairs of", "low", "full"), distance_rows(result), (0, 1))),
-    ]
-    both = [
-        tag("div", tag("h3", f"{when} subtracting the mean over sites"), _cosines(names, result["cosines"][when]))
-        for when in ("before", "after")
-    ]
-    panels.append(section("Cosines of sites' mean low-band log spectra", tag("div", *both, class_="two")))
-    return document(title, *panels)
+    content = SpectraPage(
+        title=f"Spectra of {result['data']}",
+        measured=head(result),
+        figure=Picture("mean log spectra of each site", _figure(result, pictures)),
+        reading=READING,
+        inequality=Table(HEADERS, rows(result)),
+        distances=Table(("spectrum", "pairs of", "low", "full"), distance_rows(result), (0, 1)),
+        cosines={when: _cosines(names, result["cosines"][when]) for when in ("before", "after")},
+    )
+    return render("spectra.html.j2", content)
 
 
-def _cosines(names: list[str], matrix: list[list[float]]) -> Html:
-    return table(["", *names], [[n, *(f"{v:.3f}" for v in row)] for n, row in zip(names, matrix, strict=True)])
+def _cosines(names: list[str], matrix: list[list[float]]) -> Table:
+    cells = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, matrix, strict=True)]
+    return Table(["", *names], cells)
 
 
 def _figure(result: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> bytes:
-    """Above, each site's mean spectrum with the low band's edge; below, its radial profile and the distances apart."""
-    from matplotlib.figure import Figure
-
+    """Draw each site's mean spectrum with the edge of the low band; below, radial profiles and distances."""
     figure = Figure(figsize=(11.0, 6.2), layout="constrained")
-    halves: Any = figure.subfigures(2, 1)
-    upper, lower = halves
+    upper, lower = figure.subfigures(2, 1)
     planes = {name: _plane(half) for name, half in pictures.items()}
-    top = max(float(plane.max()) for plane in planes.values())
-    for axes, (name, plane) in zip(upper.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
-        axes.imshow(plane.numpy(), cmap="magma", vmin=0, vmax=top, extent=(-1, 1, -1, 1))
-        turns = torch.linspace(0, 2 * math.pi, 200)
-        axes.plot(result["keep"] * turns.cos(), result["keep"] * turns.sin(), color="white", linewidth=1)
-        axes.set_title(f"{name} ({result['sites'][name]['modality']})", fontsize=10)
-        axes.set_axis_off()
+    _draw_planes(upper, planes, result)
     profile, bars = lower.subplots(1, 2)
-    for number, (name, plane) in enumerate(planes.items()):
-        radii, means = _profile(plane)
-        profile.plot(radii, means, color=COLOURS[number % len(COLOURS)], linewidth=1.4, label=name)
-    profile.axvline(result["keep"], color="#56636f", linestyle=":")
-    profile.set_xlabel("radius, share of Nyquist")
-    profile.set_ylabel("mean log1p magnitude")
-    profile.legend(fontsize=8, frameon=False)
-    spectra = result["spectra"]
-    for offset, band in enumerate(("low", "full")):
-        values = [found[f"apart_{band}"] for found in spectra.values()]
-        places = [row + 0.4 * offset for row in range(len(spectra))]
-        bars.barh(places, values, height=0.38, color=COLOURS[offset], label=band)
-    bars.set_yticks([row + 0.2 for row in range(len(spectra))], list(spectra), fontsize=8)
-    bars.invert_yaxis()
-    bars.axvline(1.0, color="#56636f", linestyle=":")
-    bars.set_xlabel("distance across modalities / within a site")
-    bars.legend(fontsize=8, frameon=False)
+    _draw_profiles(profile, planes, result["keep"])
+    _draw_distances(bars, result["spectra"])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
+def _draw_planes(upper: SubFigure, planes: Mapping[str, Tensor], result: Mapping[str, Any]) -> None:
+    top = max(float(plane.max()) for plane in planes.values())
+    angles = torch.linspace(0, 2 * math.pi, 200)
+    keep = result["keep"]
+    for axes, (name, plane) in zip(upper.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
+        axes.imshow(plane.numpy(), cmap="magma", vmin=0, vmax=top, extent=(-1, 1, -1, 1))
+        axes.plot(keep * angles.cos(), keep * angles.sin(), color="white", linewidth=1)
+        axes.set_title(f"{name} ({result['sites'][name]['modality']})", fontsize=10)
+        axes.set_axis_off()
+
+
+def _draw_profiles(axes: Axes, planes: Mapping[str, Tensor], keep: float) -> None:
+    for index, (name, plane) in enumerate(planes.items()):
+        radii, means = _profile(plane)
+        axes.plot(radii, means, color=COLOURS[index % len(COLOURS)], linewidth=1.4, label=name)
+    axes.axvline(keep, color="#56636f", linestyle=":")
+    axes.set_xlabel("radius, share of Nyquist")
+    axes.set_ylabel("mean log1p magnitude")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_distances(axes: Axes, spectra: Mapping[str, Any]) -> None:
+    for offset, band in enumerate(("low", "full")):
+        values = [found[f"apart_{band}"] for found in spectra.values()]
+        places = [row + 0.4 * offset for row in range(len(spectra))]
+        axes.barh(places, values, height=0.38, color=COLOURS[offset], label=band)
+    axes.set_yticks([row + 0.2 for row in range(len(spectra))], list(spectra), fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="#56636f", linestyle=":")
+    axes.set_xlabel("distance across modalities / within a site")
+    axes.legend(fontsize=8, frameon=False)
+
+
 def _plane(half: Tensor) -> Tensor:
-    """The full centred plane of a half spectrum: the left half mirrors the right one."""
+    """Return the whole centred spectrum from the half that a real FFT gives: the other half mirrors it."""
     side = half.shape[0]
     left = half[:, 1 : (side + 1) // 2].flip(1)
     return torch.fft.fftshift(torch.cat([half, left.roll(-1, 0).flip(0)], dim=1))
 
 
 def _profile(plane: Tensor) -> tuple[list[float], list[float]]:
-    """Mean over rings one frequency wide, up to Nyquist."""
+    """Return radii as shares of Nyquist, and the mean over each ring one frequency wide."""
     side = plane.shape[0]
     axis = torch.fft.fftshift(torch.fft.fftfreq(side)) * side
     ring = (axis[:, None] ** 2 + axis**2).sqrt().round().long()

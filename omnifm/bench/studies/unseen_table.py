@@ -11,7 +11,7 @@ import numpy as np
 from omnifm.bench.tables.markdown import grid
 from omnifm.bench.tables.one_federation import over_seeds, plain
 from omnifm.bench.tables.page import spread
-from omnifm.report.page import counted, number
+from omnifm.report.numbers import counted, number
 
 MOMENTS = {
     "untrained": "untrained network, few-shot head",

@@ -9,7 +9,7 @@ from typing import Any
 
 from omnifm.bench.tables import markdown as tables_text
 from omnifm.bench.tables import page as tables_page
-from omnifm.report.page import counted
+from omnifm.report.numbers import counted
 from omnifm.state import write_atomic
 
 

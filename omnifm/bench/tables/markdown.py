@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omnifm.bench.tables.page import COSTS, alone, budget, cost_rows, main_metric, ranked, spread, tuned_on, versus
-from omnifm.report.page import NONE, number
+from omnifm.report.numbers import NONE, number
 
 
 def markdown(document: Mapping[str, Any]) -> str:

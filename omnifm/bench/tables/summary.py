@@ -17,7 +17,7 @@ import numpy as np
 from omnifm.bench.tables.markdown import grid
 from omnifm.bench.tables.one_federation import paired
 from omnifm.bench.tables.page import main_metric, versus
-from omnifm.report.page import NONE, counted, number
+from omnifm.report.numbers import NONE, counted, number
 
 MATCHED = " (matched)"
 """How the names of baselines with OmniFM's own head and suffix end."""
