@@ -87,7 +87,7 @@ class OmniExecutor(Executor):
             config = self._config(fl_ctx, experiment)
             redaction.install(config.data_root, config.state_dir)
             exchange = Path(config.state_dir) / experiment.job / "exchange"
-            trainer.introduce(file, str(fl_ctx.get_identity_name()), config, exchange)
+            trainer.configure(file, str(fl_ctx.get_identity_name()), config, exchange)
             from omnifm.plugins import load_method  # it imports torch, while the trainer does
 
             self.method = load_method(experiment)

@@ -1,7 +1,8 @@
 """The child process that trains: `python -m omnifm_flare.trainer_process`.
 
-It reads JSON lines on stdin and answers one JSON line each on its own copy of stdout; tensors travel as checksummed
-files in a private folder.  Whatever kills it costs one reply, not the federation.  It ends when its parent does.
+It reads one JSON object per line from stdin and writes one per line to its own copy of stdout.  Tensors travel as files
+with a checksum in a private folder.  If the process is killed, the site loses one reply and takes part in the next
+round.  The process ends when its parent ends.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import threading
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from omnifm.data import redaction
+
+if TYPE_CHECKING:
+    from omnifm_flare.trainer import Answer
 
 logger = logging.getLogger("omnifm.trainer")
 
@@ -26,25 +30,30 @@ logger = logging.getLogger("omnifm.trainer")
 def main() -> None:
     """Serve requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    os.dup2(2, 1)  # a library's print must not get between the answers
     requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(sys.stdin, requests), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(sys.stdin, requests), daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(levelname)s - %(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)
     redaction.guard()
     serve(requests, answers)
 
 
-def _listen(stdin: TextIO, requests: queue.Queue[str]) -> None:
-    """Hand on lines; when the parent has died or closed the pipe, end at once, even in the middle of a step."""
+def _read_requests(stdin: TextIO, requests: queue.Queue[str]) -> None:
+    """Put each line into the queue.  End the process when stdin ends, even during training: the parent has ended."""
     for line in stdin:
         requests.put(line)
     os._exit(0)
 
 
 def serve(requests: queue.Queue[str], answers: TextIO) -> None:
-    """The first line says who we are, each further one names a request file and a reply file."""
-    # Imported here: the listener above must run first, and these take seconds.
+    """Answer requests for ever.
+
+    Args:
+        requests: JSON lines.  The first one is a `trainer.Identity`, each further one a `trainer.Request`.
+        answers: where one `trainer.Answer` per request is written.
+    """
+    # Imported here: `_read_requests` must already run, and these imports take seconds.
     _import_monai()
     from omnifm.config import Experiment, SiteConfig
     from omnifm.plugins import load_task
@@ -52,53 +61,57 @@ def serve(requests: queue.Queue[str], answers: TextIO) -> None:
     from omnifm.state import decode, encode, write_atomic
     from omnifm.update import Payload
 
-    who = json.loads(requests.get())
-    experiment = Experiment.from_json(Path(who["experiment"]).read_text())
-    config = SiteConfig(**who["config"])
+    identity = json.loads(requests.get())
+    experiment = Experiment.from_json(Path(identity["experiment"]).read_text())
+    config = SiteConfig(**identity["config"])
     redaction.install(config.data_root, config.state_dir)
-    load_task(experiment)  # its imports too, before the first request
+    load_task(experiment)  # it imports the task's libraries, so that the first request need not wait for them
     site: Site | None = None
     while True:
         request = json.loads(requests.get())
-        answer: dict[str, Any] = {"ok": True}
+        answer: Answer = {"ok": True}
         try:
             source = Path(request["request"])
             data = source.read_bytes()
             source.unlink()
-            site = site or Site(experiment, who["site"], config)
+            site = site or Site(experiment, identity["site"], config)
             update = site.reply(Payload.unpack(*decode(data)))
             write_atomic(Path(request["reply"]), encode(*update.pack()))
-        except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
-            answer = {"ok": False, "reason": reason_of(error)}
-            logger.error("%s: %s", who["site"], answer["reason"])
-            _keep(error, Path(config.state_dir) / experiment.job / "last-error.txt")
+        except Exception as error:  # noqa: BLE001 - any error costs one reply, not the job
+            reason = reason_of(error)
+            answer = {"ok": False, "reason": reason}
+            logger.error("%s: %s", identity["site"], reason)
+            _write_details(error, Path(config.state_dir) / experiment.job / "last-error.txt")
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def _import_monai() -> None:
-    """Import MONAI without two optional parts of it that we do not use: half of its time, at every start."""
-    for name in (hidden := [name for name in ("transformers", "matplotlib") if name not in sys.modules]):
+    """Import MONAI without two optional libraries that we do not use through it: they double its import time."""
+    hidden = [name for name in ("transformers", "matplotlib") if name not in sys.modules]
+    for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
     importlib.import_module("monai")
-    for name in hidden:  # whoever wants them from here on gets them
+    for name in hidden:  # from here on they can be imported as usual
         del sys.modules[name]
 
 
 def reason_of(error: Exception) -> str:
-    """What may be told to others: our own refusals name no patient; of anything else type and number."""
-    if (words := redaction.words_of(error)) is not None:
-        return f"refused: {words}"
-    return f"failed: {redaction.kind_of(error)}"
+    """What the server may read about an error.
+
+    The text of our own refusals names no patient.  Of any other error only its type and the system's error text.
+    """
+    words = redaction.words_of(error)
+    return f"failed: {redaction.kind_of(error)}" if words is None else f"refused: {words}"
 
 
-def _keep(error: Exception, file: Path) -> None:
-    """The whole story for the hospital's own staff; it may name files, so it stays in the site's state folder."""
+def _write_details(error: Exception, file: Path) -> None:
+    """Write the full traceback for the hospital's own staff.  It may hold file names, so it never leaves the site."""
     from omnifm.state import write_atomic
 
     try:
         write_atomic(file, "".join(traceback.format_exception(error)).encode())
     except OSError:
-        logger.warning("the state folder cannot be written; the error's details are lost")
+        logger.warning("last-error.txt cannot be written to the state folder, so the error's details are lost")
 
 
 if __name__ == "__main__":

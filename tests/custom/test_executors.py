@@ -30,7 +30,7 @@ class FakeTrainer:
     def start(self):
         pass
 
-    def introduce(self, *_args):
+    def configure(self, *_args):
         pass
 
     def stop(self):
@@ -53,7 +53,10 @@ class TestExecute:
     @pytest.mark.parametrize(
         ("outcome", "reason"),
         [
-            (TrainerError("trainer died (signal 9)"), "trainer died (signal 9)"),
+            (
+                TrainerError("trainer process ended (signal 9)"),
+                "trainer process ended (signal 9)",
+            ),
             (OSError("/data/DOE^JANE"), "failed: OSError"),
             (OSError(28, "of /data/DOE^JANE", "/data/DOE^JANE"), "failed: OSError (No space left on device)"),
             (RuntimeError("/data/DOE^JANE"), "failed: RuntimeError"),  # FLARE would log the text and call it an abort

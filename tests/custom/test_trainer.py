@@ -1,4 +1,4 @@
-"""The trainer process: real children on tiny volumes, killed, aborted and orphaned."""
+"""The trainer process: real child processes on tiny volumes, killed, aborted, hung, and without a parent."""
 
 import io
 import json
@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from omnifm.config import SiteConfig
 from omnifm.state import encode
 from omnifm.update import Payload, Update
 from omnifm_flare import trainer_process
+from omnifm_flare.cpu_time import IdleTimer, cpu_seconds
 from omnifm_flare.trainer import Aborted, Trainer, TrainerError
 from tests.conftest import experiment
+from tests.processes import alive
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,11 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trainer(job, federation, tmp_path_factory):
-    """One handle for the module: each start costs seconds, and it must survive what the tests do to its processes."""
+    """One trainer for the module: each start takes seconds, and it must replace the processes that tests kill."""
     child = Trainer()
     child.start()
     state = tmp_path_factory.mktemp("state")
-    child.introduce(job, "site-1", SiteConfig(str(federation / "site-1"), str(state), "cpu"), state / "tiny/exchange")
+    child.configure(job, "site-1", SiteConfig(str(federation / "site-1"), str(state), "cpu"), state / "tiny/exchange")
     yield child
     child.stop()
 
@@ -59,9 +61,9 @@ class TestTrainer:
         assert list(trainer.exchange.iterdir()) == []
         assert trainer.exchange.stat().st_mode & 0o077 == 0
 
-    def test_a_death_costs_one_answer(self, trainer):
+    def test_a_killed_process_costs_one_answer(self, trainer):
         os.kill(trainer.process.pid, signal.SIGKILL)
-        with pytest.raises(TrainerError, match=r"^trainer died \(signal 9\)$"):
+        with pytest.raises(TrainerError, match=r"^trainer process ended \(signal 9\)$"):
             trainer.ask(DESCRIBE)
         assert trainer.ask(DESCRIBE).site == "site-1"
 
@@ -79,17 +81,17 @@ class TestTrainer:
 
     def test_one_that_hangs_is_replaced(self, trainer, monkeypatch):
         monkeypatch.setattr("omnifm_flare.trainer.HUNG_S", 2.0)
-        assert trainer.ask(DESCRIBE).site == "site-1"  # the last test's death is over
+        assert trainer.ask(DESCRIBE).site == "site-1"  # the process that the last test killed is replaced
         pid = trainer.process.pid
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(TrainerError, match=r"^trainer hung: it did nothing for 2 s$"):
+        with pytest.raises(TrainerError, match=r"^trainer process hung: no CPU time for 2 s$"):
             trainer.ask(DESCRIBE)
         assert not alive(pid)
         monkeypatch.setattr("omnifm_flare.trainer.HUNG_S", 60.0)
         assert trainer.ask(DESCRIBE).site == "site-1"
 
     def test_the_work_of_a_process_that_it_started_counts(self):
-        """A large image may keep the reader, which some thread started, busy for minutes; the trainer only waits."""
+        """A large image may keep the reader process busy for minutes while the trainer process only waits for it."""
         code = """
 import subprocess, sys, threading
 burn = "import time\\nwhile time.process_time() < 1: pass\\nprint('done', flush=True); input()"
@@ -108,27 +110,28 @@ threading.Event().wait()
             start_new_session=True,
         )
         assert trainer.process.stdout.readline() == "started\n"
-        before = trainer._cpu_ticks()
+        before = cpu_seconds(trainer.process.pid)
         assert trainer.process.stdout.readline() == "done\n"
-        assert trainer._cpu_ticks() - before > os.sysconf("SC_CLK_TCK") // 2
-        trainer._kill()
+        assert cpu_seconds(trainer.process.pid) - before > 0.5
+        trainer.stop()
         trainer.process.stdin.close(), trainer.process.stdout.close()
 
     def test_stop_removes_process_and_folder(self, job, tmp_path):
         trainer = Trainer()
         trainer.start()
         (tmp_path / "exchange").mkdir()
-        (tmp_path / "exchange/request.state").write_text("left by a killed predecessor")
-        trainer.introduce(job, "site-1", SiteConfig("x", "y"), tmp_path / "exchange")
+        (tmp_path / "exchange/request.state").write_text("left by an earlier process")
+        trainer.configure(job, "site-1", SiteConfig("x", "y"), tmp_path / "exchange")
         assert list(trainer.exchange.iterdir()) == []
         trainer.stop()
         assert trainer.process.poll() == -signal.SIGKILL
         assert not trainer.exchange.exists()
 
-    def test_a_dead_parent_leaves_no_orphan(self):
+    def test_the_process_ends_with_its_parent(self):
         """The parent is killed while the child still imports its libraries: the worst moment."""
         code = """
 import time
+from omnifm_flare.cpu_time import IdleTimer, cpu_seconds
 from omnifm_flare.trainer import Trainer
 trainer = Trainer()
 trainer.start()
@@ -138,7 +141,7 @@ time.sleep(60)
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         child = int(parent.stdout.readline())
         time.sleep(1)
-        assert b"omnifm_flare.trainer_process" in Path(f"/proc/{child}/cmdline").read_bytes()
+        assert "omnifm_flare.trainer_process" in psutil.Process(child).cmdline()
         parent.kill()
         parent.wait()
         parent.stdout.close()
@@ -148,11 +151,11 @@ time.sleep(60)
         assert not alive(child)
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+def test_nobody_knows_the_cpu_time_of_a_process_that_has_ended():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert cpu_seconds(process.pid) is None
+    assert IdleTimer(process.pid).idle_s() == 0
 
 
 class TestServe:

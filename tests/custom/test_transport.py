@@ -79,7 +79,7 @@ class TestExchange:
     def test_each_failure_has_a_short_reason(self):
         server = Server(
             a=answer("a"),
-            b=answer("b", "trainer died (signal 9)"),
+            b=answer("b", "trainer process ended (signal 9)"),
             c=answer("b"),
             d=lambda _task: make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR),
             e=lambda _task: make_reply(ReturnCode.OK),
@@ -90,7 +90,7 @@ class TestExchange:
         missing = exchange(server, list("abcdef"))
         assert missing.pop("e").startswith("refused: the shareable is not a valid DXO")
         assert missing == {
-            "b": "trainer died (signal 9)",
+            "b": "trainer process ended (signal 9)",
             "c": "refused: it names another site",
             "d": "withheld by the site's own filter",
             "f": "disconnected",

@@ -72,7 +72,7 @@ def trainer_killed(d: Deployment) -> Row:
     return Row(
         "one reply lost, every round done",
         f"{len(lost)} lost ({lost}), rounds {summary['rounds']}",
-        lost == [{d.sites[0]: "trainer died (signal 9)"}] and len(summary["history"]) == NUM_ROUNDS,
+        lost == [{d.sites[0]: "trainer process ended (signal 9)"}] and len(summary["history"]) == NUM_ROUNDS,
         seconds,
     )
 

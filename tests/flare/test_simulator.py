@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from omnifm import simulation
 from omnifm.config import Experiment
 from tests.flare.conftest import Simulator, write_job
+from tests.processes import alive
 
 SITES = ["site-1", "site-2"]
 
@@ -74,7 +74,7 @@ class TestSimulator:
         summary = simulator.summary()
         missing = [entry["missing"] for entry in summary["history"] if entry["missing"]]
         assert (summary["status"], summary["rounds"]["completed"]) == ("SUBSET", 10)
-        assert [list(entry.values()) for entry in missing] == [["trainer died (signal 9)"]]
+        assert [list(entry.values()) for entry in missing] == [["trainer process ended (signal 9)"]]
         assert sorted(summary["sites"]) == sorted(summary["history"][-1]["sites"]) == SITES
 
     def test_a_killed_server_resumes_to_the_undisturbed_result(self, tmp_path, federation, tidy):
@@ -104,10 +104,3 @@ class TestSimulator:
         console = simulator.console()
         assert "unknown key 'train.learning_rate'" in console
         assert "Traceback" not in console
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
