@@ -1,1 +1,1 @@
-"""FLARE's words outside, omnifm's words inside: controller, executor, filters and wire format; no maths."""
+"""Adapters between NVIDIA FLARE and omnifm: controller, executor, filter and message format.  No mathematics."""

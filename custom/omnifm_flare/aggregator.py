@@ -1,4 +1,4 @@
-"""FLARE's view of the aggregation: it forwards to `Federation`, which does all of it."""
+"""FLARE's aggregator component.  It forwards to `Federation`, which does the aggregation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from omnifm_flare import wire
 
 
 class OmniAggregator(ModelAggregator):
-    """Takes replies one by one, combines at the end of a round.
+    """Takes replies one by one and combines them at the end of a round.
 
-    The controller sets `accept_update` and `combine`; a reply is written to the server's disk when it is accepted, so
-    memory does not grow with the number of sites, and they are combined in the order of the sites' names.
+    The controller sets `accept_update` and `combine`.  An accepted reply is written to the server's disk, so memory
+    does not grow with the number of sites.  Replies are combined in the order of the sites' names.
     """
 
     def __init__(self) -> None:
@@ -27,25 +27,25 @@ class OmniAggregator(ModelAggregator):
         self.metrics: list[dict[str, float]] = []
 
     def accept_model(self, model: FLModel) -> str | None:
-        """Take one site's reply; return why it is refused, or None.
+        """Take one site's training reply; return why it is refused, or None if it is accepted.
 
         Raises:
-            ValueError: it is no reply of ours at all.
+            ValueError: it is not an OmniFM reply.
         """
         assert self.accept_update is not None
         update = wire.open_update(model.params, model.meta)
         reason = self.accept_update(update)
-        if reason is None:  # what was checked, not what the message says beside it
+        if reason is None:  # the metrics of the checked update, not those that FLARE's message repeats
             self.metrics.append(wire.received_metrics(update))
         return reason
 
     def aggregate_model(self) -> FLModel:
-        """The new shared part, with the mean over sites of the received model's metrics."""
+        """The new shared part, and the received model's metrics as means over the sites."""
         assert self.combine is not None
         names = sorted({name for metrics in self.metrics for name in metrics})
         means = {name: fmean(metrics[name] for metrics in self.metrics if name in metrics) for name in names}
         return FLModel(params_type=ParamsType.FULL, params=self.combine(), metrics=means or None)
 
     def reset_stats(self) -> None:
-        """Forget the round."""
+        """Drop the metrics of the last round."""
         self.metrics = []

@@ -1,4 +1,4 @@
-"""The server's workflow: `Federation` does the rounds, this carries them over FLARE and tells FLARE's components."""
+"""The server's workflow.  `Federation` runs the rounds; this sends its messages with FLARE and fires FLARE's events."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from omnifm.update import Payload, Update
 from omnifm_flare import wire
 from omnifm_flare.aggregator import OmniAggregator
 from omnifm_flare.site_state import experiment_file, find_server_state
-from omnifm_flare.transport import Aborted, Exchange, identity_problem, taker
+from omnifm_flare.transport import Aborted, Exchange, identity_problem, reply_handler
 
 
 class OmniController(ModelController):
-    """Runs the job in experiment.json beside it.
+    """Runs the job that experiment.json in the job's config folder describes.
 
     Args:
-        persistor_id: component that saves the shared part, and the best one.
-        aggregator_id: component of class OmniAggregator.
+        persistor_id: id of the component that saves the shared part and the best shared part.
+        aggregator_id: id of the component of class OmniAggregator.
     """
 
     def __init__(self, persistor_id: str = "persistor", aggregator_id: str = "aggregator") -> None:
@@ -39,7 +39,7 @@ class OmniController(ModelController):
         self.aggregator_id = aggregator_id
 
     def run(self) -> None:
-        """The whole run; what ends it early ends it with one line."""
+        """Run all rounds.  If the run must end early, FLARE's log gets one line with the reason."""
         wire.register()
         try:
             experiment = Experiment.from_json(experiment_file(self.fl_ctx).read_text())
@@ -47,48 +47,56 @@ class OmniController(ModelController):
             transport = FlareTransport(self, experiment)
             summary = Federation(experiment, find_server_state(self.fl_ctx), results, transport).run()
         except Aborted:
-            self.warning("aborted; the same job submitted again resumes after its last finished round")
+            self.warning("the job was aborted; submit the same job again to resume it after its last finished round")
         except ValueError as error:
             self.panic(wire.one_line(str(error)))
         except OSError as error:
-            self.panic(f"the server's state or results cannot be written or read: {error.strerror}")
+            self.panic(f"the server's state or results cannot be read or written: {error.strerror}")
         else:
             if summary["status"] == "FAILED":
                 self.panic(wire.one_line(summary["reason"]))
 
 
 class FlareTransport(Transport):
-    """FLARE's tasks and events around the rounds of `Federation`."""
+    """Sends the payloads of `Federation` as FLARE tasks and fires FLARE's events around its rounds.
+
+    Raises:
+        ValueError: the job's aggregator component is not an OmniAggregator.
+    """
 
     def __init__(self, controller: OmniController, experiment: Experiment) -> None:
-        self.controller, self.experiment = controller, experiment
-        self.aggregator = controller.get_component(controller.aggregator_id)
-        if not isinstance(self.aggregator, OmniAggregator):
-            raise ValueError(f"component {controller.aggregator_id!r} must be an OmniAggregator; got another one")
-        self._set(AppConstants.NUM_ROUNDS, experiment.train.num_rounds)
-        self._set(AppConstants.CURRENT_ROUND, 0)
+        aggregator = controller.get_component(controller.aggregator_id)
+        if not isinstance(aggregator, OmniAggregator):
+            raise ValueError(
+                f"component {controller.aggregator_id!r} must be an OmniAggregator; got {type(aggregator).__name__}"
+            )
+        self.controller = controller
+        self.experiment = experiment
+        self.aggregator = aggregator
+        self._set_property(AppConstants.NUM_ROUNDS, experiment.train.num_rounds)
+        self._set_property(AppConstants.CURRENT_ROUND, 0)
 
     def sites(self) -> list[str]:
-        """Clients of this job that are not known to have gone."""
+        """Names of the job's sites that are not disconnected, sorted."""
         names = (client.name for client in self.controller.engine.get_clients())
         return sorted(name for name in names if not self.controller.get_client_disconnect_time(name))
 
     def exchange(self, payloads: Mapping[str, Payload], accept: Accept) -> dict[str, str]:
-        """One task per site; training replies pass FLARE's aggregation events."""
+        """Send one task per site.  Training replies pass FLARE's aggregator and its events."""
         train = any(payload.stage == "train" for payload in payloads.values())
         self.aggregator.accept_update = accept
-        take = self._take_training if train else taker(accept)
-        return Exchange(self.controller, self.experiment.train, take).run(payloads)
+        handler = self._handle_training_reply if train else reply_handler(accept)
+        return Exchange(self.controller, self.experiment.train, handler).run(payloads)
 
     def opened(self, round_number: int, shared: Tensors) -> None:
-        """Tell the others: a round begins with this model."""
-        self._set(AppConstants.CURRENT_ROUND, round_number)
-        self._set(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
+        """Tell FLARE's components that a round begins with this shared part."""
+        self._set_property(AppConstants.CURRENT_ROUND, round_number)
+        self._set_property(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
         self.aggregator.reset_stats()
         self.controller.event(AppEventType.ROUND_STARTED)
 
     def aggregate(self, combine: Callable[[], Tensors]) -> Tensors:
-        """Combine between the events that model selection and metric writers wait for."""
+        """Combine the replies, between the two events to which FLARE's model selector and metric writers react."""
         self.aggregator.combine = combine
         self.controller.event(AppEventType.BEFORE_AGGREGATION)
         result = self.aggregator.aggregate_model()
@@ -99,13 +107,13 @@ class FlareTransport(Transport):
         return result.params
 
     def closed(self, round_number: int, shared: Tensors) -> None:
-        """Save the shared part, and nothing else, as FLARE's global model."""
-        self._set(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
+        """Save the shared part as FLARE's global model, and tell FLARE's components that the round ended."""
+        self._set_property(AppConstants.GLOBAL_MODEL, make_model_learnable(shared, {}))
         if shared:
             self.controller.save_model(FLModel(params_type=ParamsType.FULL, params=shared))
         self.controller.event(AppEventType.ROUND_DONE)
 
-    def _take_training(self, result: Shareable, fl_ctx: FLContext) -> str | None:
+    def _handle_training_reply(self, result: Shareable, fl_ctx: FLContext) -> str | None:
         update = wire.to_update(result)
         if problem := identity_problem(update, fl_ctx):
             return problem
@@ -115,11 +123,14 @@ class FlareTransport(Transport):
         fl_ctx.set_prop(AppConstants.AGGREGATION_ACCEPTED, reason is None, private=True, sticky=False)
         self.controller.fire_event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, fl_ctx)
         if reason is None:
-            self._draw(update)
+            self._send_curves(update)
         return reason
 
-    def _draw(self, update: Update) -> None:
-        """Curves for TensorBoard, from what has passed the site's filters; analytics sent by sites would not have."""
+    def _send_curves(self, update: Update) -> None:
+        """Send loss and scores to TensorBoard.
+
+        The server does it, because the update has passed the site's filters.  Analytics from a site bypass them.
+        """
         points = {"train_loss": update.train_loss} | {name: score.mean for name, score in update.after.items()}
         with self.controller.engine.new_context() as fl_ctx:
             for name, value in points.items():
@@ -129,5 +140,5 @@ class FlareTransport(Transport):
                     )
                     send_analytic_dxo(self.controller, dxo, fl_ctx, ANALYTIC_EVENT_TYPE)
 
-    def _set(self, key: str, value: object) -> None:
+    def _set_property(self, key: str, value: object) -> None:
         self.controller.fl_ctx.set_prop(key, value, private=True, sticky=True)

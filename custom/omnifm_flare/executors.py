@@ -1,4 +1,4 @@
-"""One executor for every task and method: it hands the payload to the trainer process and packs what comes back."""
+"""One executor for every task and method: it hands the payload to the trainer process and packs the update."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from omnifm.method import Method
 
 ASKED = "omnifm_asked"
-"""FLContext property: (type, shape) of each shared tensor that the server sent, which bound what may go back."""
+"""FLContext property: (type, shape) of each shared tensor that the server sent; the reply must have the same."""
 METHOD = "omnifm_method"
-"""FLContext property: the job's Method, which declares what may go back beside them."""
+"""FLContext property: the job's Method, which declares all other tensors and facts that a reply may hold."""
 SOURCE = "omnifm_source"
-"""FLContext property: "demo" or "site", for the egress filter."""
+"""FLContext property: "demo" or "site", where the data come from."""
 
 
 class OmniExecutor(Executor):
-    """Answers describe, seed, train and evaluate.
+    """Answers the stages describe, seed, train and evaluate.
 
-    It never returns TASK_UNKNOWN or UNSAFE_JOB, which would end the job for everyone: whatever goes wrong costs one
-    reply, whose one-line reason names no patient.
+    It never returns TASK_UNKNOWN or UNSAFE_JOB, because these end the job for every site.  After any error it sends a
+    one-line reason, which names no patient, instead of an update.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class OmniExecutor(Executor):
         self.problem = "failed: the executor was not started"
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Start the trainer with the run and end it with the run."""
+        """Start the trainer process when the run starts, and stop it when the run ends."""
         if event_type == EventType.START_RUN:
             try:
                 self._start(fl_ctx)
-            except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
+            except Exception as error:  # noqa: BLE001 - any error costs one reply, not the job
                 self.problem = _reason(error)
                 self.log_error(fl_ctx, self.problem, fire_event=False)
-            from omnifm_flare import wire  # it imports torch: after the trainer's start, so that both import at once
+            from omnifm_flare import wire  # imports torch: after the trainer starts, so that both import at once
 
             wire.register()
         elif event_type == EventType.END_RUN and self.trainer is not None:
@@ -72,9 +72,9 @@ class OmniExecutor(Executor):
             return wire.from_update(self.trainer.ask(payload, lambda: abort_signal.triggered))
         except Aborted:
             return make_reply(ReturnCode.TASK_ABORTED)
-        except Exception as error:  # noqa: BLE001 - whatever it is costs one reply, not the job
+        except Exception as error:  # noqa: BLE001 - any error costs one reply, not the job
             reason = _reason(error)
-            self.log_warning(fl_ctx, f"no reply to {task_name}: {reason}", fire_event=False)
+            self.log_warning(fl_ctx, f"no update for {task_name}: {reason}", fire_event=False)
             return wire.failure(reason)
 
     def _start(self, fl_ctx: FLContext) -> None:
@@ -88,25 +88,26 @@ class OmniExecutor(Executor):
             redaction.install(config.data_root, config.state_dir)
             exchange = Path(config.state_dir) / experiment.job / "exchange"
             trainer.configure(file, str(fl_ctx.get_identity_name()), config, exchange)
-            from omnifm.plugins import load_method  # it imports torch, while the trainer does
+            from omnifm.plugins import load_method  # imports torch, while the trainer does the same
 
             self.method = load_method(experiment)
         except BaseException:
             trainer.stop()
             raise
-        self.trainer, self.source = trainer, config.source
+        self.trainer = trainer
+        self.source = config.source
 
     def _config(self, fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
-        """This site's configuration; what is wrong with it is the site's business, so only its own log says so."""
+        """This site's configuration.  What is wrong with it is written to the site's own log only, not sent."""
         try:
             return find_site(fl_ctx, experiment)
         except ValueError as error:
             self.log_warning(fl_ctx, str(error), fire_event=False)
-            raise TrainerError("refused: the site's own configuration cannot be used; its log says why") from None
+            raise TrainerError("refused: the site's configuration cannot be used; see the site's own log") from None
 
 
 def _reason(error: Exception) -> str:
-    """Our own refusals are safe to tell; of anything else only the type is, and the system's number of the error."""
+    """Our own refusals name no patient, so their text is sent.  Of other errors only type and system text are."""
     if isinstance(error, TrainerError):
         return str(error)
     if isinstance(error, ValueError):

@@ -1,6 +1,7 @@
-"""The last thing before the wire: only what `Update` declares leaves a hospital, and only if it is sound.
+"""The egress filter: only what `Update` declares leaves a hospital, and only if its values are valid.
 
-It refuses by raising; FLARE then tells the server that the reply was withheld, and the round goes on without it.
+It refuses a reply by raising ValueError.  FLARE then tells the server that the reply was withheld, and the round goes
+on without it.
 """
 
 from __future__ import annotations
@@ -24,68 +25,84 @@ if TYPE_CHECKING:
 
     Asked = dict[str, tuple[torch.dtype, torch.Size]]
 
-SLACK = 2**16
-"""Bytes of facts, and of the method's tensors beyond the size of the model."""
+MAX_FACTS_BYTES = 2**16
+"""Largest size of the facts as JSON."""
+EXTRA_BYTES = 2**16
+"""By how many bytes the method's tensors may exceed the size of the shared part."""
 MAX_NAME = 32
-
+"""Characters of a metric's name."""
 META = {"omnifm", MetaKey.INITIAL_METRICS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.FILTER_HISTORY}
+"""Names in a message's meta data that may leave."""
 
 
 class EgressFilter(Filter):
-    """Checks every reply of OmniExecutor; put it last among the result filters."""
+    """Checks every reply of OmniExecutor.  It must be the last of the result filters."""
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Return the reply unchanged.
 
         Raises:
-            ValueError: it holds anything else than Update declares, or something unsound.
+            ValueError: it holds something that `Update` does not declare, or an invalid value.
         """
-        from omnifm_flare import wire  # it imports torch: not before the executor has started the trainer
+        from omnifm_flare import wire  # imported late because it imports torch: the trainer must start first
 
         if shareable.get_return_code() != ReturnCode.OK:
             if set(shareable) - {ReservedHeaderKey.HEADERS}:
-                raise ValueError("a reply that reports a failure must hold no data; this one does")
+                raise ValueError("a reply that reports a failure must hold no data; this one holds some")
             return shareable
         if set(shareable) - {ReservedHeaderKey.HEADERS, "DXO"}:
-            raise ValueError("a reply must hold nothing beside its message; this one does")
+            raise ValueError("a reply must hold its message and nothing else; this one holds more")
         if foreign := set(from_shareable(shareable).meta) - META:
             raise ValueError(f"a reply's meta data must be among {sorted(META)}; got {len(foreign)} others")
-        known = (fl_ctx.get_prop(name) for name in (ASKED, METHOD, SOURCE))
-        check_update(wire.to_update(shareable), *known)
+        asked, method, source = (fl_ctx.get_prop(name) for name in (ASKED, METHOD, SOURCE))
+        check_update(wire.to_update(shareable), asked, method, source)
         return shareable
 
 
 def check_update(update: Update, asked: Asked | None, method: Method | None, source: str | None) -> None:
-    """Whether this may leave.
+    """Check that an update may leave the site.
 
     Args:
-        asked: type and shape of each shared tensor that the server sent.
-        method: the job's method, which declares the names of everything else.
-        source: "demo" or "site", where the data come from.
+        update: the reply.
+        asked: type and shape of each shared tensor that the server sent; None if unknown.
+        method: the job's method, which declares the names of all other tensors and facts; None if unknown.
+        source: where the data come from, "demo" or "site"; None if unknown.
 
     Raises:
-        ValueError: it may not; the message names the rule.
+        ValueError: it may not leave.  The message names the rule.
     """
+    if asked is None or method is None:
+        raise ValueError("the filter must know what the server asked for and the job's method; it does not")
+    _check_names(update, method)
+    _check_values(update, asked)
+    _check_sizes(update, asked)
+    if update.pictures and source != "demo":
+        raise ValueError("pictures of cases may leave only if the data are synthetic; this site's data are not")
+
+
+def _check_names(update: Update, method: Method) -> None:
     from omnifm.federation.intake import malformed
     from omnifm.method import Method
 
-    if asked is None or method is None:
-        raise ValueError("what the server asked for must be known; it is not")
-    metrics = {*update.before, *update.after}  # the server knows the task's; here only that they are words
+    metrics = {*update.before, *update.after}  # this process does not load the task, so any short word passes
     if foreign := [name for name in metrics if not name.isidentifier() or len(name) > MAX_NAME]:
-        raise ValueError(f"metrics must be named by short words; got {len(foreign)} others")
-    # Method's own rule, not the class's: that may know more about a model which is built only in the trainer.
+        raise ValueError(f"metric names must be one word of at most {MAX_NAME} letters; got {len(foreign)} others")
+    # The rule of the base class: a subclass's rule may need the model, which only the trainer process builds.
     if reason := malformed(update) or Method.undeclared(method, update, metrics):
         raise ValueError(reason)
+
+
+def _check_values(update: Update, asked: Asked) -> None:
     if update.shared and {name: (value.dtype, value.shape) for name, value in update.shared.items()} != asked:
-        raise ValueError("the weights sent must be exactly those received, in type and shape; got others")
+        raise ValueError("shared tensors must have the names, types and shapes received; got others")
     for name, value in [*update.shared.items(), *update.extra.items()]:
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name!r} must be finite; got NaN or infinity")
-    limit = SLACK + sum(shape.numel() * dtype.itemsize for dtype, shape in asked.values())
+
+
+def _check_sizes(update: Update, asked: Asked) -> None:
+    limit = EXTRA_BYTES + sum(shape.numel() * dtype.itemsize for dtype, shape in asked.values())
     if (size := sum(value.nbytes for value in update.extra.values())) > limit:
-        raise ValueError(f"the method's tensors must not be larger than the model, {limit} bytes; got {size}")
-    if (size := len(json.dumps(update.facts))) > SLACK:
-        raise ValueError(f"facts must be at most {SLACK} bytes; got {size}")
-    if update.pictures and source != "demo":
-        raise ValueError("pictures of cases may leave only where the data are synthetic; this site's are not")
+        raise ValueError(f"the method's tensors must have at most {limit} bytes, the model's size; got {size}")
+    if (size := len(json.dumps(update.facts))) > MAX_FACTS_BYTES:
+        raise ValueError(f"facts must be at most {MAX_FACTS_BYTES} bytes; got {size}")

@@ -1,6 +1,7 @@
-"""Where a site's data and state lie, and the server's state: site file, then environment, then (simulator) demo data.
+"""Find the folders of a site's data and state, and of the server's state.
 
-State lives outside FLARE's run directory: that one belongs to one job id, and the server's is downloadable.
+They are named by the site file, else by the environment, else (simulator only) they are the demo data.  State is kept
+outside FLARE's run directory, because that belongs to a single job id and the server's can be downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ServerConfig:
     """The server's own `local/omnifm_site.json`."""
 
     state_dir: str
-    """Folder for checkpoint and bank; made if absent."""
+    """Folder for checkpoint and bank, an absolute path; created if needed."""
 
 
 def workspace_of(fl_ctx: FLContext) -> Workspace:
@@ -41,7 +42,7 @@ def find_site(fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
     """This site's configuration.
 
     Raises:
-        ValueError: it is absent or not as it must be.  A provisioned site never falls back to the demo data.
+        ValueError: it is missing or invalid.  A provisioned site never uses the demo data instead.
     """
     name, workspace = str(fl_ctx.get_identity_name()), workspace_of(fl_ctx)
     simulated = _simulator_root(fl_ctx)
@@ -50,8 +51,11 @@ def find_site(fl_ctx: FLContext, experiment: Experiment) -> SiteConfig:
     if found is not None:
         return found
     if simulated is None:
-        raise ValueError(f"local/{SITE_FILE} must name data_root and state_dir; this site has none")
-    from omnifm.data.demo import demo_site  # its imports take a second, which real data need not wait for
+        raise ValueError(
+            f"local/{SITE_FILE} must name data_root and state_dir; the file is missing: "
+            f"copy local/{SITE_FILE}.sample and edit it"
+        )
+    from omnifm.data.demo import demo_site  # imported here because it takes a second, and only the simulator needs it
 
     if folder := env_folder("OMNIFM_STATE"):
         state = folder / name
@@ -62,7 +66,7 @@ def find_server_state(fl_ctx: FLContext) -> Path:
     """The server's folder for checkpoint and bank.
 
     Raises:
-        ValueError: the server's site file is not as it must be.
+        ValueError: the server's site file is invalid.
     """
     workspace, simulated = workspace_of(fl_ctx), _simulator_root(fl_ctx)
     file = Path(workspace.get_site_config_dir()) / SITE_FILE
@@ -78,15 +82,16 @@ def find_server_state(fl_ctx: FLContext) -> Path:
 def _simulator_root(fl_ctx: FLContext) -> Path | None:
     """The folder given to `nvflare simulator -w`, or None in a provisioned deployment.
 
-    Two signs must agree, because the demo data hang on it: a provisioned kit has its startup configuration.
+    FLARE must say that it simulates, and there must be no startup kit: a provisioned site must never use demo data.
     """
     root = Path(workspace_of(fl_ctx).get_root_dir()).absolute()
     kit = any((root / "startup" / name).exists() for name in ("fed_client.json", "fed_server.json"))
-    return root.parent if fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False) and not kit else None
+    simulated = bool(fl_ctx.get_prop(FLContextKey.SIMULATE_MODE, False))
+    return root.parent if simulated and not kit else None
 
 
 def private_folder(path: Path) -> Path:
-    """The folder, made if absent, that only its owner may enter."""
+    """Create the folder if needed, and let only its owner enter it."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chmod(path, 0o700)
     return path

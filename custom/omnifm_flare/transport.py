@@ -1,4 +1,4 @@
-"""How payloads reach sites and updates come back over FLARE: one task per site, each with its own payload."""
+"""Send payloads to sites and receive their updates with FLARE: one task per site, each with its own payload."""
 
 from __future__ import annotations
 
@@ -17,33 +17,48 @@ from omnifm.update import Payload, Update
 from omnifm_flare import wire
 
 POLL_S = 0.1
-Take = Callable[[Shareable, FLContext], str | None]
-ENDS = {
+"""Seconds between two checks of time limits, disconnections and abort."""
+ReplyHandler = Callable[[Shareable, FLContext], str | None]
+"""Takes a site's reply; returns why it is refused, or None if it is accepted."""
+END_REASONS = {
     TaskCompletionStatus.CLIENT_DEAD: "disconnected",
     TaskCompletionStatus.TIMEOUT: "timeout",
     TaskCompletionStatus.ERROR: "failed: the message could not be sent",
 }
+"""Reason why a site has no accepted reply, by the status with which FLARE ended its task."""
 
 
 class Aborted(Exception):
-    """The job is being aborted; its checkpoint stays."""
+    """The job is being aborted.  Its checkpoint is kept."""
 
 
 class Exchange:
-    """One round trip to several sites.
+    """Sends one payload to each of several sites and collects their replies.
 
-    A reply, a failure, a disconnection or the time ends the wait for a site; what comes later is dropped.
+    The wait for a site ends with its reply, its failure, its disconnection or a time limit.  A later reply is dropped.
+
+    Args:
+        controller: FLARE's controller, which sends the tasks.
+        train: the job's settings, with its time limits.
+        handler: takes each reply.
     """
 
-    def __init__(self, controller: ModelController, train: Train, take: Take) -> None:
-        self.controller, self.train, self.take = controller, train, take
+    def __init__(self, controller: ModelController, train: Train, handler: ReplyHandler) -> None:
+        self.controller = controller
+        self.train = train
+        self.handler = handler
         self.waiting: dict[str, Task] = {}
         self.missing: dict[str, str] = {}
-        self.num_accepted, self.quorum_at = 0, float("inf")
+        self.num_accepted = 0
+        self.quorum_at = float("inf")
         self.changed = threading.Condition()
 
     def run(self, payloads: Mapping[str, Payload]) -> dict[str, str]:
-        """Send and wait; return {site: why nothing was accepted from it}."""
+        """Send the payloads and wait; return {site: reason} for each site without an accepted reply.
+
+        Raises:
+            Aborted: the job is being aborted.
+        """
         quorum = min(self.train.min_sites, len(payloads))
         for site, payload in payloads.items():
             self.waiting[site] = Task(payload.stage, wire.from_payload(payload), result_received_cb=self._received)
@@ -56,34 +71,35 @@ class Exchange:
                 now = time.monotonic()
                 if self.num_accepted >= quorum:
                     self.quorum_at = min(self.quorum_at, now)
-                late = now - started > self.train.round_timeout_s or now - self.quorum_at > self.train.grace_s
+                expired = now - started > self.train.round_timeout_s or now - self.quorum_at > self.train.grace_s
                 for site, task in list(self.waiting.items()):
-                    if reason := self._over(site, task, late):
+                    if reason := self._end_reason(site, task, expired):
                         self._close(site, reason)
                         self.controller.cancel_task(task)
         return self.missing
 
-    def _over(self, site: str, task: Task, late: bool) -> str | None:
-        """Why there is nothing more to wait for, if so."""
+    def _end_reason(self, site: str, task: Task, expired: bool) -> str | None:
+        """Why to stop waiting for the site, or None to go on."""
         if self.controller.abort_signal.triggered:
             raise Aborted
         if self.controller.get_client_disconnect_time(site):
             return "disconnected"
-        return ENDS.get(task.completion_status, "timeout" if late else None)
+        return END_REASONS.get(task.completion_status, "timeout" if expired else None)
 
     def _received(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
-        """FLARE's callback; it holds the server's locks, so it only checks and spools."""
-        site, result = client_task.client.name, client_task.result
+        """FLARE calls this for each reply.  It holds FLARE's locks, so it only checks and stores the reply."""
+        site = client_task.client.name
+        result = client_task.result
         client_task.result = None
         with self.changed:
             if site not in self.waiting:
                 return
             try:
-                reason = wire.failure_reason(result) or self.take(result, fl_ctx)
+                reason = wire.failure_reason(result) or self.handler(result, fl_ctx)
             except ValueError as error:
                 reason = f"refused: {error}"
-            except Exception as error:  # noqa: BLE001 - a reply must not be able to stop the server
-                reason = f"refused: it cannot be read ({type(error).__name__})"
+            except Exception as error:  # noqa: BLE001 - no reply may stop the server
+                reason = f"refused: the reply cannot be read ({type(error).__name__})"
             self.num_accepted += reason is None
             self._close(site, reason)
             self.changed.notify()
@@ -94,17 +110,19 @@ class Exchange:
             self.missing[site] = wire.one_line(reason)
 
 
-def taker(accept: Accept) -> Take:
-    """Open a reply and have it accepted."""
+def reply_handler(accept: Accept) -> ReplyHandler:
+    """A handler that opens a reply, checks who sent it, and hands it to `accept`."""
 
-    def take(result: Shareable, fl_ctx: FLContext) -> str | None:
+    def handle(result: Shareable, fl_ctx: FLContext) -> str | None:
         update = wire.to_update(result)
         return identity_problem(update, fl_ctx) or accept(update)
 
-    return take
+    return handle
 
 
 def identity_problem(update: Update, fl_ctx: FLContext) -> str | None:
-    """A site speaks for itself only: FLARE knows from the certificate who sent this."""
+    """Refuse a reply in another site's name; FLARE knows the sender from its certificate."""
     peer = fl_ctx.get_peer_context()
-    return None if peer is not None and peer.get_identity_name() == update.site else "refused: it names another site"
+    if peer is not None and peer.get_identity_name() == update.site:
+        return None
+    return "refused: the reply names another site than the one that sent it"

@@ -1,4 +1,4 @@
-"""FLARE's aggregation is Federation's."""
+"""The aggregator forwards to the functions of `Federation`."""
 
 import pytest
 import torch

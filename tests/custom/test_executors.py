@@ -1,4 +1,4 @@
-"""The executor with a stand-in for the trainer: whatever happens costs one reply and tells nothing about a patient."""
+"""The executor with a stand-in for the trainer: any error costs one reply, whose reason names no patient."""
 
 import pytest
 import torch
@@ -110,4 +110,4 @@ class TestRun:
         executor, trainer = self.start(monkeypatch, tmp_path, refuse)
         assert not trainer.running
         reply = executor.execute("describe", wire.from_payload(PAYLOAD), FLContext(), Signal())
-        assert wire.failure_reason(reply) == "refused: the site's own configuration cannot be used; its log says why"
+        assert wire.failure_reason(reply) == "refused: the site's configuration cannot be used; see the site's own log"

@@ -36,12 +36,12 @@ class TestExport:
         recipe = OmniFMRecipe(JOB)
         recipe.add_server_config({"timeout": 1})
         recipe.add_client_config({"timeout": 1})
-        with pytest.raises(ValueError, match=r"must be changed in its experiment.json; components were added"):
+        with pytest.raises(ValueError, match=r"must be changed in its experiment.json only; components were added"):
             recipe.export(str(tmp_path))
 
 
 def test_refuses_another_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"folder must be a job, which holds meta.json and app/; it is not"):
+    with pytest.raises(ValueError, match=r"folder must be a job folder, which holds meta.json and app/"):
         OmniFMRecipe(tmp_path)
 
 

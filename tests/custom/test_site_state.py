@@ -38,13 +38,13 @@ class TestFindSite:
         assert found.state_dir == str(tmp_path / "ws/state/site-1")
 
     def test_a_provisioned_site_never_does(self, tmp_path, clean):
-        with pytest.raises(ValueError, match=r"omnifm_site\.json must name data_root .* has none"):
+        with pytest.raises(ValueError, match=r"omnifm_site\.json must name data_root .* file is missing"):
             site_state.find_site(context(tmp_path, simulated=False), experiment())
 
     def test_a_kit_that_claims_to_be_simulated_does_not_either(self, tmp_path, clean):
         fl_ctx = context(tmp_path, simulated=True)
         (tmp_path / "startup/fed_client.json").write_text("{}")
-        with pytest.raises(ValueError, match="this site has none"):
+        with pytest.raises(ValueError, match="the file is missing"):
             site_state.find_site(fl_ctx, experiment())
 
     def test_the_environment_names_a_folder_per_site(self, tmp_path, clean):

@@ -14,7 +14,7 @@ def test_lies_below_the_working_directory_and_is_private(tmp_path, monkeypatch):
 
 def test_refuses_to_leave_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="must lie inside the server's kit"):
+    with pytest.raises(ValueError, match="must be inside the server's kit"):
         KitStorage("../elsewhere")
 
 

@@ -14,11 +14,11 @@ from nvflare.apis.signal import Signal
 from omnifm.config import Train
 from omnifm.update import Payload, Update
 from omnifm_flare import wire
-from omnifm_flare.transport import Aborted, Exchange, taker
+from omnifm_flare.transport import Aborted, Exchange, reply_handler
 
 
 class Server:
-    """FLARE's side of a controller: `clients` says how each site reacts to its task."""
+    """Stands in for FLARE's controller; `clients` says how each site reacts to its task."""
 
     def __init__(self, **clients):
         self.clients, self.fl_ctx, self.abort_signal = clients, None, Signal()
@@ -62,7 +62,7 @@ def answer(site, reason=None):
 def exchange(server, sites, accept=lambda _update: None, **train):
     settings = Train(num_rounds=1, local_epochs=1, batch_size=1, lr=0.1, **{"round_timeout_s": 5.0} | train)
     payloads = {site: Payload("train", 1, f"run of {site}") for site in sites}
-    return Exchange(server, settings, taker(accept)).run(payloads)
+    return Exchange(server, settings, reply_handler(accept)).run(payloads)
 
 
 class TestExchange:
@@ -91,7 +91,7 @@ class TestExchange:
         assert missing.pop("e").startswith("refused: the shareable is not a valid DXO")
         assert missing == {
             "b": "trainer process ended (signal 9)",
-            "c": "refused: it names another site",
+            "c": "refused: the reply names another site than the one that sent it",
             "d": "withheld by the site's own filter",
             "f": "disconnected",
         }
@@ -106,7 +106,7 @@ class TestExchange:
         def broken(_update):
             raise TypeError("secret")
 
-        assert exchange(Server(a=answer("a")), ["a"], broken) == {"a": "refused: it cannot be read (TypeError)"}
+        assert exchange(Server(a=answer("a")), ["a"], broken) == {"a": "refused: the reply cannot be read (TypeError)"}
 
     def test_the_round_closes_at_its_timeout(self):
         started = time.monotonic()
