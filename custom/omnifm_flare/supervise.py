@@ -1,14 +1,16 @@
-"""See a job through: `python -m omnifm_flare.supervise --kit ADMIN_KIT SEALED_JOB`.
+"""Submit a job until its run is complete: `python -m omnifm_flare.supervise --kit ADMIN_KIT SEALED_JOB`.
 
-FLARE 2.9 survives a lost hospital and a failed reply, and a killed trainer costs one reply.  Three things end a FLARE
-job whatever we do inside it: the death of a hospital's job process (the whole job fails within a second), the death of
-the server (after its restart the job says RUNNING for ever, without a process), and a site that restarts (it rejoins no
-running job).  The run itself survives: checkpoint and personal state lie outside the job, and the same job submitted
-again goes on after the last finished round.  So this program, beside FLARE and with an admin's kit, submits the job,
-watches it, aborts one that no process runs any more, and submits again until the run is COMPLETE or SUBSET, a bounded
-number of times.  It outlives restarts of the server; run it where it may stay, on any machine that holds the kit.
+A FLARE 2.9 job goes on if a hospital disconnects, a reply fails or a trainer process is killed.  Three faults end it:
+- The job process of a hospital ends: FLARE fails the whole job within a second.
+- The server ends: after its restart FLARE lists the job as RUNNING for ever, but no process runs it.
+- A site restarts: it cannot join a running job again.
 
-A job that an admin aborted is not submitted again.  Exit code 0: the run is complete; 1: it is not.
+The run can still be completed, because checkpoint and personal state are kept outside the job: the same job submitted
+again continues after the last finished round.  This program does that.  With an admin's kit it submits the job, watches
+it, aborts it if no process runs it, and submits it again until the run is COMPLETE or SUBSET, or until the last
+attempt.  It waits while the server restarts.  Run it on any machine that has the kit and stays on.
+
+A job that an admin aborted is not submitted again.  Exit code 0: the run is complete.  Exit code 1: it is not.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ from nvflare.fuel.flare_api.api_spec import AuthorizationError, InvalidJobDefini
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 POLL_S = 2.0
+"""Seconds between two questions to the server."""
 LOST_S = 30.0
-"""Seconds that a job may say it runs while the server runs no such job."""
-SETTLE_S = 120.0
-"""Seconds to wait before another attempt until as many sites are connected as before the first."""
+"""Seconds for which the job's status may be RUNNING while the server runs no such job."""
+RECONNECT_S = 120.0
+"""Longest wait, in seconds, before another attempt until as many sites are connected as before the first one."""
 AWAY_S = 3600.0
-"""Seconds that the server may be away."""
+"""Seconds for which the server may be away."""
 STARTED = (RunStatus.DISPATCHED.value, RunStatus.RUNNING.value)
 DONE = ("COMPLETE", "SUBSET")
 LOST = "LOST"
+"""Status of a job that FLARE lists as running or has forgotten, and that no process runs."""
 T = TypeVar("T")
 
 
@@ -46,37 +50,47 @@ class Supervisor:
     Args:
         connect: opens a session with the server.
         say: takes one line of progress.
-        poll_s: seconds between two looks.
+        poll_s: seconds between two questions to the server.
     """
 
     def __init__(self, connect: Callable[[], Session], say: Callable[[str], None], poll_s: float = POLL_S) -> None:
-        self.connect, self.say, self.poll_s = connect, say, poll_s
+        self.connect = connect
+        self.say = say
+        self.poll_s = poll_s
         self.session: Session | None = None
 
     def run(self, job: Path, attempts: int, results: Path) -> bool:
-        """Whether the run was completed within that many attempts; its results are then below `results`.
+        """Submit the job until its run is complete.
+
+        Args:
+            job: sealed job folder.
+            attempts: largest number of submissions.
+            results: folder for the results.
+
+        Returns:
+            True if the run is complete; its results are then below `results`.
 
         Raises:
             ConnectionError: the server was away for more than AWAY_S.
         """
         wanted = len(self._sites())
         for attempt in range(1, attempts + 1):
-            token = uuid.uuid4().hex  # a submission repeated after a lost connection is the same one
-            job_id = self.ask(lambda session, token=token: session.submit_job(str(job.resolve()), token))  # type: ignore[misc]
+            job_id = self._submit(job)
             self.say(f"attempt {attempt} of {attempts}: {job.name} submitted as {job_id}")
             status = self.watch(job_id)
-            outcome = self.outcome(job_id, results, whole=status == RunStatus.FINISHED_COMPLETED.value)
+            outcome = self.outcome(job_id, results, completed=status == RunStatus.FINISHED_COMPLETED.value)
             self.say(f"{job_id}: {status}; the run is {outcome}")
             if outcome in DONE:
                 return True
             if status == RunStatus.FINISHED_ABORTED.value:
                 return False
-            self._settle(wanted)
+            self._wait_for_sites(wanted)
         return False
 
     def watch(self, job_id: str) -> str:
-        """Wait until the job has ended; return its status, LOST if it says that it runs and does not."""
-        said, seen = "", time.monotonic()
+        """Wait until the job has ended; return FLARE's status of it, or LOST if no process runs it."""
+        said = ""
+        seen_at = time.monotonic()
         while True:
             try:
                 status = str(self.ask(lambda session: session.get_job_meta(job_id))["status"])
@@ -89,83 +103,99 @@ class Supervisor:
                 return status
             running = [info.job_id for info in self.ask(lambda session: session.get_system_info()).job_info]
             if status not in STARTED or job_id in running:
-                seen = time.monotonic()
-            elif time.monotonic() - seen > LOST_S:
+                seen_at = time.monotonic()
+            elif time.monotonic() - seen_at > LOST_S:
                 self._abort(job_id)
                 return LOST
             time.sleep(self.poll_s)
 
-    def outcome(self, job_id: str, results: Path, *, whole: bool) -> str:
-        """Status in the job's summary.json; FLARE's own says nothing about rounds.  "unfinished" if there is none.
+    def outcome(self, job_id: str, results: Path, *, completed: bool) -> str:
+        """Download the results; return the status in summary.json, or "unfinished" if the job left none.
+
+        FLARE's own status says nothing about rounds.
 
         Args:
             job_id: a job that has ended.
-            results: below it, in a folder of the job's name, go the results.
-            whole: FLARE says that the job did all it was to do: it has results, and submitted again it begins anew.
+            results: the results are written to a folder in it, named by the job's id.
+            completed: FLARE's status of the job is "completed".  It then has results, which must be downloaded,
+                because the same job submitted again would start a new run.
 
         Raises:
-            ConnectionError: there are results and the server does not give them.
-            OSError: they cannot be written.
+            ConnectionError: the job is completed and the server does not send its results.
+            OSError: the results cannot be written.
         """
         where = results / job_id
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(*() if whole else (Exception,)):  # a job that died may have nothing to download
-            self.ask(lambda session: session.download_job_result(job_id, str(where)), away_s=AWAY_S if whole else 0)
+        if completed:
+            self.ask(lambda session: session.download_job_result(job_id, str(where)), away_s=AWAY_S)
+        else:
+            with suppress(Exception):  # a job that failed may have nothing to download
+                self.ask(lambda session: session.download_job_result(job_id, str(where)), away_s=0)
         found = list(where.rglob("results/summary.json"))
         return str(json.loads(found[0].read_text())["status"]) if found else "unfinished"
 
     def ask(self, question: Callable[[Session], T], away_s: float = AWAY_S) -> T:
-        """Ask the server, again if it is away: it may be restarting.
+        """Ask the server.  While it does not answer, ask again: it may be restarting.
+
+        Args:
+            question: calls the session and returns the answer.
+            away_s: seconds for which the server may be away.
 
         Raises:
-            ConnectionError: it was away for more than `away_s`.
+            ConnectionError: the server was away for more than `away_s`.
         """
-        end, told = time.monotonic() + away_s, False
+        end = time.monotonic() + away_s
+        told = False
         while True:
             try:
                 self.session = self.session or self.connect()
                 return question(self.session)
             except (AuthorizationError, InvalidJobDefinition, JobNotFound):
                 raise
-            except Exception as error:  # noqa: BLE001 - FLARE's session fails in many ways when the server goes
+            except Exception as error:  # noqa: BLE001 - FLARE's session raises many types when the server ends
                 self.close()
+                kind = type(error).__name__
                 if time.monotonic() >= end:
-                    raise ConnectionError(f"the server must answer; it does not ({type(error).__name__})") from None
+                    raise ConnectionError(f"the server must answer; it does not ({kind}): is it started?") from None
                 if not told:
-                    self.say(f"the server does not answer ({type(error).__name__}); waiting for it")
+                    self.say(f"the server does not answer ({kind}); waiting for it")
                     told = True
                 time.sleep(self.poll_s)
 
     def close(self) -> None:
-        """End the session."""
+        """Close the session."""
         if self.session is not None:
             with suppress(Exception):
                 self.session.close()
         self.session = None
 
+    def _submit(self, job: Path) -> str:
+        token = uuid.uuid4().hex  # FLARE takes a submission with the same token, after a lost connection, only once
+        return str(self.ask(lambda session: session.submit_job(str(job.resolve()), token)))
+
     def _abort(self, job_id: str) -> None:
-        self.say(f"{job_id}: says that it runs, but no process runs it; aborting it")
-        with suppress(Exception):  # FLARE cannot abort a job whose process died with the server
+        self.say(f"{job_id}: FLARE lists it as running, but no process runs it; aborting it")
+        with suppress(Exception):  # FLARE may fail to abort a job whose process ended with the server
             self.ask(lambda session: session.abort_job(job_id), away_s=0)
 
     def _sites(self) -> list[str]:
         return [client.name for client in self.ask(lambda session: session.get_system_info()).client_info]
 
-    def _settle(self, wanted: int) -> None:
-        end = time.monotonic() + SETTLE_S
+    def _wait_for_sites(self, wanted: int) -> None:
+        end = time.monotonic() + RECONNECT_S
         while len(self._sites()) < wanted and time.monotonic() < end:
             time.sleep(self.poll_s)
 
 
 def connector(kit: Path) -> Callable[[], Session]:
-    """A function that opens sessions as the kit's admin.
+    """A function that opens a session with the server as the kit's admin.
 
     Raises:
-        ValueError: the folder is no admin's kit.
+        ValueError: the folder is not an admin's kit.
     """
     file = kit / "startup/fed_admin.json"
     if not file.exists():
-        raise ValueError("--kit must be an admin's startup kit; it has no startup/fed_admin.json")
+        raise ValueError("--kit must be the startup kit of an admin; this folder has no startup/fed_admin.json")
     try:
         name = str(json.loads(file.read_text())["admin"]["username"])
     except (ValueError, KeyError, TypeError) as error:
@@ -174,28 +204,28 @@ def connector(kit: Path) -> Callable[[], Session]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m omnifm_flare.supervise", description=__doc__.splitlines()[0])
-    parser.add_argument("job", type=Path, help="sealed job folder, transfer/<job> of the kit")
-    parser.add_argument("--kit", type=Path, required=True, help="startup kit of an admin who may submit")
-    parser.add_argument("--attempts", type=int, default=5, help="submissions before it gives up")
-    parser.add_argument("--results", type=Path, help="where the results go; a temporary folder by default")
-    asked = parser.parse_args()
+    parser.add_argument("job", type=Path, help="sealed job folder: transfer/<job> in the kit")
+    parser.add_argument("--kit", type=Path, required=True, help="startup kit of an admin who may submit jobs")
+    parser.add_argument("--attempts", type=int, default=5, help="largest number of submissions (default: 5)")
+    parser.add_argument("--results", type=Path, help="folder for the results (default: a new temporary folder)")
+    options = parser.parse_args()
     try:
-        connect = connector(asked.kit)
+        connect = connector(options.kit)
     except ValueError as error:
         parser.error(str(error))
-    results = asked.results or Path(tempfile.mkdtemp(prefix="omnifm-results-"))
+    results = options.results or Path(tempfile.mkdtemp(prefix="omnifm-results-"))
     if results.exists() and not results.is_dir():
-        parser.error("--results must be a folder; it is a file")
+        parser.error("--results must be a folder; this is a file")
     supervisor = Supervisor(connect, lambda line: print(time.strftime("%H:%M:%S"), line, flush=True))
     try:
-        complete = supervisor.run(asked.job, asked.attempts, results)
+        complete = supervisor.run(options.job, options.attempts, results)
     except (AuthorizationError, InvalidJobDefinition, JobNotFound, OSError) as error:
         parser.exit(1, f"{error}\n")
     finally:
         supervisor.close()
-    print(f"results: {results}" if complete else "the run is not complete", flush=True)
+    print(f"results: {results}" if complete else "the run is not complete; the lines above say why", flush=True)
     parser.exit(0 if complete else 1)
 
 

@@ -152,7 +152,7 @@ class TestSupervisor:
 
 
 def test_a_kit_is_needed(tmp_path):
-    with pytest.raises(ValueError, match="must be an admin's startup kit"):
+    with pytest.raises(ValueError, match="must be the startup kit of an admin"):
         connector(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Everything that travels survives FLARE's serializer bit for bit, and nothing else opens."""
+"""A message is bit-identical after FLARE's serializer, and any other message is refused."""
 
 import json
 
@@ -109,7 +109,7 @@ class TestRefusals:
             (lambda d: d.data.update(head=DXO(DataKind.WEIGHTS, {"h": torch.ones(1)})), "parts among"),
             (lambda d: d.data.update(shared=DXO(DataKind.WEIGHT_DIFF, {"w": torch.ones(1)})), "must be of kind"),
             (lambda d: d.data["shared"].data.update(w="text"), "must hold tensors; got str"),
-            (lambda d: d.meta.update(omnifm="[1]"), "record must be an object"),
+            (lambda d: d.meta.update(omnifm="[1]"), "record must be a JSON object"),
             (lambda d: d.meta.update(omnifm=json.dumps({"version": 1, "colour": 1})), "must hold the fields of Update"),
             (lambda d: d.meta.update(omnifm=json.dumps({"version": 99})), "version must be 1; got 99"),
         ],

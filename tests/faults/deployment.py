@@ -137,7 +137,7 @@ class Deployment:
     def end(self, job_id: str) -> tuple[str, dict[str, Any]]:
         """Wait for a job's end; (FLARE's status, summary.json or nothing)."""
         status = self.line.watch(job_id)
-        self.line.outcome(job_id, self.folder / "results")
+        self.line.outcome(job_id, self.folder / "results", completed=status == "FINISHED:COMPLETED")
         return status, self.summary(job_id)
 
     def summary(self, job_id: str) -> dict[str, Any]:
