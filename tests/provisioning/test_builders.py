@@ -1,4 +1,4 @@
-"""The kits that `nvflare provision` makes are ready to start and hardened."""
+"""The kits that `nvflare provision` makes are ready to start and hold our policy."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class TestCertificates:
         state["hospital-b"]["cert"] = ending_certificate()
         file.write_text(json.dumps(state))
         said = nvflare(tmp_path, "provision", "-p", "provisioning/project.yml", "-w", tmp_path, "--force")
-        assert "Certificates made anew: hospital-b" in said
+        assert "Certificates renewed: hospital-b" in said
         old, new = kits, tmp_path / "omnifm/prod_01"
         for name, same in (("hospital-a", True), ("hospital-b", False)):
             for part in ("client.crt", "client.key"):
