@@ -10,6 +10,7 @@ import pytest
 import yaml
 from nvflare.app_opt.job_launcher.study_runtime import load_study_runtime_file
 
+import omnifm
 from omnifm_flare import preflight
 from tests.conftest import ROOT
 from tests.provisioning.kits import HOSPITALS, SERVER, nvflare
@@ -55,7 +56,7 @@ class TestEngines:
     def test_dockers_start_script_is_sound_and_names_our_image(self, prepared, name):
         script = prepared / "docker" / name / "startup/start_docker.sh"
         assert subprocess.run(["bash", "-n", script]).returncode == 0
-        assert "omnifm-flare:0.1.0" in script.read_text()
+        assert "omnifm-flare:0.2.0" in script.read_text()
 
     def test_kubernetes_ports_differ_at_the_server(self, prepared):
         values = yaml.safe_load((prepared / "k8s" / SERVER / "helm_chart/values.yaml").read_text())
@@ -72,7 +73,6 @@ class TestEngines:
 class TestImage:
     def test_installs_the_pins_and_runs_as_nobody(self):
         lines = (ROOT / "provisioning/Dockerfile").read_text().splitlines()
-        version = subprocess.run(["grep", "-m1", "^version", ROOT / "pyproject.toml"], capture_output=True, text=True)
-        assert f":{version.stdout.split(chr(34))[1]} ." in "\n".join(lines)
+        assert f":{omnifm.__version__} ." in "\n".join(lines)
         assert "USER 10001:10001" in lines
         assert all("@" in line or line.split()[1].startswith("python:3.11.") for line in lines if line[:4] == "FROM")
