@@ -73,7 +73,7 @@ def server(startup: Path) -> str:
 
 
 def _connect(expected: Server, startup: Path) -> tuple[x509.Certificate, datetime | None]:
-    """The certificate of whoever listens there, and its time if it tells."""
+    """Connect; return the certificate of the other end, and its time if it tells the time."""
     address = str(expected)
     context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
     context.check_hostname = False  # as in FLARE: the name in the certificate is compared instead, by the caller

@@ -1,4 +1,4 @@
-"""What may leave a hospital, and that the filter refuses everything else."""
+"""The egress filter lets a valid update pass and refuses everything else."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each check of a hospital's kit passes as provisioned, and fails on a copy in which its own thing was broken."""
+"""Each check passes on a kit as provisioned, and fails on a copy in which one thing was changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kit(kits: Path, tmp_path: Path) -> Path:
-    """A copy of a hospital's kit, to be broken."""
+    """A copy of a hospital's kit that a test may change."""
     return Path(shutil.copytree(kits / HOSPITALS[0], tmp_path / "kit"))
 
 
@@ -152,7 +152,7 @@ class TestCertificate:
 
 @pytest.fixture
 def listening(kits: Path, kit: Path) -> Iterator[type[BaseHTTPRequestHandler]]:
-    """A server with the consortium's own certificate, to which the kit points; its handler may be changed."""
+    """A running server with the consortium's certificate, which the kit names; a test may change its handler."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:

@@ -46,7 +46,7 @@ def test_refuses_another_folder(tmp_path):
 
 
 def test_simulated_it_gives_the_result_of_one_process(tmp_path, federation, monkeypatch):
-    """As `nvflare simulator` does (tests/flare/test_simulator.py)."""
+    """The same law as for `nvflare simulator` in tests/flare/test_simulator.py."""
     job = write_job(tmp_path / "job")
     monkeypatch.setenv("OMNIFM_DATA", str(federation))
     run = OmniFMRecipe(job).run(SimEnv(num_clients=2, workspace_root=str(tmp_path / "ws")))

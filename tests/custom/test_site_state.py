@@ -1,4 +1,4 @@
-"""Where a site's data and state are: its file, then the environment, then (simulator only) the demo data."""
+"""A site's folders come from its site file, else the environment, else (simulator only) the demo data."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def clean(monkeypatch):
 
 
 def context(root: Path, *, simulated: bool, name: str = "site-1") -> FLContext:
-    """What a FLARE process of this site knows."""
+    """The context of a FLARE process of this site."""
     for folder in ("startup", "local"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     fl_ctx = FLContext()

@@ -1,4 +1,4 @@
-"""The server's stores stay in its kit."""
+"""The server's stores are inside its kit."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The supervisor against a server that is a script: what is submitted again, and what is not."""
+"""The supervisor with a stand-in for the server: which jobs it submits again, and which it does not."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from omnifm_flare.supervise import Supervisor, connector
 
 
 class Server:
-    """Each attempt is (FLARE's statuses one after another, the run's status in its results or None)."""
+    """Each attempt is (FLARE's statuses in order, the run's status in its results or None without results)."""
 
-    def __init__(self, *attempts, zombie=(), away=0):
-        self.attempts, self.zombie, self.away = attempts, zombie, away
+    def __init__(self, *attempts, lost=(), away=0):
+        self.attempts, self.lost, self.away = attempts, lost, away
         self.submitted, self.aborted, self.looks = [], [], 0
 
     def connect(self):
@@ -41,7 +41,7 @@ class Server:
         return {"status": status}
 
     def get_system_info(self):
-        jobs = [] if len(self.submitted) in self.zombie else [f"id-{len(self.submitted)}"]
+        jobs = [] if len(self.submitted) in self.lost else [f"id-{len(self.submitted)}"]
         return SimpleNamespace(
             client_info=[SimpleNamespace(name="a")], job_info=[SimpleNamespace(job_id=j) for j in jobs]
         )
@@ -123,7 +123,7 @@ class TestSupervisor:
 
     def test_a_job_without_a_process_is_aborted_and_submitted_again(self, tmp_path, monkeypatch):
         monkeypatch.setattr(supervise, "LOST_S", 0.1)
-        server = Server((["RUNNING"], None), (["FINISHED:COMPLETED"], "COMPLETE"), zombie=(1,))
+        server = Server((["RUNNING"], None), (["FINISHED:COMPLETED"], "COMPLETE"), lost=(1,))
         done, said = supervise_(server, tmp_path)
         assert done
         assert server.aborted == ["id-1"]

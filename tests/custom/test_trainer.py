@@ -74,7 +74,7 @@ class TestTrainer:
 
     def test_abort_kills_it(self, trainer):
         pid = trainer.process.pid
-        os.kill(pid, signal.SIGSTOP)  # as if it trained for long
+        os.kill(pid, signal.SIGSTOP)  # it does not answer, like a process in a long training
         with pytest.raises(Aborted):
             trainer.ask(DESCRIBE, lambda: True)
         assert not alive(pid)
@@ -128,7 +128,7 @@ threading.Event().wait()
         assert not trainer.exchange.exists()
 
     def test_the_process_ends_with_its_parent(self):
-        """The parent is killed while the child still imports its libraries: the worst moment."""
+        """Even if the parent is killed while the child still imports its libraries."""
         code = """
 import time
 from omnifm_flare.cpu_time import IdleTimer, cpu_seconds
@@ -151,7 +151,7 @@ time.sleep(60)
         assert not alive(child)
 
 
-def test_nobody_knows_the_cpu_time_of_a_process_that_has_ended():
+def test_the_cpu_time_of_a_process_that_has_ended_is_unknown():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert cpu_seconds(process.pid) is None
@@ -159,7 +159,7 @@ def test_nobody_knows_the_cpu_time_of_a_process_that_has_ended():
 
 
 class TestServe:
-    """The child's loop with a stand-in for the site, in this process."""
+    """The loop of the trainer process, run in this process with a stand-in for the site."""
 
     def answers(self, monkeypatch, tmp_path, job, reply):
         class Site:
@@ -206,7 +206,7 @@ class TestServe:
 
     @pytest.mark.parametrize("error", [ValueError("/data/DOE^JANE.dcm"), RuntimeError("p17"), MemoryError("p17")])
     def test_of_foreign_errors_only_the_type_is_told(self, monkeypatch, tmp_path, job, error):
-        """A library's ValueError may hold a path; ours never does.  The details stay in the site's own folder."""
+        """A library's ValueError may hold a path; ours never does.  The details are kept in the site's own folder."""
 
         def fail(_payload):
             raise error
@@ -219,7 +219,7 @@ class TestServe:
 
 
 def test_torch_is_imported_after_the_trainer_has_started():
-    """The executor's own module must not wait for torch: the child would start a second later, at every task."""
+    """The executor's module must not import torch: the trainer process would start a second later, at every task."""
     code = "import sys, omnifm_flare.filters; print('torch' in sys.modules, 'monai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -1,4 +1,4 @@
-"""One round trip without FLARE's processes: who replied, who did not and why, and when the wait ends."""
+"""One exchange without FLARE's processes: which sites replied, why others did not, and when the wait ends."""
 
 import threading
 import time

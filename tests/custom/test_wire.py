@@ -52,7 +52,7 @@ class TestPayload:
         assert wire.to_payload(through_flare(wire.from_payload(sent))) == sent
 
     def test_parameters_and_views_are_made_plain(self):
-        """Each of these alone would end the process that decodes it."""
+        """Each of these would crash the process that decodes it."""
         whole = torch.arange(12.0).reshape(3, 4)
         shared = {"parameter": nn.Parameter(torch.ones(2)), "transposed": whole.T, "row": whole[1]}
         sent = Payload("train", 1, "run", {}, shared)

@@ -35,21 +35,21 @@ class Simulator:
         )
 
     def wait(self) -> int:
-        """The exit code."""
+        """Wait until it ends; return the exit code."""
         return self.process.wait(timeout=300)
 
     def summary(self) -> dict[str, object]:
-        """What the run left; with a failure that shows the console."""
+        """Wait, then read summary.json.  If the run fails, the test fails and shows the console."""
         assert self.wait() == 0, self.console()[-3000:]
         return json.loads((self.results / "summary.json").read_text())
 
     def console(self) -> str:
-        """Everything printed so far."""
+        """What it has printed so far."""
         self.log.flush()
         return Path(self.log.name).read_text()
 
     def rounds(self) -> int:
-        """Rounds the server has noted."""
+        """Number of finished rounds in rounds.jsonl."""
         file = self.results / "rounds.jsonl"
         return len(file.read_text().splitlines()) if file.exists() else 0
 
@@ -63,7 +63,7 @@ class Simulator:
 
 
 def write_job(folder: Path, **train: object) -> Path:
-    """The shipped job with a tiny experiment."""
+    """Copy a shipped job and give it a tiny experiment."""
     shutil.copytree(ROOT / "jobs/seg_fets", folder)
     settings = {"num_rounds": 1, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_threads": 1} | train
     record = {
@@ -81,7 +81,7 @@ def write_job(folder: Path, **train: object) -> Path:
 
 @pytest.fixture
 def tidy() -> Iterator[list[Simulator]]:
-    """Simulators to end with the test, whatever happens."""
+    """Simulators that are killed when the test ends."""
     started: list[Simulator] = []
     yield started
     for simulator in started:

@@ -1,4 +1,4 @@
-"""The names planted by `tests/test_canaries.py`, looked for in all that a real FLARE run prints, logs and leaves."""
+"""A real FLARE run prints, logs and writes none of the patient names that `tests/test_canaries.py` plants."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Two hospitals, a server and mutual TLS on this machine, once for the whole file: about a minute when it is quiet.
+"""Two hospitals and a server with mutual TLS on this machine, started once for the whole file: about a minute.
 
-Everything goes as in provisioning/README.md: provision, write the site file, preflight, start, submit, download.
+The steps are those of provisioning/README.md: provision, write the site file, preflight, start, submit, download.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ class Consortium:
         )
 
     def flare(self, *args: object) -> dict:
-        """An `nvflare` command of the lead; its answer."""
+        """Run an `nvflare` command as the lead; return its answer."""
         done = self.command("nvflare", "--format", "json", *args, "--startup-kit", self.kits / LEAD)
         answer = [line for line in done.stdout.splitlines() if line.startswith("{")]
         assert answer, done.stdout + done.stderr
         return json.loads(answer[-1])["data"]
 
     def start(self, name: str) -> None:
-        """One of the participants."""
+        """Start one of the participants."""
         self.processes.append(start_participant(self.kits / name, self.env))
 
     def wait_for(self, name: str, words: str) -> None:
-        """Wait until a participant's console says so."""
+        """Wait until a participant's console shows the words."""
         end, file = time.monotonic() + WAIT_S, self.kits / name / "console.log"
         while words not in file.read_text():
             assert time.monotonic() < end, file.read_text()[-2000:]
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End every process below those that were started: jobs run in sessions of their own."""
+        """Kill the started processes and all below them; jobs run in sessions of their own."""
         for process in self.processes:
             for pid in tree(process.pid):
                 with suppress(ProcessLookupError):
@@ -77,7 +77,7 @@ class Consortium:
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
-    """Provisioned, with data and site files, and started."""
+    """A consortium that is provisioned, has data and site files, and runs."""
     made = Consortium(tmp_path_factory.mktemp("consortium"))
     project = yaml.safe_load((ROOT / "provisioning/project.yml").read_text())
     people = [person for person in project["participants"] if person["name"] != "hospital-c"]
@@ -108,7 +108,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
 
 @pytest.fixture(scope="module")
 def sealed(consortium: Consortium) -> Path:
-    """The lead's sealed job, made tiny in its experiment.json, as an owner of the job would."""
+    """The lead's sealed job with a tiny experiment.json."""
     job = consortium.folder / "tiny"
     shutil.copytree(consortium.kits / LEAD / "transfer/seg_fets", job)
     record = {
@@ -125,7 +125,7 @@ def sealed(consortium: Consortium) -> Path:
 
 @pytest.fixture(scope="module")
 def submitted(consortium: Consortium, sealed: Path) -> dict[str, str]:
-    """Both jobs at once: FLARE refuses one while it runs the other."""
+    """Submit both jobs at once: FLARE can refuse one while it runs the other."""
     jobs = {"unsealed": ROOT / "jobs/seg_fets", "sealed": sealed}
     return {name: consortium.flare("job", "submit", "-j", job)["job_id"] for name, job in jobs.items()}
 

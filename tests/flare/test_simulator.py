@@ -1,6 +1,6 @@
-"""Real FLARE processes, about two minutes: the simulator gives the result of one process, and survives kills.
+"""Real FLARE processes, about two minutes: the result equals that of one process, also after processes are killed.
 
-The simulator with one thread starts a new client process for every task; with two it keeps one per site.
+With one thread, the simulator starts a new client process for every task; with two threads it keeps one per site.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SITES = ["site-1", "site-2"]
 
 
 def alone(job, federation):
-    """The same job in this process."""
+    """Run the same job in this process."""
     record = (job / "app/config/experiment.json").read_text()
     return simulation.run(Experiment.from_json(record), federation, SITES)
 
@@ -46,7 +46,7 @@ class TestSimulator:
         self.check_artifacts(simulator, tmp_path / "ws")
 
     def check_artifacts(self, simulator, ws):
-        """FLARE's own components saw a normal aggregation, and nothing personal is among the results."""
+        """FLARE's components wrote their files, and the results hold nothing personal."""
         run = ws / "server/simulate_job"
         model = torch.load(run / "app_server/FL_global_model.pt", weights_only=True)["model"]
         assert all(isinstance(value, torch.Tensor) for value in model.values())

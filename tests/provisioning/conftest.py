@@ -1,4 +1,4 @@
-"""One consortium for all tests of provisioning."""
+"""The kits of one consortium for all tests of provisioning."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.provisioning.kits import provision
 
 @pytest.fixture(scope="session")
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All kits, as provisioned; to change one, copy it."""
+    """All kits as provisioned.  A test that changes a kit must copy it first."""
     return provision(tmp_path_factory.mktemp("provision"))

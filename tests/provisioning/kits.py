@@ -1,4 +1,4 @@
-"""Kits for tests, made by the README's own command."""
+"""Kits for tests, made with the command in provisioning/README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERVER, HOSPITALS = "server.omnifm.example", ("hospital-a", "hospital-b", "hospi
 
 
 def nvflare(home: Path, *args: object) -> str:
-    """Run `nvflare` from the project's root; what it printed."""
+    """Run `nvflare` from the project's root; return what it printed."""
     command = [str(Path(sys.executable).parent / "nvflare"), *map(str, args)]
     env = {**os.environ, "HOME": str(home), "PYTHONPATH": "."}
     done = subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -22,6 +22,6 @@ def nvflare(home: Path, *args: object) -> str:
 
 
 def provision(folder: Path) -> Path:
-    """All kits of provisioning/project.yml."""
+    """Make the kits of provisioning/project.yml; return their folder."""
     nvflare(folder, "provision", "-p", "provisioning/project.yml", "-w", folder)
     return folder / "omnifm/prod_00"

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,8 +26,8 @@ def read(kits: Path, name: str, file: str) -> dict:
     return json.loads((kits / name / "local" / file).read_text())
 
 
-def paths(config: Any) -> Iterator[str]:
-    """Class paths in a job's wiring."""
+def paths(config: object) -> Iterator[str]:
+    """Class paths in a job's FLARE configuration."""
     if isinstance(config, dict):
         if isinstance(config.get("path"), str):
             yield config["path"]
@@ -151,7 +150,7 @@ class TestCertificates:
         assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
 
     def test_provisioning_again_renews_those_that_end_soon_and_only_those(self, kits, tmp_path):
-        """hospital-a's certificate ends in 359 days, hospital-b's, made so here, in 10."""
+        """hospital-a's certificate ends in 359 days.  hospital-b's is replaced by one that ends in 10 days."""
         shutil.copytree(kits.parent, tmp_path / "omnifm")
         file = tmp_path / "omnifm/state/cert.json"
         state = json.loads(file.read_text())
@@ -171,7 +170,7 @@ class TestCertificates:
 
 
 def ending_certificate() -> str:
-    """A certificate that ends in 10 days; whose it is does not matter here."""
+    """A certificate that ends in 10 days; its owner does not matter here."""
     key = ec.generate_private_key(ec.SECP256R1())
     name, now = x509.Name([]), datetime.now(UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=10))

@@ -1,4 +1,4 @@
-"""Kits for Docker and Kubernetes, as `nvflare deploy prepare` makes them with our settings, keep our policy."""
+"""Kits that `nvflare deploy prepare` makes for Docker and Kubernetes keep our policy."""
 
 from __future__ import annotations
 
