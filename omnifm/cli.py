@@ -1,4 +1,7 @@
-"""The `omnifm` command.  Wrong use and bad input cost one line and exit code 2, never a traceback."""
+"""The `omnifm` command.  Wrong use and bad input end with one line and exit code 2, never with a traceback.
+
+Each command imports what it needs when it runs, so that `omnifm --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,46 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import click
 import typer
 
+from omnifm import __version__, shipped
+from omnifm.bench.commands import bench
 from omnifm.data import importers, redaction
-from omnifm.report.numbers import counted
+
+
+class ImporterCommands(typer.core.TyperGroup):
+    """One command per importer.  An importer is loaded when its command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the importers."""
+        return list(importers.names())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of one importer, None if there is no such importer."""
+        return importer_command(cmd_name) if cmd_name in importers.names() else None
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="OmniFM: federated learning for medical images that differ in modality and task.",
+    help="OmniFM: hospitals train one model together on medical images of different modalities and tasks.",
 )
-prepare = typer.Typer(no_args_is_help=True, help="Turn a data set's own layout into one dataset.json per site.")
-bench = typer.Typer(no_args_is_help=True, help="Measure methods against each other, and what the method costs.")
+prepare = typer.Typer(
+    cls=ImporterCommands,
+    no_args_is_help=True,
+    help="Convert a public data set, or a folder of your own, to one dataset.json per site.",
+)
 app.add_typer(prepare, name="prepare")
 app.add_typer(bench, name="bench")
+
+SiteFile = Annotated[
+    Path | None, typer.Option(help="The site's own settings, local/omnifm_site.json in its startup kit.")
+]
 
 
 def main() -> None:
@@ -35,66 +59,114 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        print(f"omnifm: {_line(error)}", file=sys.stderr)
+        print(f"omnifm: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or type(error).__name__}"
     return (redaction.words_of(error) or f"failed: {type(error).__name__}").splitlines()[0]
 
 
-def _importer(name: str) -> Callable[..., Any]:
+@functools.cache
+def importer_command(name: str) -> click.Command:
     """An importer's own `prepare` as a command: its signature becomes the arguments and options."""
-    function = importers.load(name).prepare
-    said = dict(re.findall(r"^\s+(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE))
+    module = importers.load(name)
+    function = module.prepare
+    texts = dict(re.findall(r"^\s+(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE))
 
     @functools.wraps(function)
-    def command(*args: Any, **kwargs: Any) -> None:
-        source, destination = kwargs.get("source"), Path(kwargs["destination"])
-        if source is not None and destination.resolve().is_relative_to(Path(source).resolve()):
+    def command(*args: object, **kwargs: object) -> None:
+        source, destination = kwargs.get("source"), Path(str(kwargs["destination"]))
+        if source is not None and destination.resolve().is_relative_to(Path(str(source)).resolve()):
             raise ValueError("destination must lie outside the source, which is left as it is; it lies inside")
         function(*args, **kwargs)
-        print(f"prepared {name}: {_counts(Path(kwargs['destination']))} (training/validation/test)")
+        print(f"prepared {name}: {_case_counts(destination)} (training/validation/test)")
 
     signature = inspect.signature(function, eval_str=True)
-    parameters = [
-        p.replace(annotation=Annotated[p.annotation, _shown(p, said.get(p.name))])
-        for p in signature.parameters.values()
-    ]
-    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+    parameters = [_described(parameter, texts.get(parameter.name)) for parameter in signature.parameters.values()]
+    shown = signature.replace(parameters=parameters, return_annotation=None)
+    command.__signature__ = shown  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    one.command(name, help=(module.__doc__ or "").splitlines()[0])(command)
+    built = typer.main.get_command(one)
+    built.name = name
+    return built
 
 
-def _shown(parameter: inspect.Parameter, text: str | None) -> Any:
+def _described(parameter: inspect.Parameter, text: str | None) -> inspect.Parameter:
+    """The parameter with its help text, as typer reads it."""
     positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-    return typer.Argument(help=text) if positional else typer.Option(help=text)
+    info = typer.Argument(help=text) if positional else typer.Option(help=text)
+    return parameter.replace(annotation=Annotated[parameter.annotation, info])
 
 
-def _counts(folder: Path) -> str:
-    rows = [(file.parent.name, json.loads(file.read_text())) for file in sorted(folder.glob("*/dataset.json"))]
+def _case_counts(folder: Path) -> str:
     splits = ("training", "validation", "test")
-    return ", ".join(f"{name} {'/'.join(str(len(d.get(s, []))) for s in splits)}" for name, d in rows)
+    sites = []
+    for file in sorted(folder.glob("*/dataset.json")):
+        record = json.loads(file.read_text())
+        sites.append(f"{file.parent.name} " + "/".join(str(len(record.get(split, []))) for split in splits))
+    return ", ".join(sites)
 
 
-for _name in importers.names():
-    prepare.command(_name, help=(importers.load(_name).__doc__ or "").splitlines()[0])(_importer(_name))
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def version(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+@app.command()
+def jobs() -> None:
+    """List the jobs that come with the package: name, task, and what each one trains.
+
+    Where a command takes a job, it takes one of these names, or the path of a job folder.
+    """
+    rows = shipped.jobs()
+    names, tasks = max(len(row.name) for row in rows), max(len(row.task) for row in rows)
+    for row in rows:
+        print(f"{row.name:{names}}  {row.task:{tasks}}  {row.about}")
+
+
+@app.command()
+def new(
+    job: Annotated[str, typer.Argument(help="Name of a shipped job (`omnifm jobs` lists them), or a job folder.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The new job folder; it must not exist yet.")],
+) -> None:
+    """Copy a job to a new folder, where you can edit its experiment.json."""
+    print(f"edit {shipped.new_job(job, destination)}, then run: nvflare simulator -w ws {destination}")
 
 
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="The site's folder, or its dataset.json.")],
-    task: Annotated[str | None, typer.Option(help="What the data are for; by default the items tell.")] = None,
-    job: Annotated[Path | None, typer.Option(help="A job folder, to read as that job will.")] = None,
-    site_file: Annotated[Path | None, typer.Option(help="local/omnifm_site.json, for what it allows.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Page with sample pictures and histograms, for the staff.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task that the data are for.  Default: found from the keys of the items.")
+    ] = None,
+    job: Annotated[
+        Path | None, typer.Option(help="Read the data as this job does: a job folder or a shipped job's name.")
+    ] = None,
+    site_file: SiteFile = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with sample pictures and histograms, for the hospital only.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
-    """Check a site's data before training: exit code 0 if they can be used, 1 if not.
+    """Check a site's data before training.  Exit code 0: the data can be used.  Exit code 1: they cannot.
 
-    Reads every case as training does: counts, labels, geometry, duplicates, refusals with reasons.
+    Reads every case exactly as training does.  Reports the number of cases,
+    labels, geometry, duplicates, and why a case was refused.
     """
     from omnifm.check.inspection import check_site, in_words, write_page
     from omnifm.config import Experiment
@@ -106,7 +178,7 @@ def check(
         write_page(html, report, pictures)
     print(json.dumps(report, indent=1) if as_json else "\n".join(in_words(report)))
     if report["task"] and not (as_json or task or job):
-        print("most items told the task; --task or --job names it", file=sys.stderr)
+        print("the task was found from the items; --task or --job sets it", file=sys.stderr)
     raise typer.Exit(0 if report["usable"] else 1)
 
 
@@ -114,7 +186,7 @@ def check(
 def report(
     path: Annotated[Path, typer.Argument(help="A run directory, or its summary.json.")],
 ) -> None:
-    """Write report.html, one self-contained page with plots, beside a run's summary.json."""
+    """Write report.html next to a run's summary.json: one page with plots that needs no other file."""
     from omnifm.report.run import report as write
 
     print(write(path))
@@ -122,28 +194,34 @@ def report(
 
 @app.command()
 def predict(
-    personal: Annotated[Path, typer.Option(help="The site's state folder, or one job's folder in it.")],
+    personal: Annotated[Path, typer.Option(help="The site's state folder, or the folder of one job in it.")],
     source: Annotated[
-        Path, typer.Option("--input", help="An image, a folder holding one DICOM series, or dataset.json.")
+        Path, typer.Option("--input", help="An image, a folder with one DICOM series, or a dataset.json.")
     ],
-    output: Annotated[Path, typer.Option(help="A new or empty folder for the predictions.")],
-    job: Annotated[str | None, typer.Option(help="Whose model, where the state folder holds several jobs.")] = None,
-    question: Annotated[str | None, typer.Option(help="Question about the image (visual question answering).")] = None,
-    second: Annotated[Path | None, typer.Option(help="The other image of the pair (image fusion).")] = None,
-    split: Annotated[str | None, typer.Option(help="One list of dataset.json; by default every case in it.")] = None,
-    site_file: Annotated[Path | None, typer.Option(help="local/omnifm_site.json, for what it allows.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the predictions; it must be new or empty.")],
+    job: Annotated[
+        str | None, typer.Option(help="Name of the job whose model is used, if the state folder holds several jobs.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="Question about the image (visual question answering only).")
+    ] = None,
+    second: Annotated[Path | None, typer.Option(help="The second image of the pair (image fusion only).")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only this split of dataset.json: training, validation or test.  Default: all.")
+    ] = None,
+    site_file: SiteFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
 ) -> None:
-    """Use a site's own trained model on new cases: exit code 0 if all could be predicted, 1 if some were refused.
+    """Apply a site's own trained model to new cases.  Exit code 1: some cases were refused.
 
-    Classes per voxel: NIfTI on the input's own grid; of a DICOM series a DICOM
-    SEG, with its patient and study: it stays in the hospital; of a picture a PNG
-    of class numbers and one to look at.
+    Segmentation writes NIfTI on the grid of the input.  For a DICOM series it
+    writes a DICOM SEG, which names the patient and the study: keep it in the
+    hospital.  For a picture it writes a PNG of class numbers and one to look at.
 
-    Enlarged and fused images: PNG if in colour or 8-bit pictures, else NIfTI.
+    Super-resolution and fusion write a PNG for pictures, NIfTI otherwise.
 
-    Classes and answers stand in predictions.json, which lists every case by its
-    position, never by name.  For research: no diagnosis.
+    Classes and answers are in predictions.json, which lists the cases by
+    position, never by name.  For research only, not for diagnosis.
     """
     from omnifm.site.predict import predict as run
 
@@ -167,11 +245,17 @@ def predict(
 @app.command()
 def preflight(
     kit: Annotated[Path, typer.Option(help="This hospital's startup kit.")],
-    job: Annotated[Path | None, typer.Option(help="Sealed job or experiment.json; one batch of it is trained.")] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also train one batch of this job: a job folder, an experiment.json or a shipped job's name."
+        ),
+    ] = None,
 ) -> None:
-    """Check this hospital before day one: exit code 0 if it can take part, 1 if something must be put right.
+    """Check this hospital before the first training.  Exit code 0: it can take part.  Exit code 1: something is wrong.
 
-    Looks at software, certificates, policy, the way to the server, the site's file, its state folder and every case.
+    Checks the software, certificates, policy, the connection to the server,
+    the site's settings, its state folder, and every case.
     """
     from omnifm.preflight import preflight as checks
 
@@ -180,154 +264,3 @@ def preflight(
         print(check.line(), flush=True)
         failed |= check.verdict == "FAIL"
     raise typer.Exit(1 if failed else 0)
-
-
-@bench.command()
-def cost(
-    out: Annotated[Path | None, typer.Option(help="Folder for what is measured, as JSON and Markdown.")] = None,
-    flare: Annotated[bool, typer.Option(help="Also time a FLARE round against stock FedAvg (minutes).")] = True,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
-    peers: Annotated[bool, typer.Option("--peers", help="A plain loop, pfl, Flower and NVFLARE on one work.")] = False,
-    sites: Annotated[int | None, typer.Option(min=2, help="Memory of our in-process driver up to so many.")] = None,
-) -> None:
-    """Time the method's parts as ratios in one run: training step, tokenizer, low band, bank, FLARE round.
-
-    --peers and --sites measure what they say instead.
-    """
-    from omnifm.bench.inputs import out_folder
-
-    out = None if out is None else out_folder(out)
-    if peers or sites:
-        from omnifm.bench.cost import peers as others
-        from omnifm.bench.cost import scale
-
-        if peers:
-            others.run(out, job=Path("jobs/seg_fets"), flare=flare)
-        if sites:
-            scale.run(sorted({min(10, sites), min(100, sites), sites}), out)
-        return
-    from omnifm.bench.cost.ratios import run
-
-    run(out, with_flare=flare, threads=threads)
-
-
-@bench.command()
-def reading(
-    series: Annotated[Path | None, typer.Option(help="Folder of folders, one DICOM series each.")] = None,
-    site: Annotated[Path | None, typer.Option(help="A 3-D segmentation site with dataset.json.")] = None,
-) -> None:
-    """Time our reading and loading against MONAI's own on the same files, as ratios in one run."""
-    from omnifm.bench.cost.reading import run
-
-    run(series, site)
-
-
-@bench.command()
-def spectra(
-    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
-    out: Annotated[Path, typer.Option(help="Folder for spectra.json, spectra.md and spectra.html.")],
-    limit: Annotated[int, typer.Option(min=2, help="Most training images of a site.")] = 40,
-    keep: Annotated[float, typer.Option(help="Radius of the low band as a share of Nyquist.")] = 0.25,
-) -> None:
-    """Measure the paper's motivating inequality: are modalities nearer to each other in the low band (figure 4)?"""
-    from omnifm.bench.studies.spectra import run
-
-    run(data, out, limit=limit, keep=keep)
-    print((out / "spectra.md").read_text(), end="")
-
-
-@bench.command()
-def tables(
-    out: Annotated[Path, typer.Option(help="Folder for the tables; finished cells in it are not run again.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Federation folder: one <site>/dataset.json per site.  With --scale a folder of them."),
-    ] = None,
-    scale: Annotated[str | None, typer.Option(help="The papers' tables: smoke, cpu or paper.")] = None,
-    table: Annotated[list[str] | None, typer.Option(help="With --scale: one table, repeatable; else all.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="With --table: one column, repeatable; else all.")] = None,
-    job: Annotated[Path, typer.Option(help="Job compared; with --scale the others lie beside it.")] = Path(
-        "jobs/seg_fets"
-    ),
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, else 3; a scale has its own.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
-    ablations: Annotated[bool, typer.Option(help="OmniFM without each of its parts, too.")] = True,
-    row: Annotated[list[str] | None, typer.Option(help="One contender, repeatable; else all.")] = None,
-) -> None:
-    """Compare methods: Local, FedAvg, FedPer, OmniFM and its ablations on one federation, or the papers' tables.
-
-    With --scale: tables 1-8 and figure 5 of OmniFM, 1-5 of FedSCA, and the
-    README's real federations; smoke in minutes, cpu in hours, paper on GPUs.
-    Demo data stand in for federations that --data lacks.  Exit code 1 if the
-    tables' own arithmetic is wrong.
-    """
-    if scale is not None:
-        if row or seeds or rounds or epochs or not ablations:
-            raise ValueError("row, seeds, rounds, epochs and no-ablations go without --scale, which has its own")
-        if column and not table:
-            raise ValueError("column needs --table; there is none")
-        from omnifm.bench.tables import paper_tables
-
-        chosen = {"names": tuple(table or ()), "columns": tuple(column or ())}
-        raise _exit(paper_tables.run(out, scale, data=data, jobs=job.parent, **chosen))
-    if table or column or data is None:
-        asked = "table needs" if table else "column needs" if column else "data must be given without"
-        raise ValueError(f"{asked} --scale; there is none")
-    from omnifm.bench.tables.one_federation import run
-
-    findings = run(
-        data,
-        out,
-        job=job,
-        num_seeds=seeds or 3,
-        num_rounds=rounds,
-        num_epochs=epochs,
-        ablations=ablations,
-        rows=row or (),
-    )
-    raise _exit(findings)
-
-
-@bench.command()
-def summary(
-    tables: Annotated[list[Path], typer.Argument(help="JSON of `bench tables`, each of one federation or several.")],
-    row: Annotated[str, typer.Option(help="The contender.")] = "OmniFM (routed)",
-) -> None:
-    """Print where a contender wins, ties and loses against the best matched baseline of each federation."""
-    from omnifm.bench.tables.summary import summary_table as text
-
-    print(text(tables, row), end="")
-
-
-@bench.command()
-def unseen(
-    data: Annotated[Path, typer.Option(help="Federation folder: one <site>/dataset.json per site.")],
-    out: Annotated[Path, typer.Option(help="Folder for unseen.json and unseen.md; finished cells are not run again.")],
-    job: Annotated[Path, typer.Option(help="Job folder whose experiment.json is run.")] = Path("jobs/seg_fets"),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds, in place of the job's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs per round, in place of the job's.")] = None,
-    shots: Annotated[int, typer.Option(min=1, help="Cases of the few-shot head, per class where there are any.")] = 5,
-) -> None:
-    """Leave each site out in turn: what FedAvg, FedPer (matched) and OmniFM give a hospital that joins afterwards."""
-    from omnifm.bench.studies.unseen import run
-
-    run(data, out, job=job, num_seeds=seeds, num_rounds=rounds, num_epochs=epochs, shots=shots)
-    print((out / "unseen.md").read_text(), end="")
-
-
-@bench.command()
-def lint(folder: Annotated[Path, typer.Argument(help="Folder that `bench tables` wrote.")]) -> None:
-    """Work out the tables' own arithmetic again: exit code 1 if something in them cannot be true."""
-    from omnifm.bench.tables.lint import lint_folder
-
-    raise _exit(lint_folder(folder))
-
-
-def _exit(findings: list[str]) -> typer.Exit:
-    """Print what the lint found; the exit that says whether it found anything."""
-    for line in findings:
-        print(line)
-    print(f"lint: {counted(len(findings), 'finding')}")
-    return typer.Exit(1 if findings else 0)

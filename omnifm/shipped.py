@@ -75,10 +75,10 @@ def jobs() -> list[ShippedJob]:
     found = []
     for name in job_names():
         record = json.loads(job_file(name).read_text(encoding="utf-8"))
-        train, presets = record["train"], ", ".join(record["presets"])
+        train = record["train"]
         about = (
-            f"{record['method']['name']} on data like {record['data']['name']}, {train['num_rounds']} rounds of "
-            f"{train['local_epochs']} local epochs; presets: {presets}"
+            f"data {record['data']['name']}; method {record['method']['name']}; {train['num_rounds']} rounds of "
+            f"{train['local_epochs']} local epochs; presets {', '.join(record['presets'])}"
         )
         found.append(ShippedJob(name, record["task"]["name"], about))
     return found

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 OMNIFM = Path(sys.executable).parent / "omnifm"
 
 
@@ -24,6 +26,10 @@ def omnifm(*args):
         ("bench", "tables"),
         ("bench", "cost"),
         ("bench", "lint"),
+        ("jobs",),
+        ("new",),
+        ("check",),
+        ("preflight",),
     ],
 )
 def test_every_command_explains_itself(command):
@@ -54,6 +60,8 @@ def test_every_command_explains_itself(command):
         (("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--seeds", "3"), "omnifm: row, seeds, rounds"),
         (("bench", "tables", "--out", "/tmp/none", "--scale", "smoke", "--no-ablations"), "omnifm: row, seeds, rounds"),
         (("check", "/nowhere", "--html", "dataset.json"), "omnifm: html must be a file whose name ends in .html"),
+        (("new", "nowhere", "/tmp/none"), "omnifm: job must be a job folder"),
+        (("new", "seg_fets", "/tmp"), "omnifm: destination must be a new folder; it exists already"),
         (("bench", "lint", "/nowhere"), "omnifm: folder must hold a table's JSON; it holds none"),
     ],
 )
@@ -68,3 +76,27 @@ def test_prepare_fets2022_reads_the_real_layout(tmp_path, shared_data):
     done = omnifm("prepare", "fets2022", shared_data / "native/fets2022", tmp_path / "out", "--group", 1)
     assert done.stdout == "prepared fets2022: site-1 1/0/1, site-2 1/0/1 (training/validation/test)\n"
     assert json.loads((tmp_path / "out/site-1/dataset.json").read_text())["labels"]["1"] == "enhancing tumour"
+
+
+def test_jobs_lists_every_shipped_job():
+    done = omnifm("jobs")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == sorted(
+        path.name for path in (ROOT / "jobs").iterdir()
+    )
+    assert "seg_fets        segmentation" in done.stdout
+
+
+def test_new_copies_a_job_to_edit(tmp_path):
+    done = omnifm("new", "seg_fets", tmp_path / "mine")
+    assert done.returncode == 0
+    assert str(tmp_path / "mine/app/config/experiment.json") in done.stdout
+    for file in (ROOT / "jobs/seg_fets").rglob("*.*"):
+        assert (tmp_path / "mine" / file.relative_to(ROOT / "jobs/seg_fets")).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("module", ["omnifm", "omnifm.cli"])
+def test_the_front_door_loads_nothing_heavy(module):
+    """So that `import omnifm` and `omnifm --help` answer at once."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'pydantic', 'nibabel', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n"

@@ -104,7 +104,7 @@ class Measure:
         return f"{_shown(self.value)} {self.unit}{spread}"
 
 
-def run(out: Path | None, with_flare: bool, threads: int = 1, job: Path = Path("jobs/seg_fets")) -> list[Measure]:
+def run(out: Path | None, with_flare: bool, threads: int = 1, job: Path = Path("seg_fets")) -> list[Measure]:
     """Measure everything, print a line per measure, and write cost.json and cost.md.
 
     Args:
