@@ -1,10 +1,10 @@
-"""One peer's federated averaging of the same work, in a process of its own; started by `omnifm.bench.cost.peers`.
+"""One peer's federated averaging, in a process of its own that `omnifm.bench.cost.peers` starts.
 
-What a site does in a round is the same function in every peer: the same network, cases, batches, optimiser steps and
-validation scores before and after (`Work`).  What differs is what carries a round.  Every driver notes the time when a
-round ends and leaves the weights of the first and the last one in files.
+In every peer a site does the same in a round (`Work`): the same network, cases, batches, optimiser steps and validation
+scores before and after.  What differs is what carries a round.  Every driver records the time at which each round ends,
+and the weights after the first and the last round.
 
-Peers that are not installed end with exit code `MISSING` and a line that names the package.
+A peer whose package is not installed ends with exit code `MISSING` and a line that names the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,34 +37,37 @@ MISSING = 77
 
 
 class Work:
-    """A plain FedAvg of one experiment, as local rounds on given weights.
+    """The local rounds of one experiment, on weights that a peer hands in.
 
     Args:
         folder: holds experiment.json and data/<site>/dataset.json; the sites' state is written beside them.
-        name: of the peer; keeps the states of peers apart.
+        name: the peer's name, which keeps the states of peers apart.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.experiment = Experiment.from_json((folder / "experiment.json").read_text())
         torch.set_num_threads(self.experiment.train.num_threads)
-        self.num_rounds, self.data, self.state = self.experiment.train.num_rounds, folder / "data", folder / name
+        self.num_rounds = self.experiment.train.num_rounds
+        self.data = folder / "data"
+        self.state = folder / name
         self.names = site_names(self.data)
         self.configs = {n: SiteConfig(str(self.data / n), str(self.state / n), "cpu") for n in self.names}
 
     @property
     def sites(self) -> dict[str, Site]:
-        """All sites, with what they agreed on; opened once."""
+        """All sites, opened once and with the agreed specification."""
         return _opened(self)
 
     def model(self) -> nn.Module:
-        """The initial network; the same for everybody."""
+        """The initial network, the same in every peer."""
         site = self.sites[self.names[0]]
         assert site.spec is not None
         return site.build_model(site.spec)[0]
 
     def train(self, model: nn.Module, name: str, number: int) -> int:
-        """One local round of the model as it is, in place, as `Site.reply` does it; returns the number of cases."""
-        site, extra = self.sites[name], dict[str, Any]()
+        """Train the model for one local round, in place, as `Site.reply` does; returns the number of training cases."""
+        site = self.sites[name]
+        extra: Tensors = {}
         batches = site.loader.batches(seed_everything(self.experiment.seed, name, "train", number))
         site.score(model, extra, "validation")  # type: ignore[arg-type]
         model.train()
@@ -82,13 +85,13 @@ class Work:
 
 @dataclass
 class Ends:
-    """When each round ended, and the weights after the first."""
+    """The end of each round (clock time), and the weights after the first."""
 
     stamps: list[float] = field(default_factory=list)
     first: Tensors = field(default_factory=dict)
 
     def note(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """A round has ended with these weights."""
+        """Record the end of a round with these weights."""
         self.stamps.append(time.time())
         self.first = self.first or {name: value.detach().clone() for name, value in weights.items()}
 
@@ -97,8 +100,15 @@ Ended = tuple[Ends, Mapping[str, torch.Tensor]]
 """What a driver returns: the ends of its rounds, and its last weights."""
 
 
+class _Context(Protocol):
+    """What we read of pfl-research's `CentralContext`."""
+
+    current_central_iteration: int
+
+
 @lru_cache(maxsize=1)
 def _opened(work: Work) -> dict[str, Site]:
+    """All sites of the work, after the stage `describe`."""
     sites = {name: Site(work.experiment, name, config) for name, config in work.configs.items()}
     told = {name: site.reply(Payload("describe", 0, "peers")).facts["data"] for name, site in sites.items()}
     spec = sites[work.names[0]].task.agree(told)
@@ -108,7 +118,7 @@ def _opened(work: Work) -> dict[str, Site]:
 
 
 def plain(work: Work) -> Ended:
-    """A loop that anybody would write: load, train, average."""
+    """The shortest loop: load the weights, train each site, average."""
     model, ends = work.model(), Ends()
     shared: Tensors = {name: value.clone() for name, value in model.state_dict().items()}
     for number in range(1, work.num_rounds + 1):
@@ -124,6 +134,8 @@ def plain(work: Work) -> Ended:
 
 
 class _Timed(InProcess):
+    """Our in-process transport, which also records the end of each round."""
+
     def __init__(self, work: Work) -> None:
         super().__init__(work.experiment, work.configs)
         self.ends = Ends()
@@ -133,7 +145,7 @@ class _Timed(InProcess):
 
 
 def ours(work: Work) -> Ended:
-    """The in-process driver of `omnifm.simulation`: checkpoints, hashes, refusals and all."""
+    """The in-process driver of `omnifm.simulation`, with its checkpoints, hashes and checks."""
     transport = _Timed(work)
     federation = Federation(work.experiment, work.state / "server", work.state / "results", transport)
     summary = federation.run()
@@ -159,24 +171,28 @@ def pfl(work: Work) -> Ended:
     ends = Ends()
 
     class Averaging(FederatedAveraging):
-        def train_one_user(self, initial_model_state: Any, model: Any, user_dataset: Any, central_context: Any) -> Any:
+        def train_one_user(
+            self, initial_model_state: object, model: PyTorchModel, user_dataset: Dataset, central_context: _Context
+        ) -> tuple[object, Metrics]:
             number = central_context.current_central_iteration + 1
             work.train(model.pytorch_model, user_dataset.user_id, number)
             return model.get_model_difference(initial_model_state), Metrics()
 
     class Stamp(TrainingProcessCallback):
         def after_central_iteration(
-            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
-        ) -> tuple[bool, Any]:
+            self, aggregate_metrics: object, model: PyTorchModel, *, central_iteration: int
+        ) -> tuple[bool, Metrics]:
             ends.note(model.pytorch_model.state_dict())
             return False, Metrics()
 
-    network: Any = work.model()
-    network.loss, network.metrics = (lambda *_a, **_k: None), (lambda *_a, **_k: {})  # asked in round 0 only
+    network = work.model()
+    # pfl calls both before the first round only; they must be there.
+    network.loss = lambda *_args, **_options: None  # type: ignore[assignment]
+    network.metrics = lambda *_args, **_options: {}  # type: ignore[assignment]
     wrapped = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
     counts = {name: len(site.datalist.training) for name, site in work.sites.items()}
 
-    def of_user(name: str) -> Any:
+    def of_user(name: str) -> Dataset:
         return Dataset(raw_data=[torch.zeros(counts[name], 1)], user_id=name)
 
     backend = SimulatedBackend(
@@ -197,38 +213,40 @@ def pfl(work: Work) -> Ended:
 
 @lru_cache(maxsize=1)
 def _flower_work(folder: str) -> tuple[Work, nn.Module]:
-    """Once per worker process of Ray."""
+    """The work and its network, opened once per worker process of Ray."""
     work = Work(Path(folder), "flower")
     return work, work.model()
 
 
 def flower(work: Work) -> Ended:
-    """Flower's simulation (Ray) with its FedAvg strategy; one worker, as everybody else has one process."""
-    from flwr.client import ClientApp, NumPyClient
-    from flwr.common import ndarrays_to_parameters
+    """Flower's simulation (Ray) with its FedAvg strategy and one worker, since every other peer has one process."""
+    from flwr.client import Client, ClientApp, NumPyClient
+    from flwr.common import Context, NDArrays, Scalar, ndarrays_to_parameters
     from flwr.server import ServerApp, ServerAppComponents, ServerConfig
     from flwr.server.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    folder, names, ends, last = str(work.data.parent), work.names, Ends(), dict[str, torch.Tensor]()
+    folder, names = str(work.data.parent), work.names
+    ends = Ends()
+    last: Tensors = {}
     initial = work.model().state_dict()
 
-    class Client(NumPyClient):
+    class Trainer(NumPyClient):
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def fit(self, parameters: Any, config: Any) -> Any:
+        def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
             local, model = _flower_work(folder)
             model.load_state_dict(dict(zip(initial, map(torch.from_numpy, parameters), strict=True)))
             count = local.train(model, self.name, int(config["round"]))
             return [value.numpy() for value in model.state_dict().values()], count, {}
 
-    def scored(number: int, parameters: Any, _config: Any) -> None:
+    def record(number: int, parameters: NDArrays, _config: dict[str, Scalar]) -> None:
         last.update(zip(initial, (torch.from_numpy(np.array(value)) for value in parameters), strict=True))
-        if number:  # 0 is the initial weights
+        if number:  # round 0 has the initial weights
             ends.note(last)
 
-    def server(_context: Any) -> Any:
+    def server(_context: Context) -> ServerAppComponents:
         strategy = FedAvg(
             fraction_fit=1.0,
             fraction_evaluate=0.0,
@@ -236,15 +254,15 @@ def flower(work: Work) -> Ended:
             min_available_clients=len(names),
             initial_parameters=ndarrays_to_parameters([value.numpy() for value in initial.values()]),
             on_fit_config_fn=lambda number: {"round": number},
-            evaluate_fn=scored,
+            evaluate_fn=record,
         )
         return ServerAppComponents(config=ServerConfig(num_rounds=work.num_rounds), strategy=strategy)
 
-    def client(context: Any) -> Any:
-        return Client(names[int(context.node_config["partition-id"])]).to_client()
+    def client(context: Context) -> Client:
+        return Trainer(names[int(context.node_config["partition-id"])]).to_client()
 
-    one = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(ServerApp(server_fn=server), ClientApp(client_fn=client), len(names), backend_config=one)
+    one_worker = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(ServerApp(server_fn=server), ClientApp(client_fn=client), len(names), backend_config=one_worker)
     return ends, last
 
 

@@ -1,8 +1,9 @@
-"""Our in-process rounds beside a plain loop, pfl-research, Flower and stock NVFLARE, on the same work.
+"""Compare our in-process rounds with a plain loop, pfl-research, Flower and stock NVFLARE on the same work.
 
-Every peer runs in a child process (`peer_process`), one after another, so that memory is its own and a package that is
-missing costs its row alone.  Equal work is proved by the weights after the first round: the norm of their difference
-from the plain loop's, as a share of the plain loop's norm.  The same of the last weights stands beside it.
+Every peer runs in a child process (`peer_process`), one after another, so that its memory can be measured and a missing
+package leaves out only its own row.  The weights after the first round show that the work is equal: the norm of their
+difference from the plain loop's, as a share of the plain loop's norm.  The same number of the last weights stands
+beside it.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 from safetensors.torch import load_file
+from torch import Tensor
 
 from omnifm.bench.cost import flare_round
 from omnifm.bench.cost.peer_process import DRIVERS, MISSING
+from omnifm.bench.cost.processes import cpu_samples, end, peak_memory
 from omnifm.bench.tables.markdown import grid
 from omnifm.config import Experiment
 from omnifm.state import write_atomic
 
 BAR = 1.2
-"""The most that a round of our in-process driver may take, as a ratio to the plain loop's."""
+"""Highest allowed time of a round of our in-process driver, as a ratio to the plain loop's."""
 TOLERANCE = 1e-6
-"""Largest such share after the first round that counts as equal: who sums in another order is a last bit away there
-(1e-8 here), and by the last round far, since AdamW's first steps look at signs."""
+"""Largest difference after the first round that counts as equal work.  A peer that sums in another order differs in the
+last bit there (1e-8).  By the last round it differs far more, because AdamW's first steps depend on signs."""
 TIMEOUT_S = 900
+"""A peer that takes longer is stopped and left out."""
 WORDS = {
     "plain": "plain torch loop",
     "ours": "omnifm, in process",
@@ -41,24 +44,55 @@ WORDS = {
     "flower": "Flower simulation",
     "flare": "stock NVFLARE FedAvg",
 }
+"""What a peer is called in the table."""
+Clock = Literal["seconds", "cpu_seconds"]
 
 
-def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True) -> dict[str, Any]:
+class PeerRow(TypedDict, total=False):
+    """What was measured of one peer; a peer that was left out has `reason` and nothing else."""
+
+    reason: str
+    seconds: list[float]
+    """Wall time of each round after the first."""
+    cpu_seconds: list[float]
+    """The same in CPU time of all its processes."""
+    peak_bytes: int | None
+    bytes_up: int | None
+    """What a site sends in one round; None where nothing is serialised."""
+    checksum: str | None
+    difference: float | None
+    """Of the last weights to the plain loop's; None where they are not compared."""
+    first_difference: float | None
+    """Of the weights after the first round."""
+
+
+class Result(TypedDict):
+    """The content of peers.json."""
+
+    schema: int
+    num_rounds: int
+    load: list[float]
+    rows: dict[str, PeerRow]
+    bar: float
+    holds: bool
+
+
+def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True) -> Result:
     """Run every peer, print a line each, and write peers.json and peers.md.
 
     Args:
         out: folder of the results; None writes none.
-        job: segmentation job folder, whose FedAvg on demo cases is the work.
-        num_rounds: at least 2; the first one, with its start-up, is not counted.
+        job: segmentation job folder; its FedAvg on demo cases is the work.
+        num_rounds: at least 2; the first one includes the start-up and is not counted.
         flare: whether stock NVFLARE is timed too (minutes).
 
     Raises:
-        ValueError: `num_rounds` is below 2, the job is not there, or the plain loop failed.
+        ValueError: `num_rounds` is below 2, the job is absent, or the plain loop failed.
     """
     if num_rounds < 2:
         raise ValueError(f"num_rounds must be at least 2, since the first is not counted; got {num_rounds}")
     flare_round.check(job)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, PeerRow] = {}
     with tempfile.TemporaryDirectory(prefix="omnifm-peers-") as name:
         folder = Path(name)
         prepare(folder, job, num_rounds)
@@ -72,14 +106,14 @@ def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True)
     if flare:
         rows["flare"] = _flare(job, num_rounds)
         print(line("flare", rows), flush=True)
-    result = {
-        "schema": 1,
-        "num_rounds": num_rounds,
-        "load": list(os.getloadavg()),
-        "rows": rows,
-        "bar": BAR,
-        "holds": ratio(rows, "ours") <= BAR,
-    }
+    result = Result(
+        schema=1,
+        num_rounds=num_rounds,
+        load=list(os.getloadavg()),
+        rows=rows,
+        bar=BAR,
+        holds=ratio(rows, "ours") <= BAR,
+    )
     if out is not None:
         write_atomic(out / "peers.json", json.dumps(result, indent=1).encode())
         write_atomic(out / "peers.md", markdown(result).encode())
@@ -87,7 +121,7 @@ def run(out: Path | None, *, job: Path, num_rounds: int = 5, flare: bool = True)
 
 
 def prepare(folder: Path, job: Path, num_rounds: int) -> None:
-    """Write what a peer reads: experiment.json and two demo sites of equal size."""
+    """Write what every peer reads: experiment.json and two demo sites of equal size."""
     experiment = Experiment.from_job(job)
     train = replace(experiment.train, num_rounds=num_rounds)
     record = {
@@ -98,15 +132,19 @@ def prepare(folder: Path, job: Path, num_rounds: int) -> None:
         "method": {"name": "fedavg"},
         "seed": 0,
         "train": {
-            key: getattr(train, key) for key in ("num_rounds", "local_epochs", "batch_size", "lr", "num_threads")
+            "num_rounds": train.num_rounds,
+            "local_epochs": train.local_epochs,
+            "batch_size": train.batch_size,
+            "lr": train.lr,
+            "num_threads": train.num_threads,
         },
     }
-    flare_round._data(folder / "data")
+    flare_round.demo_data(folder / "data")
     (folder / "experiment.json").write_text(json.dumps(record))
 
 
-def measure(peer: str, folder: Path) -> dict[str, Any]:
-    """Run one peer in a child process: seconds of every round after the first, peak memory, bytes, final weights."""
+def measure(peer: str, folder: Path) -> PeerRow:
+    """Run one peer in a child process and measure it."""
     start = "from omnifm.bench.cost.peer_process import main; main()"
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -115,11 +153,11 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        with sampled(process.pid) as peak, flare_round.sampled(process.pid) as samples:
+        with peak_memory(process.pid) as peak, cpu_samples(process.pid) as samples:
             try:
                 code = process.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                flare_round.end(process)
+                end(process)
                 return {"reason": f"it took longer than {TIMEOUT_S} s"}
         log.seek(0)
         last = (log.read().strip().splitlines() or ["no output"])[-1]
@@ -140,18 +178,20 @@ def measure(peer: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def difference(weights: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+def difference(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """Norm of the difference of all floating-point weights, as a share of the reference's norm."""
     names = [name for name, value in reference.items() if value.is_floating_point()]
-    gap, norm = (
-        sum(float(v.double().square().sum()) for v in values)
-        for values in ([weights[n].double() - reference[n].double() for n in names], [reference[n] for n in names])
-    )
+    gap = sum(_squares(weights[name].double() - reference[name].double()) for name in names)
+    norm = sum(_squares(reference[name]) for name in names)
     return float(np.sqrt(gap / norm))
 
 
-def checksum(weights: Mapping[str, Any]) -> str:
-    """Of all floating-point weights, to their last bit."""
+def _squares(value: Tensor) -> float:
+    return float(value.double().square().sum())
+
+
+def checksum(weights: Mapping[str, Tensor]) -> str:
+    """The first 16 characters of a SHA-256 of all floating-point weights, to their last bit."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         if value.is_floating_point():
@@ -161,14 +201,18 @@ def checksum(weights: Mapping[str, Any]) -> str:
 
 def _bytes_up(peer: str, folder: Path) -> int | None:
     """What a site sends in one round; None where nothing is serialised."""
-    if peer == "ours":
-        history = json.loads((folder / peer / "results/summary.json").read_text())["history"]
-        return int(np.mean([row["bytes_up"] for row in history[-1]["sites"].values()]))
-    return int(sum(v.nbytes for v in load_file(folder / "flower.safetensors").values())) if peer == "flower" else None
+    match peer:
+        case "ours":
+            history = json.loads((folder / peer / "results/summary.json").read_text())["history"]
+            return int(np.mean([row["bytes_up"] for row in history[-1]["sites"].values()]))
+        case "flower":
+            return sum(value.nbytes for value in load_file(folder / "flower.safetensors").values())
+        case _:
+            return None
 
 
-def _flare(job: Path, num_rounds: int) -> dict[str, Any]:
-    """Stock NVFLARE shuffles by itself, so that its weights are not compared; time only."""
+def _flare(job: Path, num_rounds: int) -> PeerRow:
+    """Time stock NVFLARE.  It shuffles in its own order, so its weights are not compared."""
     try:
         (found,) = flare_round.measure(job, num_rounds, 1, runs=("stock",))
     except ValueError as error:
@@ -184,59 +228,45 @@ def _flare(job: Path, num_rounds: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def sampled(root: int) -> Iterator[list[int]]:
-    """The largest memory of a process and its descendants so far, looked at five times a second."""
-    peak = [0]
-
-    def look() -> None:
-        peak[0] = max(peak[0], memory(root))
-
-    with flare_round.repeated(0.2, look):
-        yield peak
-
-
-def memory(root: int) -> int:
-    """Bytes that a process and its descendants hold; pages shared among them count once (PSS)."""
-    total = 0
-    for member in flare_round.descendants(root):
-        with suppress(OSError, ValueError):  # it ended meanwhile
-            text = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total += 1024 * int(next(row for row in text.splitlines() if row.startswith("Pss:")).split()[1])
-    return total
-
-
-def ratio(rows: Mapping[str, Mapping[str, Any]], peer: str, what: str = "seconds") -> float:
-    """Median round by the plain loop's median round, of wall or `cpu_seconds`; NaN where either is missing."""
-    if any(what not in rows.get(name, {}) for name in ("plain", peer)):
+def ratio(rows: Mapping[str, PeerRow], peer: str, clock: Clock = "seconds") -> float:
+    """A peer's median round by the plain loop's, in wall or CPU time; NaN where either is missing."""
+    if any(clock not in rows.get(name, {}) for name in ("plain", peer)):
         return float("nan")
-    return float(np.median(rows[peer][what]) / max(1e-9, np.median(rows["plain"][what])))
+    return float(np.median(rows[peer][clock]) / max(1e-9, np.median(rows["plain"][clock])))
 
 
-def cells(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    """Seconds, ratios of wall and CPU time, memory, bytes and equality of one peer, as words."""
+def cells(peer: str, rows: Mapping[str, PeerRow]) -> Sequence[str]:
+    """One peer as words: seconds, ratios of wall and CPU time, memory, bytes, and whether its weights are equal."""
     row = rows[peer]
     if "reason" in row:
         return [f"left out: {row['reason']}", "", "", "", "", ""]
-    first, gap = row["first_difference"], row["difference"]
-    equal = "not compared" if gap is None else "equal, every bit"
-    if gap:
-        equal = f"relative difference {first:.1e} after round 1, {gap:.1e} at the end"
-        equal += "" if first <= TOLERANCE else ": NOT THE SAME WORK"
     peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f} MiB"
     sent = "" if row["bytes_up"] is None else f"{row['bytes_up']:,}"
-    ratios = [f"{ratio(rows, peer, what):.2f}" for what in ("seconds", "cpu_seconds")]
-    return [f"{np.median(row['seconds']):.2f} s", *ratios, peak, sent, equal]
+    wall, cpu = ratio(rows, peer, "seconds"), ratio(rows, peer, "cpu_seconds")
+    return [f"{np.median(row['seconds']):.2f} s", f"{wall:.2f}", f"{cpu:.2f}", peak, sent, _equality(row)]
 
 
-def line(peer: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _equality(row: PeerRow) -> str:
+    """Whether the weights are those of the plain loop."""
+    first, last = row["first_difference"], row["difference"]
+    if first is None or last is None:
+        return "not compared"
+    if last == 0:
+        return "equal, every bit"
+    words = f"relative difference {first:.1e} after round 1, {last:.1e} at the end"
+    return words if first <= TOLERANCE else f"{words}: NOT THE SAME WORK"
+
+
+def line(peer: str, rows: Mapping[str, PeerRow]) -> str:
     """One line for people."""
+    found = cells(peer, rows)
+    if "reason" in rows[peer]:
+        return f"{WORDS[peer]}: {found[0]}"
     names = ("round", "vs plain", "CPU vs plain", "memory", "bytes up", "weights")
-    said = [f"{name} {cell}" for name, cell in zip(names, cells(peer, rows), strict=True) if cell]
-    return f"{WORDS[peer]}: {cells(peer, rows)[0] if 'reason' in rows[peer] else '; '.join(said)}"
+    return f"{WORDS[peer]}: {'; '.join(f'{name} {cell}' for name, cell in zip(names, found, strict=True) if cell)}"
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(result: Result) -> str:
     """The rows as a table for people."""
     lines = [
         f"Federated averaging of two demo sites, {result['num_rounds']} rounds, the first not counted; medians; "

@@ -23,7 +23,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from omnifm.bench.cost.ratios import Measure, interleave, ratio
+from omnifm.bench.cost.measure import Measure, interleave, ratio
 from omnifm.config import Data, Experiment, SiteConfig, Train
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume

@@ -1,7 +1,7 @@
-"""Does our in-process driver hold a thousand sites?  Its memory and its time per site, as their number grows.
+"""Measure the memory and time of our in-process driver as the number of sites grows, up to a thousand.
 
-Sites are links to a few tiny demo cases, so that memory which grows is the driver's own.  Every count is measured in a
-child process of its own.
+All sites are hard links to the same few tiny demo cases, so that growing memory is the driver's own.  Every number of
+sites is measured in a child process of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from omnifm import simulation
 from omnifm.bench.inputs import keep_few
@@ -34,13 +34,24 @@ RECORD = {
     "train": {"num_rounds": 1, "local_epochs": 1, "batch_size": 4, "lr": 0.001, "num_threads": 1},
 }
 CASES = {"training": 2, "validation": 1, "test": 1}
+"""Demo cases per site by split."""
 TIMEOUT_S = 3600
 
 
-def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
-    """Measure each number of sites, at least 2, print a line each; return sites, seconds and peak bytes.
+class ScaleRow(TypedDict):
+    """What one number of sites cost."""
+
+    sites: int
+    seconds: float
+    """Wall time of the whole run of one round."""
+    peak_bytes: int
+
+
+def run(counts: Sequence[int], out: Path | None = None) -> list[ScaleRow]:
+    """Measure each number of sites and print a line each.
 
     Args:
+        counts: numbers of sites, each at least 2.
         out: folder for scale.json, written after each number.
 
     Raises:
@@ -48,7 +59,7 @@ def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
     """
     if min(counts) < 2:
         raise ValueError(f"sites must be at least 2; got {min(counts)}")
-    rows: list[dict[str, Any]] = []
+    rows: list[ScaleRow] = []
     for count in counts:
         command = [sys.executable, "-c", "from omnifm.bench.cost.scale import main; main()", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
@@ -62,17 +73,18 @@ def run(counts: Sequence[int], out: Path | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def line(rows: Sequence[dict[str, Any]]) -> str:
-    """The last row for people, and what every site more than the first row's has cost in memory."""
+def line(rows: Sequence[ScaleRow]) -> str:
+    """The last row for people, with the memory per additional site compared with the first row."""
     first, last = rows[0], rows[-1]
     text = (
         f"{last['sites']} sites: {last['seconds']:.1f} s, {last['seconds'] / last['sites']:.3f} s per site, peak "
         f"{last['peak_bytes'] / 2**20:.0f} MiB"
     )
     more = last["sites"] - first["sites"]
-    return (
-        f"{text}, {(last['peak_bytes'] - first['peak_bytes']) / more / 2**10:.1f} KiB per site more" if more else text
-    )
+    if not more:
+        return text
+    growth = (last["peak_bytes"] - first["peak_bytes"]) / more
+    return f"{text}, {growth / 2**10:.1f} KiB per site more"
 
 
 def main() -> None:
@@ -90,7 +102,7 @@ def main() -> None:
 
 
 def sites(root: Path, count: int) -> list[str]:
-    """Folders of `count` sites that hold the same few cases, as hard links."""
+    """Make the folders of `count` sites that hold the same few cases, as hard links; returns their names."""
     template = root / "template"
     shutil.copytree(demo_site("classification", "site-1"), template)
     keep_few(template / "dataset.json", CASES)

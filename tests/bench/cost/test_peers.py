@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from omnifm.bench.cost import peer_process, peers, scale
+from omnifm.bench.cost import peer_process, peers, processes, scale
 from tests.conftest import experiment
 
 
@@ -119,7 +119,7 @@ def test_memory_grows_with_what_is_held():
         code = f"held = bytearray(b'x') * {size}; print(flush=True); input()"
         with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             child.stdout.readline()
-            found.append(peers.memory(child.pid))
+            found.append(processes.memory(child.pid))
             child.communicate(b"\n")
     assert found[1] - found[0] > 50 * 2**20
 

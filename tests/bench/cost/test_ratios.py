@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnifm.bench.cost import flare_round
+from omnifm.bench.cost import flare_round, processes, training_step
+from omnifm.bench.cost import measure as arithmetic
 from omnifm.bench.cost import ratios as cost
-from omnifm.bench.cost.ratios import Measure, Seconds
+from omnifm.bench.cost.measure import Measure, Seconds
+from omnifm_flare import stock_fedavg
 from tests.conftest import ROOT
 
 
@@ -33,19 +35,19 @@ def measure(value: float, bar: float = 1.0) -> Measure:
 class TestRatio:
     def test_golden(self):
         """Ratios 1, 1.5, 2, 3, 100: the median 2, quartiles 1.5 and 3; CPU half of it; one bad pair moves nothing."""
-        found = cost.ratio("step", pairs((1, 1), (3, 2), (4, 2), (3, 1), (100, 1)), 2.5, "x")
+        found = arithmetic.ratio("step", pairs((1, 1), (3, 2), (4, 2), (3, 1), (100, 1)), 2.5, "x")
         assert (found.value, found.low, found.high, found.cpu) == (2.0, 1.5, 3.0, 1.0)
 
     def test_pairs_are_divided_before_the_median(self):
         """Ratios 10, 2, 1.5: the median is 2; the medians of the sides, 6 and 2, would give 3."""
-        assert cost.ratio("step", pairs((10, 1), (4, 2), (6, 4)), 1.0, "x").value == 2.0
+        assert arithmetic.ratio("step", pairs((10, 1), (4, 2), (6, 4)), 1.0, "x").value == 2.0
 
     def test_a_clock_that_stood_still_gives_no_cpu_ratio(self):
-        assert cost.ratio("step", [(Seconds(1.0, 0.0), Seconds(1.0, 0.0))], 1.0, "x").cpu is None
+        assert arithmetic.ratio("step", [(Seconds(1.0, 0.0), Seconds(1.0, 0.0))], 1.0, "x").cpu is None
 
     def test_rejects_no_pairs(self):
         with pytest.raises(ValueError, match="pairs must hold at least one timing; got none"):
-            cost.ratio("step", [], 1.0, "x")
+            arithmetic.ratio("step", [], 1.0, "x")
 
 
 class TestMeasure:
@@ -64,24 +66,24 @@ class TestMeasure:
 class TestInterleave:
     def test_alternates_who_is_first_after_one_untimed_call_of_each(self):
         calls: list[str] = []
-        found = cost.interleave(lambda: calls.append("a"), lambda: calls.append("b"), 3)
+        found = arithmetic.interleave(lambda: calls.append("a"), lambda: calls.append("b"), 3)
         assert "".join(calls) == "ababbaab"
         assert len(found) == 3
 
     def test_ours_comes_first_in_every_pair(self, monkeypatch):
         ours, theirs = object, int
-        monkeypatch.setattr(cost, "timed", lambda work: Seconds(1.0 if work is ours else 2.0, 0.0))
-        assert {(a.wall, b.wall) for a, b in cost.interleave(ours, theirs, 4)} == {(1.0, 2.0)}
+        monkeypatch.setattr(arithmetic, "timed", lambda work: Seconds(1.0 if work is ours else 2.0, 0.0))
+        assert {(a.wall, b.wall) for a, b in arithmetic.interleave(ours, theirs, 4)} == {(1.0, 2.0)}
 
     def test_stops_at_its_budget_but_not_before_three_pairs(self):
-        assert len(cost.interleave(int, int, 50, budget_s=0.0)) == cost.MIN_PAIRS
+        assert len(arithmetic.interleave(int, int, 50, budget_s=0.0)) == arithmetic.MIN_PAIRS
 
 
 class TestSections:
     """Each runs, and measures what it says."""
 
     def test_training_steps(self):
-        found = list(cost.training_steps([(4, 8)], side_3d=16, side_2d=32, batch_2d=2, num_pairs=1))
+        found = list(training_step.training_steps([(4, 8)], side_3d=16, side_2d=32, batch_2d=2, num_pairs=1))
         assert [m.name for m in found] == ["step, 3-D UNet", "step, 2-D ResNet-18"]
         assert [m.bar for m in found] == [1.10, 1.20]
         assert all(0 < m.value < math.inf for m in found)
@@ -92,11 +94,11 @@ class TestSections:
         models = []
 
         def backbone():
-            models.append(cost.UNetBackbone(3, 1, 2, (4, 8)))
+            models.append(training_step.UNetBackbone(3, 1, 2, (4, 8)))
             return models[-1]
 
         image = {"image": torch.randn(2, 1, 16, 16, 16)}
-        steps = cost._pair(backbone, image, lambda logits: logits.square().mean())
+        steps = training_step._steps(backbone, image, lambda logits: logits.square().mean())
         before = [[p.clone() for p in model.parameters()] for model in models]
         for step in steps:
             step()
@@ -105,7 +107,7 @@ class TestSections:
             assert sum(moved) > len(moved) / 2
 
     def test_stand_in_decodes_its_own_tokens(self):
-        net = cost.ResNetStandIn(3, 8)
+        net = training_step.ResNetStandIn(3, 8)
         tokens, features = net.encode({"image": torch.randn(2, 3, 32, 32)})
         assert tokens.shape[2] == net.width
         assert net.decode(tokens, features, {}).shape == (2, 8)
@@ -191,7 +193,7 @@ class TestFlareRounds:
         command = ["sh", "-c", f'"$0" -c "{busy}"; true', sys.executable]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
             shell.stdout.readline()
-            assert flare_round.cpu_seconds(shell.pid) >= 0.45
+            assert processes.cpu_seconds(shell.pid) >= 0.45
             shell.communicate(b"\n")
 
     def test_stock_job_polls_as_ours_and_runs_nvflares_own_controller(self, tmp_path, monkeypatch):
@@ -203,11 +205,14 @@ class TestFlareRounds:
             assert changed <= {"executors", "task_result_filters", "workflows", "components"}
         assert stock["workflows"][0]["path"] == "nvflare.app_common.workflows.fedavg.FedAvg"
         assert stock["workflows"][0]["args"]["num_rounds"] == 3
-        compile((jobs[1] / "app/custom/stock.py").read_text(), "stock.py", "exec")
+        (executor,) = json.loads((jobs[1] / "app/config/config_fed_client.json").read_text())["executors"]
+        assert executor["executor"]["path"] == f"{stock_fedavg.__name__}.{stock_fedavg.StockTrainer.__name__}"
+        network = stock["components"][0]["args"]["model"]["path"]
+        assert network == f"{stock_fedavg.__name__}.{stock_fedavg.Network.__name__}"
         assert json.loads((jobs[0] / "app/config/experiment.json").read_text())["method"] == {"name": "fedavg"}
 
     def test_data_are_a_few_cases_of_every_split(self, tmp_path):
-        root = flare_round._data(tmp_path)
+        root = flare_round.demo_data(tmp_path)
         for site in flare_round.SITES:
             content = json.loads((root / site / "dataset.json").read_text())
             assert {split: len(content[split]) for split in flare_round.CASES} == flare_round.CASES
