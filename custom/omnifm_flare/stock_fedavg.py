@@ -64,7 +64,9 @@ class Network(nn.Module):
 
     def __init__(self, config: str) -> None:
         super().__init__()
-        self.unet = agreed_task(read_config(config))[1].backbone().unet
+        unet = agreed_task(read_config(config))[1].backbone().unet
+        assert isinstance(unet, nn.Module)
+        self.unet = unet
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (b, class, *space) of images (b, channel, *space)."""

@@ -1,6 +1,6 @@
-"""Finished runs, kept in `<out>/cells`: none is run twice while its experiment and its data stay the same.
+"""Finished runs in `<out>/cells`, so that an interrupted benchmark continues where it stopped.
 
-So a benchmark that was cut off goes on where it stopped.
+A run is repeated only if its experiment or its data have changed.
 """
 
 from __future__ import annotations
@@ -8,30 +8,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from omnifm import simulation
 from omnifm.config import Experiment
+from omnifm.records import Json, Summary
 from omnifm.state import write_atomic
 
 logger = logging.getLogger("omnifm")
 
 
 class Incomplete(ValueError):
-    """A run did not end COMPLETE: it diverged, or a site could not take part."""
+    """A run did not end as COMPLETE: it diverged, or a site could not take part."""
 
 
-def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, device: str = "cpu") -> dict[str, Any]:
-    """The summary of one run.
+def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, device: str = "cpu") -> Summary:
+    """The summary of one run, from `out` or run now.
 
     Raises:
-        Incomplete: the run was not complete; it is not kept.
+        Incomplete: the run was not complete; it is not stored.
         ValueError: as `kept`.
     """
 
-    def run() -> dict[str, Any]:
+    def run() -> Mapping[str, object]:
         summary = simulation.run(experiment, data, sites, device=device)
         if summary["status"] != "COMPLETE":
             raise Incomplete(
@@ -39,32 +40,34 @@ def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, de
             )
         return summary
 
-    return kept(out, key_of(experiment, data, sites), data, sites, run)
+    return cast(Summary, kept(out, key_of(experiment, data, sites), data, sites, run))
 
 
 def key_of(experiment: Experiment, data: Path, sites: Sequence[str]) -> str:
-    """What tells one run of `cell` from another."""
+    """The key of a run of `cell`; runs with equal keys are the same run."""
     return f"{experiment.hash()} {experiment.seed} {data.name} {list(sites)}"
 
 
-def kept(out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returned for this key and these data, here or in an earlier process.
+def kept(out: Path, key: str, data: Path, sites: Sequence[str], make: Callable[[], Mapping[str, object]]) -> Json:
+    """The result of `make` for this key and these data, from an earlier process or made now.
 
     Raises:
-        ValueError: a dataset.json changed while `make` ran, which may have read both; nothing is kept.
+        ValueError: a dataset.json changed while `make` ran, so that it may have read both versions; nothing is stored.
     """
     found = finished(out, key, data, sites)
     if found is None:
         read = data_hash(data, sites)
-        found = make() | {"data_hash": read}
+        found = {**make(), "data_hash": read}
         if data_hash(data, sites) != read:
-            raise ValueError("data must stay as they are while they are read; a dataset.json changed during a run")
+            raise ValueError(
+                "data must stay as they are while they are read; a dataset.json changed during a run. Run it again"
+            )
         write_atomic(_path(out, key), json.dumps(found).encode())
     return found
 
 
-def finished(out: Path, key: str, data: Path, sites: Sequence[str]) -> dict[str, Any] | None:
-    """What is kept under this key; None where nothing is, it is damaged, or it was made from other data."""
+def finished(out: Path, key: str, data: Path, sites: Sequence[str]) -> Json | None:
+    """The stored result of this key; None if there is none, it is damaged, or it was made from other data."""
     path = _path(out, key)
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
@@ -77,7 +80,7 @@ def finished(out: Path, key: str, data: Path, sites: Sequence[str]) -> dict[str,
 
 
 def data_hash(data: Path, sites: Sequence[str]) -> str:
-    """Of the sites' dataset.json, which name all cases and splits; an image changed under its name is not noticed."""
+    """Hash of the sites' dataset.json, which name all cases and splits; a changed image file is not noticed."""
     digest = hashlib.sha256()
     for site in sites:
         digest.update(hashlib.sha256((data / site / "dataset.json").read_bytes()).digest())

@@ -1,4 +1,4 @@
-"""What every benchmark is given: a federation's folder, and a job whose experiment it runs."""
+"""The inputs of every benchmark: a federation's folder, a folder for results, and a job whose experiment is run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from omnifm.config import Experiment
 
 
 def site_names(data: Path, least: int = 0) -> list[str]:
-    """Folders in a federation's folder that hold a dataset.json, sorted.
+    """Names of the sites in a federation's folder, sorted: its folders that hold a dataset.json.
 
     Raises:
-        ValueError: they are fewer than `least`.
+        ValueError: there are fewer than `least`.
     """
     names = sorted(file.parent.name for file in data.glob("*/dataset.json"))
     if len(names) < least:
@@ -25,7 +25,7 @@ def site_names(data: Path, least: int = 0) -> list[str]:
 
 
 def out_folder(out: Path) -> Path:
-    """The folder for results, made if absent; asked for before the first run, not after it.
+    """Make the folder for results if it is absent, and check it before the first run.
 
     Raises:
         ValueError: it cannot be made or written to.
@@ -39,15 +39,15 @@ def out_folder(out: Path) -> Path:
 
 
 def federation(data: Path) -> Path:
-    """A federation's folder by its own name, which `.` has not."""
+    """A federation's folder as an absolute path, whose last part is its name (`.` has none)."""
     return Path(os.path.abspath(data))
 
 
 def job_experiment(job: str | Path, num_rounds: int | None = None, num_epochs: int | None = None) -> Experiment:
-    """A job folder's experiment, with other rounds and local epochs per round where they are given.
+    """A job folder's experiment, with other rounds and local epochs per round if they are given.
 
     Raises:
-        ValueError: the folder holds none, or it is not as it must be.
+        ValueError: the folder has no experiment.json, or it is refused.
     """
     experiment = Experiment.from_job(job)
     train = experiment.train
@@ -56,6 +56,10 @@ def job_experiment(job: str | Path, num_rounds: int | None = None, num_epochs: i
 
 
 def keep_few(file: Path, cases: Mapping[str, int]) -> None:
-    """Cut the splits of a dataset.json of our own to their first cases."""
+    """Shorten the splits of a demo site's dataset.json to their first cases.
+
+    Args:
+        cases: split -> number of cases that remain.
+    """
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {split: content[split][:number] for split, number in cases.items()}))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from monai.data import Dataset
 from PIL import Image
 
 from omnifm.method import Tensors
 from omnifm.state import write_atomic
-from omnifm.task import Batch, Forward, Task
+from omnifm.task import Forward, Task
 
 NUM_PICTURES = 3
 
 
-def draw_cases(task: Task, forward: Forward, cases: Iterable[Batch], folder: Path) -> Tensors:
+def draw_cases(task: Task, forward: Forward, cases: Dataset, folder: Path) -> Tensors:
     """Write `prediction-1.png`, `prediction-2.png`, ... into the site's state folder.
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from omnifm.bench.tables.markdown import grid
-from omnifm.bench.tables.one_federation import over_seeds, plain
 from omnifm.bench.tables.page import spread
+from omnifm.bench.tables.scores import finite, over_seeds
 from omnifm.report.numbers import counted, number
 
 MOMENTS = {
@@ -54,9 +54,9 @@ def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
         return {"mean": None, "std_over_seeds": None, "per_site": dict.fromkeys(joined)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a site or seed where nothing is defined has no mean: None
-        per_site = {site: float(np.nanmean(values[:, i])) for i, site in enumerate(joined)}
+        per_site = {site: finite(float(np.nanmean(values[:, i]))) for i, site in enumerate(joined)}
         std = over_seeds(values)
-    return plain({"mean": float(np.nanmean(values)), "std_over_seeds": std, "per_site": per_site})
+    return {"mean": finite(float(np.nanmean(values))), "std_over_seeds": std, "per_site": per_site}
 
 
 def markdown(result: Mapping[str, Any], metric: str) -> str:

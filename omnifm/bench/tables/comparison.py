@@ -1,12 +1,11 @@
-"""What a table of a paper is made of: contenders, federations, and how much of it a scale runs."""
+"""The parts of a paper's table: contenders, federations, and how much of it each scale runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-Changes = Mapping[str, Mapping[str, Any]]
+from omnifm.bench.tables.records import Changes
 
 
 @dataclass(frozen=True)
@@ -15,15 +14,15 @@ class Row:
 
     Attributes:
         method: its section of experiment.json.
-        grid: its own constants, each with the values tried on validation.
-        extra_epochs: passes it takes beside `local_epochs`; they are taken off, so that all take as many steps.
-        only: columns where it can be run; empty is all.
-        tuned: whether learning rate and grid are tried; rows of an ablation keep those of the job.
+        grid: its own constants, each with the values that tuning tries.
+        extra_epochs: passes it makes beside `local_epochs`; they are subtracted, so that every row has equal steps.
+        only: columns in which it can run; empty means all.
+        tuned: whether its learning rate and grid are tuned; rows of an ablation keep the job's values.
     """
 
     name: str
-    method: Mapping[str, Any]
-    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    method: Mapping[str, object]
+    grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     extra_epochs: int = 0
     only: tuple[str, ...] = ()
     tuned: bool = True
@@ -35,11 +34,12 @@ class Column:
 
     Attributes:
         data: the federation's folder below --data.
-        changes: laid over the job's experiment at every scale.
+        job: the job's folder name.
+        changes: changes to the job's experiment at every scale.
         preset: the job's preset at scale `paper`.
-        num_sites: sites of the demo data that stand in.
-        budget: laid over `train` at scale `cpu`, where the job's rounds are not what its data need.
-        note: what is different in this column alone.
+        num_sites: sites of the demo data that replace a missing federation.
+        budget: changes to `train` at scale `cpu`, where the federation needs other rounds than the job's.
+        note: how this column differs from the others.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Table:
     """One table.
 
     Attributes:
-        metrics: those shown, the table's own first; a column shows those that its task has.
+        metrics: metrics shown, the table's own first; a column shows those that its task has.
         rival: the row that all others are compared with.
-        smoke, smoke_rows: columns and rows at scale `smoke`; no rows are all.
-        by_site: whether the paper prints sites.
-        tuned_apart: whether every column is tuned on its own, not only the first of a network.
-        note: what is different from the paper's.
+        smoke, smoke_rows: columns and rows at scale `smoke`; no rows means all.
+        by_site: whether the paper prints a score per site.
+        tuned_apart: whether every column is tuned on its own; else only the first column with a network is tuned.
+        note: how the table differs from the paper's.
     """
 
     title: str
@@ -79,16 +79,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it.
+    """How much of every table is run.
 
     Attributes:
-        presets: whether a column's preset is taken.
-        lr_factors: of the job's learning rate; the grid for every row, which `tuning.tune` follows beyond an edge; none
-            keep the job's.
+        num_seeds: runs of each row.
+        lr_factors: factors of the job's learning rate that tuning tries for every row (`tuning.tune` goes beyond the
+            best edge); empty keeps the job's rate.
         constants: whether rows' own grids are tried too.
-        shrunk: task -> changes that make a cell last about a second.
-        cases: task -> cases per split that are kept of the demo data; empty keeps all.
-        num_sites: of the demo data, if fewer than the column's.
+        presets: whether a column's preset is used.
+        shrunk: task -> changes that make a run last about a second.
+        cases: task -> cases per split (training, validation, test) of the demo data; empty keeps all.
+        num_sites: most sites of the demo data.
         device: auto, cpu or cuda:N.
     """
 

@@ -1,16 +1,16 @@
-"""The papers' tables as plain data: rows, columns, metrics, grids, and what stands in for what cannot be had.
+"""The papers' tables as plain data: rows, columns, metrics, grids, and replacements for what is not available.
 
-OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `federations` and
-`routed_parts` are ours: real federations, every baseline with OmniFM's own head.  `paper_tables` runs them.
+OmniFM: arXiv 2603.21660, tables 1-8 and figure 5.  FedSCA: tables 1-5 of its paper.  `federations` and `routed_parts`
+are ours: real federations, and every baseline with OmniFM's own head.  `paper_tables` runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from omnifm.bench.tables.comparison import Changes, Column, Row, Scale, Table
+from omnifm.bench.tables.comparison import Column, Row, Scale, Table
+from omnifm.bench.tables.records import Changes
 
 LOCAL = Row("Local", {"name": "local"})
 FEDAVG = Row("FedAvg", {"name": "fedavg"})
@@ -39,20 +39,20 @@ FEDSCA = Row("FedSCA", {"name": "fedsca"}, {"alpha": (0.1, 0.5, 2.0)})
 
 
 TINY = (
-    "Below scale paper a random tiny CLIP and LLaMA stand in for CLIP ViT-B/32 and LLaMA-3.2-3B, so that its numbers "
-    "compare methods and say nothing of the paper's level."
+    "At scales other than paper a tiny random CLIP and LLaMA replace CLIP ViT-B/32 and LLaMA-3.2-3B: the numbers "
+    "compare methods with each other, and not with the paper's."
 )
 
 
-def _omnifm(name: str, **settings: Any) -> Row:
+def _omnifm(name: str, **settings: float | int | str | None) -> Row:
     return Row(name, {"name": "omnifm", **settings}, tuned=False)
 
 
-def _routed(name: str, **settings: Any) -> Row:
+def _routed(name: str, **settings: float | int | str | None) -> Row:
     return Row(name, {**ROUTED.method, **settings}, tuned=False)
 
 
-def _fedsca(name: str, **settings: Any) -> Row:
+def _fedsca(name: str, **settings: float | int | str | None) -> Row:
     return Row(name, {"name": "fedsca", **settings}, tuned=False)
 
 
@@ -104,7 +104,7 @@ def _pefts() -> tuple[Column, ...]:
 
 
 def _federations() -> tuple[Column, ...]:
-    """Folders of shared/data/federations, and what `omnifm prepare` makes; the budgets are those of the README."""
+    """Real federations, as `omnifm prepare` makes them; the budgets are those of the README."""
     jobs = {
         "seg_fundus": ("seg_fets", 6, 4),
         "seg_brain_2d": ("seg_fets", 6, 4),
@@ -119,7 +119,13 @@ def _federations() -> tuple[Column, ...]:
         "vqa_rad": ("vqa_slake", 5, 3),
     }
     return tuple(
-        Column(name, name, job, budget={"num_rounds": rounds, "local_epochs": epochs}, note=TINY * (name == "vqa_rad"))
+        Column(
+            name,
+            name,
+            job,
+            budget={"num_rounds": rounds, "local_epochs": epochs},
+            note=TINY if name == "vqa_rad" else "",
+        )
         for name, (job, rounds, epochs) in jobs.items()
     )
 
@@ -142,10 +148,10 @@ FUNDUS = Column("Fed-Fundus", "seg_fundus", "seg_fets", num_sites=4)
 REAL = _federations()
 
 NO_SAM = (
-    "MONAI's UNet, all weights trained, stands in for Medical-SAM with adapters; its lowest layers are those that LAT "
-    "sends.  FedHEAL, FedDBE and FedRA are not here; FedFMS is FedAvg; FedSA needs LoRA (OmniFM table 5)."
+    "MONAI's UNet with all weights trained replaces Medical-SAM with adapters; LAT sends its lowest layers.  FedHEAL, "
+    "FedDBE and FedRA are left out; FedFMS is FedAvg; FedSA needs LoRA (OmniFM table 5)."
 )
-MORE = "Local and FedPer (matched), with OmniFM's own head and suffix, are added to the paper's rows."
+MORE = "Local and FedPer (matched), which has OmniFM's own head and suffix, are added to the paper's rows."
 
 TABLES: Mapping[str, Table] = {
     "federations": Table(
@@ -157,10 +163,10 @@ TABLES: Mapping[str, Table] = {
         ("cls_blood",),
         by_site=True,
         tuned_apart=True,
-        note="The command omnifm bench summary tells where OmniFM wins, ties and loses.",
+        note="The command omnifm bench summary shows where OmniFM wins, ties and loses.",
     ),
     "routed_parts": Table(
-        "What does it in the routed variant?",
+        "Which part of the routed variant makes the difference?",
         tuple(column for column in REAL if column.name in ("seg_fundus", "seg_brain_2d", "seg_hippocampus")),
         (
             replace(LOCAL_MATCHED, tuned=False),
@@ -186,7 +192,7 @@ TABLES: Mapping[str, Table] = {
         ("accuracy", "macro_f1", "balanced_accuracy"),
         MATCHED.name,
         ("1 hard, 100%",),
-        note=f"{MORE}  FedBN too.",
+        note=f"{MORE}  FedBN is added too.",
     ),
     "omnifm_2": Table(
         "OmniFM table 2: super-resolution",
@@ -243,7 +249,7 @@ TABLES: Mapping[str, Table] = {
         MATCHED.name,
         ("LoRA",),
         by_site=True,
-        note=f"{MORE}  {TINY}  FedDAT, PromptFL and F3OCUS are not here; FedSA-LoRA and DEeR are added under LoRA.",
+        note=f"{MORE}  {TINY}  FedDAT, PromptFL and F3OCUS are left out; FedSA-LoRA and DEeR are added under LoRA.",
         smoke_rows=(
             "Local",
             "FedSA-LoRA",
@@ -311,8 +317,8 @@ TABLES: Mapping[str, Table] = {
         ("accuracy", "psnr", "dice", "vif"),
         "OmniFM (lambda 0.1, k 2)",
         ("CLS",),
-        note=f"The figure prints no values of lambda and k: these are ours around the defaults; so is {REAL[0].name}.  "
-        f"{TINY}",
+        note=f"The figure prints no values of lambda and k: these are ours, around the defaults; {REAL[0].name} is "
+        f"ours too.  {TINY}",
         smoke_rows=(
             "Local",
             "OmniFM (lambda 0.1, k 2)",
@@ -359,7 +365,7 @@ TABLES: Mapping[str, Table] = {
         ("iou", "dice"),
         "FedAvg",
         ("Fed-Polyp",),
-        note=f"{NO_SAM}  Hence no rows with full tuning beside tuned adapters: all rows are full tuning.",
+        note=f"{NO_SAM}  All rows train all weights, so there are no separate rows for full tuning.",
         smoke_rows=("Local", "FedAvg", "FedSCA"),
     ),
     "fedsca_4": Table(
@@ -406,10 +412,10 @@ SCALES: Mapping[str, Scale] = {
             "classification": {
                 "task": {"image_size": 16},
                 "model": {"channels": [8, 8, 8, 8]},
-                # Two passes, of which FedRep spends one on its head.
+                # Two passes, because FedRep uses one of them for its head.
                 "train": {"num_rounds": 1, "local_epochs": 2, "batch_size": 4, "lr": 0.01},
             },
-            # Four levels: a flat network has too many tokens for attention.
+            # Four levels, because a network with fewer has too many tokens for attention.
             "segmentation": {"task": {"patch_size": 48}, "model": {"channels": [4, 4, 8, 8]}, "train": _FAST},
             "super_resolution": {"task": {"patch_size": 24}, "model": {"channels": 8, "num_blocks": 1}, "train": _FAST},
             "image_fusion": {"task": {"patch_size": 32}, "model": {"growth": 4, "decoder": [4]}, "train": _FAST},

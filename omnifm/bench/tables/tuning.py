@@ -1,68 +1,74 @@
-"""Learning rate and a method's own constants, chosen on validation with seed 0: the same search for every contender."""
+"""Tune the learning rate and a method's own constants on validation with seed 0, by the same search for every row."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import NamedTuple
 
-from omnifm.bench.tables.comparison import Changes, Row, Scale
+from omnifm.bench.tables.comparison import Row, Scale
+from omnifm.bench.tables.records import Changes, Point
 from omnifm.config import Experiment
 
 RATE = "train.lr"
 BEYOND = 2
-"""Most steps beyond an edge of the learning rates' grid."""
+"""Most learning rates that are tried beyond an edge of the grid."""
 
 
 def changed(experiment: Experiment, changes: Changes) -> Experiment:
-    """The experiment with these sections laid over its own.
+    """The experiment with these changes.
 
     Raises:
         ValueError: a key is unknown or out of range.
     """
-    record = asdict(experiment) | {"preset": "it", "presets": {"it": changes}}
+    record = asdict(experiment) | {"preset": "changed", "presets": {"changed": changes}}
     return Experiment.from_json(json.dumps(record))
 
 
-def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[Any]]:
-    """`section.key` -> values tried, the learning rate first; empty where nothing is tuned."""
+def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[float]]:
+    """`section.key` -> the values to try, the learning rate first; empty where nothing is tuned."""
     if not row.tuned:
         return {}
     own = row.grid if scale.constants else {}
-    rates = [
-        _rounded(experiment.train.lr * factor) if factor != 1 else experiment.train.lr for factor in scale.lr_factors
-    ]
-    return ({RATE: rates} if rates else {}) | {f"method.{key}": list(values) for key, values in own.items()}
+    rate = experiment.train.lr
+    rates = [rate if factor == 1 else _rounded(rate * factor) for factor in scale.lr_factors]
+    found = {RATE: rates} if rates else {}
+    return found | {f"method.{key}": list(values) for key, values in own.items()}
 
 
-def num_points(values: Mapping[str, Sequence[Any]]) -> int:
-    """Runs that a grid costs, without steps beyond its edges."""
+def num_points(values: Mapping[str, Sequence[float]]) -> int:
+    """Number of runs for a grid, without those beyond its edges."""
     return sum(map(len, values.values()))
+
+
+class Tuned(NamedTuple):
+    """What `tune` found."""
+
+    chosen: Changes
+    tried: list[Point]
 
 
 def tune(
     experiment: Experiment,
-    values: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Sequence[float]],
     score: Callable[[Experiment], float | None],
     higher: bool,
-) -> tuple[Changes, list[dict[str, Any]]]:
-    """Choose one constant after the other, each at the best values of those before it.
+) -> Tuned:
+    """Choose one setting after the other, each with the best values of those before it.
 
-    A learning rate that is best at an edge of its grid is followed beyond it, at most `BEYOND` steps.
+    If the best learning rate is at an edge of its grid, the next rates beyond that edge are tried, at most `BEYOND`.
 
     Args:
-        values: of `grid`.
-        score: runs an experiment and tells its validation score, None where the run failed.
-
-    Returns:
-        What was chosen, and every point tried with its score.
+        values: the values to try, from `grid`.
+        score: runs an experiment and returns its validation score, None where the run failed.
+        higher: whether a higher score is better.
     """
-    tried: list[dict[str, Any]] = []
-    chosen: dict[str, dict[str, Any]] = {}
+    tried: list[Point] = []
+    chosen: dict[str, dict[str, float]] = {}
     for key, candidates in values.items():
         section, name = key.split(".")
-        points: list[dict[str, Any]] = []
+        points: list[Point] = []
         waiting, best = list(candidates), None
         while waiting:
             value = waiting.pop(0)
@@ -75,17 +81,19 @@ def tune(
         if best is not None:
             chosen.setdefault(section, {})[name] = best
             experiment = changed(experiment, {section: {name: best}})
-    return chosen, tried
+    return Tuned(chosen, tried)
 
 
-def _best(points: Sequence[Mapping[str, Any]], higher: bool) -> Any:
-    """The value that scores best, the first of equals; None where every run failed."""
-    scored = [point for point in points if point["validation"] is not None]
-    return (max if higher else min)(scored, key=lambda point: point["validation"])["value"] if scored else None
+def _best(points: Sequence[Point], higher: bool) -> float | None:
+    """The value with the best score, the first of equals; None where every run failed."""
+    scores = {point["value"]: score for point in points if (score := point["validation"]) is not None}
+    if not scores:
+        return None
+    return max(scores, key=scores.__getitem__) if higher else min(scores, key=scores.__getitem__)
 
 
 def _beyond(rates: Sequence[float], best: float) -> list[float]:
-    """The next rate of the geometric grid if the best is its edge, else none."""
+    """The next rate of the geometric grid if the best rate is at its edge, else none."""
     ordered = sorted(rates)
     if best == ordered[-1]:
         return [_rounded(best * best / ordered[-2])]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from omnifm.bench.tables import lint
-from omnifm.bench.tables import one_federation as tables
+from omnifm.bench.tables.scores import tabulate
 
 METRICS = {"dice": True, "iou": True}
 
@@ -32,7 +32,7 @@ def table():
         "FedAvg": [run(0.5, 0.5), run(0.6, 0.7)],
         "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)],
     }
-    column = tables.tabulate(cells, METRICS, "FedAvg") | HEADER | {"metrics": METRICS}
+    column = tabulate(cells, METRICS, "FedAvg") | HEADER | {"metrics": METRICS}
     column["chosen"] = {"OmniFM": {"train": {"lr": 0.03}}}
     column["tried"] = {
         "OmniFM": [
@@ -167,7 +167,7 @@ def test_undefined_scores_are_left_out_alike(table):
     cells = {"FedAvg": [run(0.5, 0.5), run(0.6, 0.7)], "OmniFM": [run(0.6, 0.4), run(0.8, 0.9)]}
     for one in cells["OmniFM"]:
         one["sites"]["site-2"]["metrics"]["dice"]["after"] = None
-    column = tables.tabulate(cells, {"dice": True}, "FedAvg") | HEADER | {"metrics": {"dice": True}}
+    column = tabulate(cells, {"dice": True}, "FedAvg") | HEADER | {"metrics": {"dice": True}}
     assert column["rows"]["OmniFM"]["dice"]["after"]["per_site"] == [pytest.approx(0.7), None]
     assert lint.lint({"columns": {"polyp": column}}) == []
 

@@ -11,6 +11,7 @@ from omnifm.bench import cells
 from omnifm.bench.tables import lint
 from omnifm.bench.tables import one_federation as tables
 from omnifm.bench.tables.page import spread
+from omnifm.bench.tables.scores import tabulate
 from omnifm.plugins import plugin
 from tests.conftest import ROOT, experiment
 
@@ -29,7 +30,7 @@ def summary(before, after, distance=1.0):
 
 def test_one_seed_has_no_spread():
     cells = {"OmniFM": [summary([0, 0], [0.6, 0.7])]}
-    row = tables.tabulate(cells, METRICS)["rows"]["OmniFM"]["dice"]["after"]
+    row = tabulate(cells, METRICS)["rows"]["OmniFM"]["dice"]["after"]
     assert row["std_over_seeds"] is None
     assert spread(row) == "0.650"
 
@@ -41,7 +42,7 @@ def test_golden():
         "FedPer (matched)": [summary([0, 0], [0.5, 0.5]), summary([0, 0], [0.6, 0.6])],
         "OmniFM": [summary([0, 0], [0.6, 0.6]), summary([0, 0], [0.8, 0.8])],
     }
-    row = tables.tabulate(cells, METRICS)["rows"]["OmniFM"]["dice"]["after"]
+    row = tabulate(cells, METRICS)["rows"]["OmniFM"]["dice"]["after"]
     assert row["mean"] == pytest.approx(0.7)
     assert row["std_over_seeds"] == pytest.approx(0.1)
     assert row["per_site"] == pytest.approx([0.7, 0.7])
@@ -49,7 +50,7 @@ def test_golden():
     assert row["against_rival"]["difference"] == pytest.approx(0.15)
     half = stats.t.ppf(0.975, 1) * np.std([0.1, 0.2], ddof=1) / np.sqrt(2)
     assert row["against_rival"]["high"] == pytest.approx(0.15 + half)
-    matched = tables.tabulate(cells, METRICS)["rows"]["FedPer (matched)"]["dice"]["after"]
+    matched = tabulate(cells, METRICS)["rows"]["FedPer (matched)"]["dice"]["after"]
     assert matched["sites_below_local"] == 1
 
 
@@ -58,7 +59,7 @@ def test_where_local_is_missing_sites_are_held_against_local_of_equal_capacity(n
     """Local is worse than OmniFM everywhere, Local (matched) better everywhere."""
     scores = {"Local": [0.1, 0.1], "Local (matched)": [0.9, 0.9], "OmniFM": [0.5, 0.5]}
     cells = {name: [summary([0, 0], scores[name])] for name in (*names, "OmniFM")}
-    rows = tables.tabulate(cells, METRICS)["rows"]
+    rows = tabulate(cells, METRICS)["rows"]
     assert rows["OmniFM"]["dice"]["after"]["sites_below_local"] == lost
 
 
@@ -69,7 +70,7 @@ def test_a_rival_that_the_task_scores_has_its_own_row():
         for site in run["sites"].values():
             site["metrics"]["dice_blank"] = {"before": 0.1, "after": 0.1}
     metrics = METRICS | {"dice_blank": True}
-    table = tables.tabulate(cells, metrics)
+    table = tabulate(cells, metrics)
     row = table["trivial"]["blank"]["dice"]["after"]
     assert (row["mean"], row["sites_below_local"]) == (pytest.approx(0.1), 2)
     assert row["against_rival"]["difference"] == pytest.approx(-0.4)
@@ -77,14 +78,14 @@ def test_a_rival_that_the_task_scores_has_its_own_row():
 
 def test_worst_follows_the_metrics_direction():
     cells = {"OmniFM": [summary([0, 0], [0.2, 0.6], distance=3.0)]}
-    row = tables.tabulate(cells, METRICS)["rows"]["OmniFM"]
+    row = tabulate(cells, METRICS)["rows"]["OmniFM"]
     assert row["dice"]["after"]["worst_site"] == 0.2
     assert row["hd95_mm"]["after"]["worst_site"] == 3.0
 
 
 def test_an_undefined_score_is_left_out_not_counted_as_zero():
     cells = {"OmniFM": [summary([0, 0], [0.6, 0.6], distance=None), summary([0, 0], [0.6, 0.6], distance=4.0)]}
-    assert tables.tabulate(cells, METRICS)["rows"]["OmniFM"]["hd95_mm"]["after"]["mean"] == 4.0
+    assert tabulate(cells, METRICS)["rows"]["OmniFM"]["hd95_mm"]["after"]["mean"] == 4.0
 
 
 def test_a_rival_that_hangs_on_the_model_is_named_after_it():
@@ -94,7 +95,7 @@ def test_a_rival_that_hangs_on_the_model_is_named_after_it():
         for site in runs[name][0]["sites"].values():
             site["metrics"]["dice_blank"] = {"before": score, "after": score}
             site["metrics"]["dice_prior"] = {"before": 0.2, "after": 0.2}
-    found = tables.tabulate(runs, METRICS | {"dice_blank": True, "dice_prior": True})["trivial"]
+    found = tabulate(runs, METRICS | {"dice_blank": True, "dice_prior": True})["trivial"]
     assert {name: row["dice"]["after"]["mean"] for name, row in found.items()} == {
         "blank of Local": pytest.approx(0.1),
         "prior": pytest.approx(0.2),

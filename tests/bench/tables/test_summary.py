@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from omnifm.bench.tables import one_federation as tables
+from omnifm.bench.tables.scores import tabulate
 from omnifm.bench.tables.summary import summary_table
 from tests.bench.tables.test_one_federation import summary
 
@@ -13,7 +13,7 @@ def column(cells, metrics=None, **facts):
     """A column of these runs."""
     metrics = metrics or {"dice": True}
     header = {"metrics": metrics, "shown": list(metrics), "seeds": len(next(iter(cells.values()))), "failed": {}}
-    return header | tables.tabulate(cells, metrics) | facts
+    return header | tabulate(cells, metrics) | facts
 
 
 def scored(scores, **facts):
