@@ -1,11 +1,11 @@
-"""Are low frequencies what modalities share?  The paper's motivating inequality (figure 4), measured on a federation.
+"""Measure the paper's motivating inequality (figure 4) on a federation: do modalities share low frequencies?
 
     || P_LP F(x_i) - P_LP F(x_j) ||  <<  || F(x_i) - F(x_j) ||    for x_i, x_j of different modalities
 
-A projection never lengthens a difference, so that "<=" holds of any images; what can fail is "<<" and what the paper
-concludes from it.  Beside every distance stands what it would be if the difference lay evenly over all frequencies, and
-the same distance between images of one site: the low band brings modalities together only if they are less far apart in
-it, measured by that, than in the full spectrum.
+A projection never lengthens a difference, so "<=" holds for any images.  "<<" can fail, and so can the paper's
+conclusion.  Two references stand beside every distance: its value if the difference were spread evenly over all
+frequencies, and the distance between images of one site.  The low band brings modalities together only if, relative to
+the distance within a site, they are nearer to each other there than in the full spectrum.
 
 Letters: n images, s side in pixels, f frequencies of the half spectrum, k sites.
 """
@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,9 +32,13 @@ from omnifm.parts.spectral import EDGE, low_band, radial_bands
 from omnifm.state import write_atomic
 
 MAX_SIDE = 128
-"""Images become squares of the smallest side among them, at most this: an enlarged one has nothing in its high band."""
+"""Images are shrunk to squares of the smallest side among them, at most this many pixels.  They are never enlarged,
+which would leave nothing in the high band."""
 NUM_BANDS = 32
+"""Rings of the low band whose means are compared by their cosines."""
 RESAMPLES = 300
+"""Bootstrap samples for the interval `nearer`."""
+Moments = Literal["before", "after"]
 SPECTRA = {
     "raw": "magnitude of the intensities as read",
     "standardised": "magnitude of the image with mean 0 and standard deviation 1",
@@ -43,41 +47,113 @@ SPECTRA = {
     "standardised log": "log1p of the standardised image's magnitude",
     "standardised log, unit": "the same, to unit length within the band; nearest to what OmniFM's tokenizer reads",
 }
-"""What is compared, by name."""
+"""The spectra that are compared, by name."""
 
 
-def run(data: Path, out: Path, *, limit: int = 40, keep: float = 0.25, seed: int = 0) -> dict[str, Any]:
-    """Measure a federation and write spectra.json, spectra.md and spectra.html.
+class Compared(TypedDict):
+    """What one kind of spectrum says of the inequality.
+
+    Distances are means over pairs of images.
+    """
+
+    groups: dict[str, dict[str, float]]
+    """Group of pairs (`site`, `modality`, `across`) -> distance in the `low` band and the `full` spectrum; a group
+    without a pair is left out."""
+    low_over_full: float
+    """Mean over pairs across modalities of low / full distance."""
+    even: float
+    """The same if differences were spread evenly over frequencies; 1 where each band has its own unit length."""
+    apart_low: float
+    """Distance across modalities / distance within a site, in the low band."""
+    apart_full: float
+    """The same in the full spectrum."""
+    nearer: list[float]
+    """[2.5 %, 97.5 %] of apart_full - apart_low over bootstrap samples of each site's images; above 0 where the low
+    band brings modalities together."""
+
+
+class Described(Compared):
+    """`Compared`, with the spectrum in words."""
+
+    what: str
+
+
+class SiteImages(TypedDict):
+    """Whose images were measured."""
+
+    modality: str
+    num_images: int
+
+
+class Numbers(TypedDict):
+    """All numbers of a federation."""
+
+    side: int
+    """Of the squares, in pixels."""
+    low_share_of_frequencies: float
+    sites: dict[str, SiteImages]
+    spectra: dict[str, Described]
+    cosines: dict[Moments, list[list[float]]]
+    """Between sites' mean low-band log spectra, `before` and `after` subtracting the mean over sites."""
+
+
+class Result(Numbers):
+    """The content of spectra.json."""
+
+    schema: int
+    data: str
+    keep: float
+    limit: int
+    seed: int
+
+
+class Measured(NamedTuple):
+    """What `measure` returns."""
+
+    numbers: Numbers
+    pictures: dict[str, Tensor]
+    """Mean log spectrum (s, s // 2 + 1) of each site, for the figure."""
+
+
+def run(data: Path, out: Path, *, limit: int = 40, keep: float = 0.25, seed: int = 0) -> Result:
+    """Measure a federation, and write spectra.json, spectra.md and spectra.html.
 
     Args:
-        data: federation folder, one `<site>/dataset.json` per site; training images only are looked at.
+        data: federation folder, one `<site>/dataset.json` per site; only training images are used.
         out: folder of the results.
-        limit: most images of a site, drawn with `seed`, at least 2.
-        keep: radius of the low band as a share of Nyquist, in (0, 1).
-
-    Returns:
-        The content of spectra.json.
+        limit: most images of a site, at least 2; they are drawn with `seed`.
+        keep: radius of the low band as a share of the Nyquist frequency, in (0, 1).
 
     Raises:
-        ValueError: the folder holds fewer than two sites, a site fewer than two readable images, or an argument is out
-            of its range.
+        ValueError: the folder has fewer than two sites, a site has fewer than two readable images, all sites have the
+            same modality, or an argument is out of its range.
     """
     if limit < 2 or not 0 < keep < 1:
         raise ValueError(f"limit must be at least 2 and keep in (0, 1); got {limit} and {keep}")
     data, out = federation(data), out_folder(out)
     read = {name: read_site(data / name, limit, seed) for name in site_names(data, 2)}
     found = measure({name: images for name, (images, _) in read.items()}, {n: m for n, (_, m) in read.items()}, keep)
-    result = {"schema": 1, "data": data.name, "keep": keep, "limit": limit, "seed": seed} | found["numbers"]
+    result: Result = {
+        "schema": 1,
+        "data": data.name,
+        "keep": keep,
+        "limit": limit,
+        "seed": seed,
+        **found.numbers,
+    }
     write_atomic(out / "spectra.json", json.dumps(result, indent=1).encode())
     write_atomic(out / "spectra.md", markdown(result).encode())
-    write_atomic(out / "spectra.html", page(result, found["pictures"]))
+    write_atomic(out / "spectra.html", page(result, found.pictures))
     return result
 
 
 def read_site(folder: Path, limit: int, seed: int) -> tuple[list[Tensor], str]:
-    """At most `limit` of a site's training images, each (height, width) in grey, and the site's modality.
+    """At most `limit` training images of a site, each in grey (height, width), and the site's modality.
 
-    Of a volume with depth the middle slice; channels are averaged.  Images that reading refuses are passed over.
+    A volume gives its middle slice; channels are averaged.  Images that the reader refuses are passed over.
+
+    Raises:
+        ValueError: fewer than two images are readable.
     """
     datalist = read_datalist(folder, required=("image",))
     items = list(datalist.training)
@@ -97,13 +173,13 @@ def read_site(folder: Path, limit: int, seed: int) -> tuple[list[Tensor], str]:
     return images, datalist.modality["0"]
 
 
-def measure(images: Mapping[str, Sequence[Tensor]], modalities: Mapping[str, str], keep: float) -> dict[str, Any]:
-    """All numbers, and each site's mean log spectrum for the figure.
+def measure(images: Mapping[str, Sequence[Tensor]], modalities: Mapping[str, str], keep: float) -> Measured:
+    """Compare the images of a federation in every spectrum.
 
     Args:
         images: grey images (height, width) of each site.
         modalities: code of each site.
-        keep: radius of the low band as a share of Nyquist.
+        keep: radius of the low band as a share of the Nyquist frequency.
     """
     side = min(MAX_SIDE, *(min(image.shape) for owned in images.values() for image in owned))
     squares = torch.stack([square(image, side) for owned in images.values() for image in owned])
@@ -111,26 +187,30 @@ def measure(images: Mapping[str, Sequence[Tensor]], modalities: Mapping[str, str
     modality = [modalities[name] for name in images]
     inside, count = low_disc(side, keep)
     share = float(count[inside].sum() / count.sum())
-    spectra = {name: compare(squares, name, inside, count, site, modality) for name in SPECTRA}
+    spectra: dict[str, Described] = {
+        name: {"what": what, **compare(squares, name, inside, count, site, modality)} for name, what in SPECTRA.items()
+    }
     bands = [
         radial_bands(standardised(squares[site == k])[:, None], NUM_BANDS, keep)[:, 1:] for k in range(len(images))
     ]
-    shown = {name: {"modality": modalities[name], "num_images": len(owned)} for name, owned in images.items()}
+    shown: dict[str, SiteImages] = {
+        name: {"modality": modalities[name], "num_images": len(owned)} for name, owned in images.items()
+    }
     means = torch.stack([band.mean(dim=0) for band in bands])
-    numbers = {
+    numbers: Numbers = {
         "side": side,
         "low_share_of_frequencies": share,
         "sites": shown,
-        "spectra": {name: {"what": SPECTRA[name]} | row for name, row in spectra.items()},
+        "spectra": spectra,
         "cosines": cosines(means),
     }
     logs = magnitude(squares, "standardised log")
     pictures = {name: logs[site == k].mean(dim=0) for k, name in enumerate(images)}
-    return {"numbers": numbers, "pictures": pictures}
+    return Measured(numbers, pictures)
 
 
 def square(image: Float[Tensor, "h w"], side: int) -> Float[Tensor, "s s"]:
-    """The middle square, shrunk to `side` pixels with a filter against aliasing; an image of that size is returned."""
+    """The middle square of an image, shrunk to `side` pixels with an anti-aliasing filter where it is larger."""
     size = min(image.shape)
     top, left = ((length - size) // 2 for length in image.shape)
     middle = image[None, None, top : top + size, left : left + size]
@@ -140,24 +220,24 @@ def square(image: Float[Tensor, "h w"], side: int) -> Float[Tensor, "s s"]:
 
 
 def standardised(images: Float[Tensor, "n s s"]) -> Float[Tensor, "n s s"]:
-    """Each image with mean 0 and standard deviation 1; a constant one is 0."""
+    """Each image with mean 0 and standard deviation 1; a constant image becomes 0."""
     centred = images - images.mean(dim=(1, 2), keepdim=True)
     spread = centred.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return centred / torch.where(spread > 0, spread, 1.0)
 
 
 def magnitude(images: Float[Tensor, "n s s"], name: str) -> Float[Tensor, "n s h"]:
-    """|FFT| as `SPECTRA` says; unit length is left to the band."""
+    """The magnitude spectrum that `SPECTRA` describes; `distances` makes its bands unit length."""
     values = low_band((standardised(images) if "standardised" in name else images)[:, None], keep=1.0)[:, 0]
     return torch.log1p(values) if "log" in name else values
 
 
 def low_disc(side: int, keep: float) -> tuple[Bool[Tensor, "s h"], Float[Tensor, "s h"]]:
-    """Which frequencies of `low_band(..., keep=1)` have radius <= keep, and how often each stands in the full plane."""
+    """Which frequencies of `low_band(..., keep=1)` have radius <= keep, and how often each occurs in the full plane."""
     rows = torch.fft.fftfreq(side, dtype=torch.float64) * 2
     columns = torch.arange(side // 2 + 1, dtype=torch.float64) * 2 / side
     inside = (rows[:, None] ** 2 + columns**2).sqrt() <= keep * (1 + EDGE)
-    twice = (columns > 0) & (columns < 1 - EDGE)  # the half spectrum leaves out their mirror images
+    twice = (columns > 0) & (columns < 1 - EDGE)  # their mirror images are not in the half spectrum
     return inside, torch.where(twice, 2.0, 1.0).expand(side, -1).float()
 
 
@@ -168,20 +248,16 @@ def compare(
     count: Float[Tensor, "s h"],
     site: Tensor,
     modality: Sequence[str],
-) -> dict[str, Any]:
-    """Mean distance of pairs per group in the low band and in the full spectrum, and what they say of the inequality.
+) -> Compared:
+    """Mean distances of pairs in the low band and in the full spectrum, and what they say of the inequality.
 
-    Every pair of sites, and every site with itself, counts the same, however many images it has.
+    Every pair of sites, and every site with itself, has the same weight, however many images it has.
 
     Args:
-        inside, count: of `low_disc`; site: number of each image's site; modality: code of each site.
-
-    Returns:
-        `groups`: {group: {"low", "full"}}, groups without a pair left out; `low_over_full`: mean over pairs across
-        modalities of their low by their full distance; `even`: what that would be if differences lay evenly over
-        frequencies (1 where each band has its own unit length); `apart_low`, `apart_full`: distance across modalities
-        by distance within a site; `nearer`: apart_full - apart_low, > 0 where the low band brings modalities together,
-        as [2.5 %, 97.5 %] of `RESAMPLES` bootstrap samples of each site's images.
+        name: key of `SPECTRA`.
+        inside, count: from `low_disc`.
+        site: number of each image's site.
+        modality: code of each site.
 
     Raises:
         ValueError: all sites have the same modality.
@@ -208,9 +284,10 @@ def compare(
 
 
 def block_means(values: Float[Tensor, "n n"], owned: Float[Tensor, "n k"]) -> Float[Tensor, "k k"]:
-    """Mean over pairs of images of every pair of sites; no image is paired with itself, whose value must be 0.
+    """For every pair of sites, the mean over pairs of their images; no image is paired with itself.
 
     Args:
+        values: a value per pair of images; 0 on the diagonal.
         owned: how often each image counts for each site.
     """
     pairs = torch.outer(owned.sum(dim=0), owned.sum(dim=0)) - owned.T @ owned
@@ -218,21 +295,23 @@ def block_means(values: Float[Tensor, "n n"], owned: Float[Tensor, "n k"]) -> Fl
 
 
 def grouped(blocks: Float[Tensor, "k k"], modality: Sequence[str]) -> dict[str, float]:
-    """Mean over sites, over pairs of sites of one modality, and over pairs of different ones; as far as there are."""
+    """Mean over sites, over pairs of sites of one modality, and over pairs across modalities; no group is empty."""
     found: dict[str, list[float]] = {"site": [], "modality": [], "across": []}
     for i, mine in enumerate(modality):
         for j, other in enumerate(modality[: i + 1]):
-            found["site" if i == j else "modality" if mine == other else "across"].append(float(blocks[i, j]))
+            group = "modality" if mine == other else "across"
+            found["site" if i == j else group].append(float(blocks[i, j]))
     return {group: sum(values) / len(values) for group, values in found.items() if values}
 
 
 def _apart(distance: Tensor, owned: Tensor, modality: Sequence[str]) -> float:
+    """Distance across modalities, as a multiple of the distance within a site."""
     groups = grouped(block_means(distance, owned), modality)
     return groups["across"] / groups["site"]
 
 
 def _resampled(owned: Tensor, draws: torch.Generator) -> Tensor:
-    """How often each image is drawn when every site draws as many of its images as it has, with replacement."""
+    """A bootstrap sample: how often each image is drawn when every site draws as many images as it has."""
     sites = []
     for column in owned.T:
         drawn = torch.zeros(1)
@@ -243,15 +322,18 @@ def _resampled(owned: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def distances(values: Float[Tensor, "n f"], unit: bool) -> Float[Tensor, "n n"]:
-    """Euclidean distance of every pair; with `unit` of the vectors' directions."""
+    """Euclidean distance of every pair; with `unit`, between vectors of unit length."""
     directions = F.normalize(values.double(), dim=1) if unit else values.double()
     return torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def cosines(means: Float[Tensor, "k r"]) -> dict[str, list[list[float]]]:
-    """Cosines between sites' mean bands, as they are and after subtracting the mean over sites."""
+def cosines(means: Float[Tensor, "k r"]) -> dict[Moments, list[list[float]]]:
+    """Cosines between sites' mean bands, before and after subtracting the mean over sites."""
     centred = means - means.mean(dim=0)
-    return {
-        when: (F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T).tolist()
-        for when, rows in (("before", means), ("after", centred))
-    }
+    return {"before": _cosine_matrix(means), "after": _cosine_matrix(centred)}
+
+
+def _cosine_matrix(rows: Tensor) -> list[list[float]]:
+    unit = F.normalize(rows, dim=1)
+    found: list[list[float]] = (unit @ unit.T).tolist()
+    return found

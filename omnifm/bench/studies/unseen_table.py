@@ -1,16 +1,17 @@
-"""The tables of `omnifm bench unseen`."""
+"""The tables of `omnifm bench unseen`, and the records that they are made of."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from omnifm.bench.tables.markdown import grid
 from omnifm.bench.tables.page import spread
-from omnifm.bench.tables.scores import finite, over_seeds
+from omnifm.bench.tables.records import Metrics
+from omnifm.bench.tables.scores import Values, finite, over_seeds
 from omnifm.report.numbers import counted, number
 
 MOMENTS = {
@@ -25,42 +26,93 @@ ONE_MODEL = {
     "mean_head": "global model as it is",
     "few_shot": "few-shot head from its head",
 }
-"""Of a contender whose head is part of what all share."""
+"""The same for a contender whose head belongs to the shared part."""
+Scores = dict[str, float | None]
+"""Metric -> mean over the left-out site's test cases; None where it is undefined."""
 
 
-def tabulate(
-    cells: Mapping[str, Sequence[Mapping[str, Any]]], sites: Sequence[str], metrics: Mapping[str, bool]
-) -> dict[str, Any]:
+class Cell(TypedDict):
+    """One seed, one left-out site, one contender."""
+
+    seed: int
+    left_out: str
+    scores: dict[str, Scores] | None
+    """By name of `MOMENTS`; None if the site could not join."""
+    refused: str | None
+    """Why the site could not join."""
+
+
+class Row(TypedDict):
+    """One contender, moment and metric."""
+
+    mean: float | None
+    std_over_seeds: float | None
+    per_site: dict[str, float | None]
+
+
+class Tabulated(TypedDict):
+    """The scores of all contenders."""
+
+    metrics: dict[str, bool]
+    refused: dict[str, str]
+    rows: dict[str, dict[str, dict[str, Row]]]
+    """Contender -> moment -> metric -> row."""
+
+
+class Result(Tabulated):
+    """The content of unseen.json."""
+
+    schema: int
+    data: str
+    sites: list[str]
+    seeds: int
+    num_rounds: int
+    local_epochs: int
+    shots: int
+    num_steps: int
+
+
+def tabulate(cells: Mapping[str, Sequence[Cell]], sites: Sequence[str], metrics: Metrics) -> Tabulated:
     """Per contender, moment and metric: mean over left-out sites and seeds, spread over seeds, mean of each site.
 
-    Sites that could not join are named in `refused`, and are in no mean.
+    Sites that could not join are named in `refused` and left out of every mean.
     """
-    refused = {cell["left_out"]: cell["refused"] for rows in cells.values() for cell in rows if cell["refused"]}
+    refused = {cell["left_out"]: cell["refused"] for row in cells.values() for cell in row if cell["refused"]}
     joined = [site for site in sites if site not in refused]
-    table: dict[str, Any] = {}
-    for name, rows in cells.items():
-        seeds = sorted({row["seed"] for row in rows})
-        scores = {(row["seed"], row["left_out"]): row["scores"] for row in rows}
-        for moment in MOMENTS:
-            for metric in metrics:
-                values = [[scores[seed, site][moment][metric] for site in joined] for seed in seeds]
-                table.setdefault(name, {}).setdefault(moment, {})[metric] = _row(np.array(values, float), joined)
+    table = {
+        name: {
+            moment: {metric: _row(_matrix(row, moment, metric, joined), joined) for metric in metrics}
+            for moment in MOMENTS
+        }
+        for name, row in cells.items()
+    }
     return {"metrics": dict(metrics), "refused": refused, "rows": table}
 
 
-def _row(values: np.ndarray, joined: Sequence[str]) -> dict[str, Any]:
-    """Of `values` (seeds x sites); NaN is an undefined score."""
+def _matrix(cells: Sequence[Cell], moment: str, metric: str, joined: Sequence[str]) -> np.ndarray:
+    """Scores (seeds, sites) of one contender."""
+    seeds = sorted({cell["seed"] for cell in cells})
+    scores = {(cell["seed"], cell["left_out"]): cell["scores"] for cell in cells}
+    values: list[list[float | None]] = []
+    for seed in seeds:
+        found = [scores[seed, site] for site in joined]
+        values.append([None if one is None else one[moment][metric] for one in found])
+    return np.array(values, float)  # None becomes NaN
+
+
+def _row(values: Values, joined: Sequence[str]) -> Row:
+    """The row of scores (seeds, sites)."""
     if not values.size or np.isnan(values).all():
         return {"mean": None, "std_over_seeds": None, "per_site": dict.fromkeys(joined)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a site or seed where nothing is defined has no mean: None
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, which becomes None
         per_site = {site: finite(float(np.nanmean(values[:, i]))) for i, site in enumerate(joined)}
         std = over_seeds(values)
     return {"mean": finite(float(np.nanmean(values))), "std_over_seeds": std, "per_site": per_site}
 
 
-def markdown(result: Mapping[str, Any], metric: str) -> str:
-    """The first metric as a table for people."""
+def markdown(result: Result, metric: str) -> str:
+    """One metric as a table for people."""
     spread_over = "; ± is the spread over seeds" if result["seeds"] > 1 else ""
     lines = [
         f"{metric} of a site left out of {result['data']} in turn: {counted(len(result['sites']), 'site')}, "

@@ -115,17 +115,17 @@ MODALITIES = {"a": "MR", "b": "CT"}
 class TestMeasure:
     def test_tells_where_modalities_differ(self):
         """Where they differ in high frequencies only, the low band brings them together, and the other way round."""
-        alike = spectra.measure(sites(high=1, low=0), MODALITIES, 0.25)["numbers"]["spectra"]["raw"]
+        alike = spectra.measure(sites(high=1, low=0), MODALITIES, 0.25).numbers["spectra"]["raw"]
         assert alike["low_over_full"] < alike["even"]
         assert alike["nearer"][0] > 0
         assert alike["apart_low"] == pytest.approx(1, abs=0.2)
-        apart = spectra.measure(sites(high=0, low=1), MODALITIES, 0.25)["numbers"]["spectra"]["raw"]
+        apart = spectra.measure(sites(high=0, low=1), MODALITIES, 0.25).numbers["spectra"]["raw"]
         assert apart["low_over_full"] > apart["even"]
         assert apart["nearer"][1] < 0
 
     def test_share_of_frequencies(self):
         """Of 16 x 16 frequencies 13 have radius <= 2."""
-        assert spectra.measure(sites(1, 1), MODALITIES, 0.25)["numbers"]["low_share_of_frequencies"] == 13 / 256
+        assert spectra.measure(sites(1, 1), MODALITIES, 0.25).numbers["low_share_of_frequencies"] == 13 / 256
 
     def test_rejects_one_modality(self):
         with pytest.raises(ValueError, match="data must hold at least 2 modalities; all sites have the same"):

@@ -87,7 +87,7 @@ class TestJoin:
         assert len(payload.extra["prototypes"]) == len(omnifm.tensors["bank/vectors"]) > 0
 
     def test_no_steps_are_the_mean_head(self, federation, omnifm):
-        found = unseen.join(experiment(train=TRAIN), omnifm, federation, "site-3", shots=2, num_steps=0)
+        found = unseen.join(experiment(train=TRAIN), omnifm, federation, "site-3", unseen.FewShot(2, 0))
         assert found["few_shot"] == found["mean_head"]
         assert found["untrained"] != found["mean_head"]
         assert found["own_head"] not in (found["mean_head"], found["untrained"])
@@ -118,7 +118,7 @@ class TestJoin:
         record = json.loads(file.read_text())
         file.write_text(json.dumps(record | {"labels": record["labels"] | {"2": "new"}}))
         monkeypatch.setattr(unseen, "train_without", lambda *_args: omnifm)
-        cell = unseen._cell(experiment(train=TRAIN), tmp_path, SITES, "site-3", 1, 0, tmp_path)
+        cell = unseen._cell(experiment(train=TRAIN), tmp_path, SITES, "site-3", unseen.FewShot(1, 0), tmp_path)
         assert cell["scores"] is None
         assert "sites must agree on label values" in cell["refused"]
 
