@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader, Dataset, PydicomReader
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, PydicomReader
 from monai.transforms import (
     ClipIntensityPercentiles,
     Compose,
@@ -30,36 +30,41 @@ from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.site.stages import Site
 
 BARS = {"series": 1.3, "epoch": 1.1}
-"""The most that each ratio may be."""
+"""The highest allowed value of each ratio."""
 MIN_SLICES = 10
-"""Shorter series say more about starting than about reading."""
+"""Shorter series are passed over: their time is mostly start-up, not reading."""
 
 
 def run(series: Path | None, site: Path | None, num_pairs: int = 9) -> list[Measure]:
-    """Measure what is given and print a line each.
+    """Measure what is given, and print a line for each measure.
 
     Args:
-        series: folder of folders, each one DICOM series; those we refuse are passed over.
-        site: a segmentation site with dataset.json, 3-D.
+        series: folder of folders, each one DICOM series; series that either side refuses are passed over.
+        site: a 3-D segmentation site with dataset.json.
+        num_pairs: most timings of each side.
 
     Raises:
         ValueError: neither is given, or a folder holds nothing to measure.
     """
     if series is None and site is None:
         raise ValueError("give a folder of series, a site, or both; got neither")
-    measures = []
     torch.set_num_threads(1)
-    for section in ([] if series is None else [read_series(series, num_pairs)]) + (
-        [] if site is None else [epochs(site, num_pairs)]
-    ):
-        for measure in section:
-            print(measure.line(), flush=True)
-            measures.append(measure)
+    measures = []
+    for measure in _measures(series, site, num_pairs):
+        print(measure.line(), flush=True)
+        measures.append(measure)
     return measures
 
 
+def _measures(series: Path | None, site: Path | None, num_pairs: int) -> Iterator[Measure]:
+    if series is not None:
+        yield from read_series(series, num_pairs)
+    if site is not None:
+        yield from epochs(site, num_pairs)
+
+
 def read_series(root: Path, num_pairs: int) -> Iterator[Measure]:
-    """Read, turn to RAS, clip and standardise each readable series; MONAI's PydicomReader against ours."""
+    """Read, orient to RAS, clip and standardise each readable series: our reader against MONAI's PydicomReader."""
     load = LoadImage(reader=PydicomReader(), image_only=True, ensure_channel_first=True)
     folders = [f for f in sorted(root.iterdir()) if f.is_dir() and len(list(f.iterdir())) >= MIN_SLICES]
     measured = 0
@@ -68,9 +73,9 @@ def read_series(root: Path, num_pairs: int) -> Iterator[Measure]:
             shape = read_volume(folder).array.shape
             load(folder)
         except (RefusedImage, RuntimeError, ValueError, AttributeError, KeyError):
-            continue  # a file that either side cannot read tells nothing about speed
+            continue  # a series that one side cannot read gives no ratio
         measured += 1
-        pairs = interleave(lambda f=folder: _ours(f), lambda f=folder: _preprocessed(load(f)), num_pairs)  # type: ignore[misc]
+        pairs = interleave(partial(_ours, folder), partial(_theirs, load, folder), num_pairs)
         size = "x".join(map(str, shape))
         yield ratio(f"series {number}", pairs, BARS["series"], f"read and preprocess {size}, against MONAI's reader")
     if not measured:
@@ -81,12 +86,16 @@ def _ours(folder: Path) -> torch.Tensor:
     return _preprocessed(torch.from_numpy(read_volume(folder).in_ras().array[None]))
 
 
+def _theirs(load: LoadImage, folder: Path) -> torch.Tensor:
+    return _preprocessed(load(folder))
+
+
 def _preprocessed(image: torch.Tensor) -> torch.Tensor:
     return NormalizeIntensity()(ClipIntensityPercentiles(0.5, 99.5)(image))
 
 
 def epochs(site: Path, num_pairs: int) -> Iterator[Measure]:
-    """One epoch over a site's prepared cases: ours against a CacheDataset of MONAI's own transforms."""
+    """One epoch over a site's prepared cases: our loader against a CacheDataset of MONAI's own transforms."""
     experiment = Experiment(
         job="reading",
         task={"name": "segmentation", "patch_size": 32},
@@ -107,7 +116,7 @@ def epochs(site: Path, num_pairs: int) -> Iterator[Measure]:
 
 
 def _monai_loader(site: Path, ours: Site) -> DataLoader:
-    """MONAI's usual pipeline with the same spacing, patch and random transforms."""
+    """MONAI's usual pipeline, with the same spacing, patch and random transforms as ours."""
     datalist = read_datalist(site, required=("image", "label"))
     both = ["image", "label"]
     fixed = Compose(
@@ -127,7 +136,7 @@ def _monai_loader(site: Path, ours: Site) -> DataLoader:
     return DataLoader(samples, batch_size=2, shuffle=True, num_workers=0)
 
 
-def _finish(case: dict[str, Any]) -> dict[str, object]:
+def _finish(case: dict[str, MetaTensor]) -> dict[str, object]:
     label = np.asarray(case["label"]).reshape(-1)
     image = _preprocessed(case["image"].as_tensor())
     return {

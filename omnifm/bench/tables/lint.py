@@ -125,7 +125,8 @@ def _tuning(column: Column) -> Iterator[str]:
                 if point["key"] == key and point["validation"] is not None
             }
             chosen = column["chosen"].get(name, {}).get(section, {}).get(setting)
-            if scored and (None if chosen is None else scored.get(chosen)) != (max if higher else min)(scored.values()):
+            best = max(scored.values(), default=None) if higher else min(scored.values(), default=None)
+            if scored and (chosen is None or scored.get(chosen) != best):
                 yield f"{name}: {key} must be the best of those tried; got {chosen}"
 
 
@@ -142,7 +143,7 @@ def _scores(row: Scores, higher: bool) -> Iterator[str]:
     seeds = [score for score in per_seed if score is not None]
     expected: dict[Statistic, float | None] = {
         "mean": _mean([score for scores in row["values"] for score in scores]),
-        "worst_site": (min if higher else max)(defined) if defined else None,
+        "worst_site": min(defined, default=None) if higher else max(defined, default=None),
         "std_over_seeds": pstdev(seeds) if len(seeds) > 1 else None,
         "std_over_sites": pstdev(defined) if defined else None,
     }
