@@ -1,6 +1,6 @@
-"""Grids of voxels: whether a mask lies on its image's, and how a refusal describes the two.
+"""Grids of voxels: checks that a mask lies on its image's grid, and the text with which a refusal describes both.
 
-Geometry is RAS and mm; a position in voxels counts from the centre of the first one.
+Geometry is RAS and mm.  A position in voxels is counted from the centre of the first voxel.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume
 
 MAX_CORNER_SHIFT = 0.1
-"""How far, in voxels, a mask's corner may lie from its image's: rounding in headers, never half a voxel."""
+"""Largest distance, in voxels, between a corner of the mask and that of its image.  It allows for rounded headers."""
 Region = tuple[int, Bool[np.ndarray, "columns rows"], Int[np.ndarray, "3 3"]]
-"""Part of a segment or structure in one slice: its number, its pixels, and where pixel (column, row, 1) is a voxel."""
+"""Part of a segment or structure in one slice: its number, its pixels, and a matrix pixel (column, row, 1) -> voxel."""
 
 
 def check_same_grid(mask: Volume, image: Volume) -> None:
-    """Refuse a mask whose voxels are not the image's own.
+    """Refuse a mask whose voxels are not at the places of the image's voxels.
 
     Raises:
         RefusedImage: `label_geometry`.
@@ -34,23 +34,34 @@ def check_same_grid(mask: Volume, image: Volume) -> None:
 
 
 def check_same_frame(frame: str, image: Volume) -> None:
-    """Refuse a mask in coordinates of another frame of reference, where both are known; arguments as `Volume.frame`.
+    """Refuse a mask whose frame of reference is not the image's; nothing is checked where one of them is unknown.
+
+    Args:
+        frame: of the mask, as in `Volume.frame`.
+        image: the mask's image.
 
     Raises:
         RefusedImage: `label_geometry`.
     """
     if frame and image.frame and frame != image.frame:
-        message = f"mask must share its image's frame of reference; got {frame[:8]}, image {image.frame[:8]} (digests)"
-        raise RefusedImage("label_geometry", message)
+        got = f"got {frame[:8]}, image {image.frame[:8]} (digests)"
+        raise RefusedImage("label_geometry", f"mask must have its image's frame of reference; {got}")
 
 
 def frame_of(uid: str) -> str:
-    """Digest of DICOM's FrameOfReferenceUID, as `Volume.frame` holds it: a UID itself can lead to a patient."""
+    """Digest of DICOM's FrameOfReferenceUID, as in `Volume.frame`.  A UID itself could identify a patient.
+
+    >>> frame_of("1.2.3")
+    'c47f5b18b8a430e6'
+    """
     return hashlib.sha256(uid.encode()).hexdigest()[:16] if uid else ""
 
 
 def to_voxels(points_mm: Float[np.ndarray, "n 3"], image: Volume) -> Float[np.ndarray, "n 3"]:
-    """Positions RAS mm -> voxels of the image, to a thousandth: what files round off must not decide what is inside."""
+    """Positions in RAS mm -> positions in voxels of the image.
+
+    They are rounded to a thousandth, so that rounding in files does not decide which voxels are inside a contour.
+    """
     inverse = np.linalg.inv(image.affine)
     return np.round(points_mm @ inverse[:3, :3].T + inverse[:3, 3], 3)
 
@@ -58,17 +69,17 @@ def to_voxels(points_mm: Float[np.ndarray, "n 3"], image: Volume) -> Float[np.nd
 def plane_on_grid(
     plane: Float[np.ndarray, "3 3"], columns: int, rows: int, image: Volume
 ) -> Int[np.ndarray, "3 3"] | None:
-    """Where a plane's pixels are among the image's voxels, if each of them is one.
+    """Which voxel of the image each pixel of a plane is.
 
     Args:
-        plane: pixel (column, row, 1) -> RAS mm.
-        columns: pixels in a row of the plane.
-        rows: rows of the plane.
-        image: of which only the affine counts.
+        plane: matrix pixel (column, row, 1) -> RAS mm.
+        columns: number of pixels in a row of the plane.
+        rows: number of rows of the plane.
+        image: only its affine is used.
 
     Returns:
-        pixel (column, row, 1) -> voxel: a shift, a flip or an exchange of axes; None if the plane lies otherwise
-        or a corner more than `MAX_CORNER_SHIFT` away.
+        matrix pixel (column, row, 1) -> voxel, which shifts, flips or exchanges axes; None if the pixels are no voxels
+        of the image, or if a corner is more than `MAX_CORNER_SHIFT` away from its place.
     """
     exact = np.linalg.inv(image.affine)[:3] @ np.vstack([plane, [0, 0, 1]])
     if not np.isfinite(exact).all() or np.abs(exact).max() > 2**30:
@@ -82,7 +93,7 @@ def plane_on_grid(
 
 
 def both(image: Volume, mask: Volume) -> str:
-    """Size, spacing, axes and origin of an image and its mask, for a refusal."""
+    """Size, spacing, axes and origin of an image and of its mask, as text for a refusal."""
     return f"image {_described(image)}, mask {_described(mask)}"
 
 

@@ -1,14 +1,13 @@
-"""Strict NIfTI-1 and NIfTI-2, one file each: the header is judged before a voxel is read.
+"""Strict reading of NIfTI-1 and NIfTI-2 in a single file: the header is checked before a voxel is read.
 
-We read the stream ourselves and leave nibabel the header: a lying header must cost no memory, and a stream
-shorter or longer than promised must not pass.
+nibabel parses the header, and we read the voxels.  In this way a wrong header cannot make us allocate memory, and a
+file that is shorter or longer than its header promises is refused.
 """
 
 import gzip
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -19,10 +18,12 @@ from omnifm.data.refusal import RefusedImage, check_budget
 
 CHUNK = 2**20
 MAX_EXTENSION_BYTES = 64 * 2**20
+Header = nibabel.Nifti1Header
+"""A NIfTI-1 header, or one of NIfTI-2, which is a subclass."""
 Image = tuple[Float[np.ndarray, "x y z *c"], Float[np.ndarray, "4 4"]]
-MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (by custom mm), metre, mm, micrometre
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (usually mm), metre, mm, micrometre
 SPACING_LIMITS_MM = (1e-4, 100.0)
-"""From a tenth of a micrometre to ten centimetres: what lies outside is a broken header, not a scanner."""
+"""Smallest and largest spacing that is believed; anything outside is a mistake in the header."""
 
 
 def read(path: Path, max_bytes: int) -> Image:
@@ -39,7 +40,7 @@ def read(path: Path, max_bytes: int) -> Image:
                 return _read_stream(stream, max_bytes)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = "truncated" if isinstance(error, EOFError) else "corrupt"
-            raise RefusedImage(reason, "compressed NIfTI must inflate to its end; it does not") from None
+            raise RefusedImage(reason, "compressed NIfTI must decompress to its end; it does not") from None
 
 
 def _read_stream(stream: BufferedIOBase, max_bytes: int) -> Image:
@@ -57,14 +58,13 @@ def _read_stream(stream: BufferedIOBase, max_bytes: int) -> Image:
     return _in_units(values, slope, intercept), affine
 
 
-def _read_header(stream: BufferedIOBase) -> Any:
+def _read_header(stream: BufferedIOBase) -> Header:
     start = stream.read(4)
     if len(start) < 4:
         raise RefusedImage("truncated", f"NIfTI header must be complete; the file holds {len(start)} bytes")
-    kinds = [k for k in (nibabel.Nifti1Header, nibabel.Nifti2Header) if _starts(k, start)]
-    if not kinds:
+    kind = next((kind for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header) if _starts(kind, start)), None)
+    if kind is None:
         raise RefusedImage("not_an_image", "NIfTI sizeof_hdr must be 348 or 540; it is not")
-    kind = kinds[0]
     size = kind.template_dtype.itemsize
     block = start + stream.read(size - 4)
     if len(block) < size:
@@ -75,11 +75,11 @@ def _read_header(stream: BufferedIOBase) -> Any:
     return kind(binaryblock=block, endianness=order, check=False)
 
 
-def _starts(kind: Any, start: bytes) -> bool:
+def _starts(kind: type[Header], start: bytes) -> bool:
     return kind.template_dtype.itemsize in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
 
 
-def _shape(header: Any) -> tuple[int, int, int]:
+def _shape(header: Header) -> tuple[int, int, int]:
     dims = [int(n) for n in header["dim"]]
     ndim, sizes = dims[0], dims[1 : 1 + dims[0]]
     if not 2 <= ndim <= 7 or min(sizes) < 1:
@@ -90,7 +90,7 @@ def _shape(header: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _dtype(header: Any) -> np.dtype[Any]:
+def _dtype(header: Header) -> np.dtype[np.generic]:
     try:
         dtype = header.get_data_dtype()
     except KeyError:
@@ -104,9 +104,9 @@ def _dtype(header: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _affine(header: Any) -> Float[np.ndarray, "4 4"]:
+def _affine(header: Header) -> Float[np.ndarray, "4 4"]:
     if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
-        raise RefusedImage("bad_geometry", "NIfTI must say its orientation; sform_code and qform_code are 0")
+        raise RefusedImage("bad_geometry", "NIfTI must give its orientation; sform_code and qform_code are 0")
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise RefusedImage("bad_geometry", f"NIfTI unit of length must be 0 to 3; got {unit}")
@@ -123,13 +123,15 @@ def _affine(header: Any) -> Float[np.ndarray, "4 4"]:
         got = [float(f"{step:.4g}") for step in spacing]
         raise RefusedImage("bad_geometry", f"spacing must be {low} to {high} mm; got {got}")
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.01:
-        raise RefusedImage("bad_geometry", "the three axes must span space; they lie nearly in one plane")
+        raise RefusedImage(
+            "bad_geometry", "the three axes must point in different directions; they lie nearly in one plane"
+        )
     return affine
 
 
-def _scaling(header: Any) -> tuple[float, float]:
+def _scaling(header: Header) -> tuple[float, float]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0:  # the standard's way to say "not scaled"
+    if slope == 0:  # the standard's mark for "not scaled"
         return 1.0, 0.0
     if not np.isfinite([slope, intercept]).all():
         got = f"{slope}, {intercept}"
@@ -137,7 +139,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, intercept
 
 
-def _skip_extensions(stream: BufferedIOBase, header: Any) -> None:
+def _skip_extensions(stream: BufferedIOBase, header: Header) -> None:
     offset, size = float(header["vox_offset"]), header.template_dtype.itemsize
     if not (size <= offset <= MAX_EXTENSION_BYTES and offset == int(offset)):
         limits = f"{size} to {MAX_EXTENSION_BYTES}"
@@ -146,7 +148,7 @@ def _skip_extensions(stream: BufferedIOBase, header: Any) -> None:
 
 
 def _read_exactly(stream: BufferedIOBase, num_bytes: int, *, last: bool = True) -> Shaped[np.ndarray, " n"]:
-    """The next `num_bytes` bytes, in chunks; after the `last` the stream must end and its checksum hold."""
+    """The next `num_bytes` bytes, read in chunks; with `last` the stream must end there (gzip then checks its sum)."""
     data = np.empty(num_bytes, dtype=np.uint8)
     view, done = data.data, 0
     while done < num_bytes:
@@ -160,10 +162,10 @@ def _read_exactly(stream: BufferedIOBase, num_bytes: int, *, last: bool = True) 
 
 
 def _in_units(values: Shaped[np.ndarray, "x y z"], slope: float, intercept: float) -> Float[np.ndarray, "x y z"]:
-    with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and infinite is refused below
+    with np.errstate(all="ignore"):  # values too large for float32 become infinite, which is refused below
         array = np.ascontiguousarray(values, dtype=np.float32)
         if (slope, intercept) != (1.0, 0.0):
-            for z in range(array.shape[2]):  # slice by slice: exact as double, without a double's memory
+            for z in range(array.shape[2]):  # slice by slice: computed as double without the memory of a double volume
                 array[..., z] = values[..., z].astype(np.float64) * slope + intercept
     if not np.isfinite(array).all():
         raise RefusedImage("non_finite", "every voxel must be finite; some are NaN or infinite")

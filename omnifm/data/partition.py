@@ -1,4 +1,4 @@
-"""Dealing cases to splits and to sites: pure functions on lists, seeded."""
+"""Dealing cases to splits and to sites: pure functions on lists, repeatable by their seed."""
 
 import hashlib
 from collections import Counter
@@ -8,18 +8,22 @@ from itertools import accumulate
 import numpy as np
 
 SHARES = (0.6, 0.2, 0.2)
-"""Training, validation, test where a data set brings no split of its own."""
+"""Shares of training, validation and test where a data set has no split of its own."""
 PARTITIONS = ("natural", "dirichlet", "modality", "count")
 MIN_PATIENTS = 3
-"""Of a site that a draw from Dirichlet makes: one each to train, validate and test on."""
+"""Minimum number of patients per site in `deal`: one each for training, validation and test."""
 MAX_DRAWS = 1000
+"""Number of draws from Dirichlet after which `deal` gives up."""
 
 
 def seeded_order(names: Sequence[str], seed: int) -> list[str]:
     """The distinct names, shuffled.
 
-    Sorted by a hash of seed and name rather than by a generator: no library version changes it, and a case
-    that joins later leaves the others' order alone.
+    They are sorted by a hash of seed and name.  Unlike a random generator's, this order is the same in every version of
+    every library, and a name that is added later does not change the order of the others.
+
+    >>> seeded_order(["a", "b", "c", "a"], seed=0)
+    ['a', 'c', 'b']
     """
     return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
@@ -30,16 +34,19 @@ def split_by_patient(
     """Deal items to splits so that no patient is in two of them.
 
     Args:
-        patients: each item's patient.
-        shares: of patients per split, each > 0, any sum.  With at least as many patients as splits none stays
-            empty; with fewer the first splits are served first.
-        seed: of the shuffle.
+        patients: the patient of each item.
+        shares: share of the patients for each split, each > 0, with any sum.  No split is empty if there are at least
+            as many patients as splits.  With fewer patients, the first splits get one each.
+        seed: seed of the shuffle.
 
     Returns:
         one tuple of item indices (ascending) per share.
 
     Raises:
         ValueError: a share is not > 0.
+
+    >>> split_by_patient(["p", "p", "q", "r", "r"])
+    ((3, 4), (0, 1), (2,))
     """
     if not shares or min(shares) <= 0:
         raise ValueError(f"shares must be positive numbers; got {tuple(shares)}")
@@ -50,26 +57,26 @@ def split_by_patient(
 
 
 def three_way(patients: Sequence[str], seed: int = 0) -> dict[str, tuple[int, ...]]:
-    """`split_by_patient` into training, validation and test; of two patients none goes to validation."""
-    # A site with two patients needs a test more than a validation.
+    """`split_by_patient` into training, validation and test.  With two patients, validation is empty."""
+    # A site with two patients needs a test split more than a validation split.
     training, test, validation = split_by_patient(patients, (SHARES[0], SHARES[2], SHARES[1]), seed)
     return {"training": training, "validation": validation, "test": test}
 
 
 def dirichlet(labels: Sequence[Hashable], num_sites: int, alpha: float, seed: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Deal items to sites with skewed label shares: each label is cut by a draw from Dirichlet(alpha).
+    """Deal items to sites with unequal shares of labels, which are drawn from Dirichlet(alpha) for each label.
 
     Args:
-        labels: each item's label.
-        num_sites: >= 1.
-        alpha: > 0; 0.1 gives sites nearly one label each, 100 nearly equal sites.
-        seed: of draw and shuffle.
+        labels: the label of each item.
+        num_sites: number of sites, >= 1.
+        alpha: concentration, > 0.  With 0.1 a site has nearly one label only; with 100 sites are nearly equal.
+        seed: seed of the draws and of the shuffle.
 
     Returns:
-        one tuple of item indices (ascending) per site; a site may be empty when alpha is small.
+        one tuple of item indices (ascending) per site.  A site may be empty when alpha is small.
 
     Raises:
-        ValueError: `num_sites` or `alpha` out of range.
+        ValueError: `num_sites` or `alpha` is out of range.
     """
     if num_sites < 1 or not alpha > 0:
         raise ValueError(f"num_sites must be >= 1 and alpha > 0; got {num_sites} and {alpha}")
@@ -84,7 +91,11 @@ def dirichlet(labels: Sequence[Hashable], num_sites: int, alpha: float, seed: in
 
 
 def by_modality(modalities: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """One site per modality, in alphabetical order: the paper's scenario of sites that share no modality."""
+    """One site per modality, in alphabetical order: the paper's scenario in which sites share no modality.
+
+    >>> by_modality(["MR", "CT", "MR"])
+    {'CT': (1,), 'MR': (0, 2)}
+    """
     names = sorted(set(modalities))
     return {name: tuple(i for i, own in enumerate(modalities) if own == name) for name in names}
 
@@ -105,22 +116,23 @@ def deal(
     gamma: float,
     seed: int = 0,
 ) -> tuple[tuple[int, ...], ...]:
-    """Deal items to sites as one of `PARTITIONS` says.
+    """Deal items to sites.
 
     Args:
-        partition: "natural" makes one site of each home, "modality" of each modality; "dirichlet" skews the label
-            shares of `num_sites` sites, "count" makes them alike.  The last two move whole patients, whose label
-            is their most frequent one.
-        patients, homes, modalities, labels: of each item.  Homes become sites in the order of their appearance.
-        num_sites: >= 1; of "dirichlet" and "count".
-        gamma: > 0; see `dirichlet`.
-        seed: of the draws.
+        partition: "natural" makes a site of each home, in the order in which homes first appear; "modality" makes a
+            site of each modality; "count" makes `num_sites` sites of equal size; "dirichlet" makes `num_sites` sites
+            with unequal shares of labels.  The last two keep a patient's items together, and a patient's label is the
+            most frequent one of these items.
+        patients, homes, modalities, labels: one value for each item.
+        num_sites: number of sites, >= 1; used by "dirichlet" and "count".
+        gamma: the `alpha` of `dirichlet`, > 0.
+        seed: seed of the draws.
 
     Returns:
-        one tuple of item indices (ascending) per site, none empty.
+        one tuple of item indices (ascending) per site; none is empty.
 
     Raises:
-        ValueError: an unknown partition, or too few patients for so many sites.
+        ValueError: the partition is unknown, or there are too few patients for so many sites.
     """
     if partition not in PARTITIONS:
         raise ValueError(f"partition must be one of {list(PARTITIONS)}; got {partition!r}")
@@ -128,10 +140,9 @@ def deal(
         return tuple(tuple(i for i, own in enumerate(homes) if own == home) for home in dict.fromkeys(homes))
     if partition == "modality":
         return tuple(by_modality(modalities).values())
-    if len(set(patients)) < MIN_PATIENTS * num_sites:
-        raise ValueError(
-            f"sites must have {MIN_PATIENTS} patients each; got {len(set(patients))} for {num_sites} sites"
-        )
+    num_patients = len(set(patients))
+    if num_patients < MIN_PATIENTS * num_sites:
+        raise ValueError(f"sites must have {MIN_PATIENTS} patients each; got {num_patients} for {num_sites} sites")
     if partition == "count":
         return by_count(patients, [1.0] * num_sites, seed)
     return _dirichlet_of_patients(patients, labels, num_sites, gamma, seed)
@@ -142,17 +153,18 @@ def split_sites(
 ) -> tuple[tuple[dict[str, tuple[int, ...]], ...], int]:
     """Split every site's items into training, validation and test; no patient is in two of them, at any site.
 
-    The data set's official split is kept if every item has one and it cuts through no patient.  Else each site is
-    split anew, whole patients at a time, and a patient whom several sites know trains at all of them.
+    The official split of the data set is kept if every item has one and no patient is in two parts of it.  Otherwise
+    each site is split anew, whole patients at a time.  A patient of several sites is then in training at all of them.
 
     Args:
         sites: item indices of each site.
-        patients: each item's patient.
-        official: each item's official split, or "".
+        patients: the patient of each item.
+        official: the official split of each item, or "".
+        seed: seed of the shuffle.
 
     Returns:
-        (one {"training": indices, "validation": ..., "test": ...} per site, number of patients that the official
-        split cuts through).
+        (one {"training": indices, "validation": ..., "test": ...} per site, number of patients that are in two parts of
+        the official split).
     """
     splits_of: dict[str, set[str]] = {}
     for patient, split in zip(patients, official, strict=True):
@@ -161,14 +173,15 @@ def split_sites(
     if num_cut == 0 and all(official):
         names = ("training", "validation", "test")
         return tuple({name: tuple(i for i in site if official[i] == name) for name in names} for site in sites), 0
-    known_at = Counter(patient for site in sites for patient in {patients[i] for i in site})
-    shared = {patient for patient, number in known_at.items() if number > 1}
+    num_sites_of = Counter(patient for site in sites for patient in {patients[i] for i in site})
+    shared = {patient for patient, number in num_sites_of.items() if number > 1}
     return tuple(_split_site(site, patients, shared, seed) for site in sites), num_cut
 
 
 def _split_site(
     site: Sequence[int], patients: Sequence[str], shared: set[str], seed: int
 ) -> dict[str, tuple[int, ...]]:
+    """Split one site's items; patients that other sites have too (`shared`) go to training."""
     own = [i for i in site if patients[i] not in shared]
     names = [patients[i] for i in own]
     if len(own) == len(site):
@@ -185,28 +198,30 @@ def _split_site(
 def _dirichlet_of_patients(
     patients: Sequence[str], labels: Sequence[Hashable], num_sites: int, gamma: float, seed: int
 ) -> tuple[tuple[int, ...], ...]:
+    """`dirichlet` for patients, drawn again until every site has enough of them; one tuple of item indices per site."""
     counts: dict[str, Counter[Hashable]] = {}
     for patient, label in zip(patients, labels, strict=True):
         counts.setdefault(patient, Counter())[label] += 1
     names = list(counts)
-    favourites = [counts[name].most_common(1)[0][0] for name in names]
+    most_frequent = [counts[name].most_common(1)[0][0] for name in names]
     for draw in range(MAX_DRAWS):
-        parts = dirichlet(favourites, num_sites, gamma, seed + draw * 2**32)
+        parts = dirichlet(most_frequent, num_sites, gamma, seed + draw * 2**32)
         if min(map(len, parts)) >= MIN_PATIENTS:
             site_of = {names[k]: site for site, part in enumerate(parts) for k in part}
             sites: list[list[int]] = [[] for _ in parts]
             for i, patient in enumerate(patients):
                 sites[site_of[patient]].append(i)
             return tuple(map(tuple, sites))
-    raise ValueError(f"gamma must leave {MIN_PATIENTS} patients to each of {num_sites} sites; {gamma} never did")
+    rule = f"gamma must leave {MIN_PATIENTS} patients to each of {num_sites} sites"
+    raise ValueError(f"{rule}; {gamma} never did in {MAX_DRAWS} draws: use a larger one")
 
 
 def _whole_sizes(total: int, shares: Sequence[float]) -> list[int]:
-    """`total` in whole parts close to the shares; every part gets one while there are enough."""
+    """Whole numbers close to the shares, with the sum `total`; none is 0 if `total` is large enough."""
     if total <= len(shares):
         return [1] * total + [0] * (len(shares) - total)
     rest, weight = total - len(shares), sum(shares)
-    wanted = [max(0.0, share / weight * total - 1) for share in shares]  # each part already holds one
+    wanted = [max(0.0, share / weight * total - 1) for share in shares]  # each part already has one
     ends = [round(end / sum(wanted) * rest) for end in accumulate(wanted)]
     return [1 + end - start for start, end in zip([0, *ends], ends, strict=False)]
 

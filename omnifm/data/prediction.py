@@ -1,4 +1,4 @@
-"""What a model says of a case, before it becomes a file: on the grid of the image as it is stored.
+"""A model's result for one case, before it is written to a file.  It lies on the grid of the image as stored.
 
 Letters: x y z voxel axes, c channel.
 """
@@ -18,9 +18,9 @@ class LabelMap:
 
     Attributes:
         values: class numbers; 0 is background.
-        affine: of the image, voxel -> RAS mm.
+        affine: affine of the image, voxel -> RAS mm.
         names: class number -> name, background included.
-        shown: the picture under its classes in colour, for people; None for a volume.
+        shown: the picture with its classes drawn in colour, for people to look at; None for a volume.
     """
 
     values: UInt8[np.ndarray, "x y z"]
@@ -34,8 +34,8 @@ class Picture:
     """A new image.
 
     Attributes:
-        levels: 0 to 1; grey, or c = 3 (RGB).
-        window: what levels 0 and 1 are in the source's own values.
+        levels: values from 0 to 1; grey, or c = 3 (RGB).
+        window: the values that levels 0 and 1 stand for, in the unit of the source image.
         affine: voxel -> RAS mm.
     """
 
@@ -57,7 +57,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Answer:
-    """Words."""
+    """A question and the model's answer."""
 
     question: str
     answer: str
@@ -69,6 +69,10 @@ Prediction = LabelMap | Picture | Classes | Answer
 def as_stored(
     array: Shaped[np.ndarray, "x y z *c"], affine: Float[np.ndarray, "4 4"]
 ) -> Shaped[np.ndarray, "u v w *c"]:
-    """Invert `Volume.in_ras`: axes in RAS -> in the order and direction of the image that `affine` belongs to."""
+    """Undo `Volume.in_ras`: turn axes from RAS to the order and direction of the image with this affine.
+
+    >>> as_stored(np.arange(3).reshape(3, 1, 1), np.diag([-1.0, 1.0, 1.0, 1.0]))[:, 0, 0]
+    array([2, 1, 0])
+    """
     back = nibabel.orientations.ornt_transform(RAS, nibabel.orientations.io_orientation(affine))
     return np.ascontiguousarray(nibabel.orientations.apply_orientation(array, back))
