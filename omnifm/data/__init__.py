@@ -1,1 +1,1 @@
-"""A site's data: reading it correctly, refusing what cannot be, and splitting it by patient."""
+"""A site's data: reading it correctly, refusing what cannot be read correctly, and splitting it by patient."""

@@ -1,13 +1,14 @@
-"""DICOM images: one file, classic or multi-frame, or a folder holding one series, as a volume.
+"""DICOM images as volumes: one file, classic or multi-frame, or a folder that holds one series.
 
-A section through a patient has its place in space; a picture (X-ray film, ultrasound, photograph) has none and
-lies as a PNG does: x along its columns, y down its rows, spacing from PixelSpacing or ImagerPixelSpacing, else 1.
+A section (CT, MR, PET) has a place in the patient.  A picture (X-ray, ultrasound, photograph) has none: x runs along
+its columns and y down its rows, as in a PNG.  Its spacing is PixelSpacing or ImagerPixelSpacing, or 1 if both are
+absent.
 
-In a folder, hidden files, a DICOMDIR and files of another kind by their suffix (`.txt`, `.json`, `.nii.gz`) are no
-slices and are ignored, and so are DICOM objects that hold no image (structures, segmentations, doses, reports).
-Anything else that is not DICOM is refused: it may be a spoilt slice.
+In a series folder these are ignored: hidden files, a DICOMDIR, files whose suffix names another format (`.txt`,
+`.json`, `.nii.gz`), and DICOM objects that hold no image (structures, segmentations, doses, reports).  Any other file
+that is not DICOM is refused, because it may be a damaged slice.
 
-What becomes of the values is said in `dicom_pixels` and, for PET, in `dicom_suv`.
+How stored values become voxel values is described in `dicom_pixels` and, for PET, in `dicom_suv`.
 """
 
 import hashlib
@@ -39,71 +40,43 @@ VENDOR_WORDS = {
     "UIH": "UNITED IMAGING",
     "UNITED IMAGING": "UNITED IMAGING",
 }
-"""How a manufacturer's name begins, and whose scanners those are today."""
-MODALITIES = frozenset(
-    {
-        "BDUS",
-        "BI",
-        "CR",
-        "CT",
-        "DG",
-        "DX",
-        "ES",
-        "GM",
-        "IO",
-        "IVOCT",
-        "IVUS",
-        "LS",
-        "MG",
-        "MR",
-        "NM",
-        "OCT",
-        "OP",
-        "OPM",
-        "OPT",
-        "OT",
-        "PT",
-        "PX",
-        "RF",
-        "RG",
-        "RTIMAGE",
-        "SC",
-        "SM",
-        "TG",
-        "US",
-        "XA",
-        "XC",
-    }
-)
-"""Codes of what makes images; another code is not passed on."""
+"""Beginning of a manufacturer's name -> the vendor that owns its scanners today."""
+MODALITY_CODES = """
+    BDUS BI CR CT DG DX ES GM IO IVOCT IVUS LS MG MR NM OCT OP OPM OPT OT PT PX RF RG RTIMAGE SC SM TG US XA XC
+"""
+MODALITIES = frozenset(MODALITY_CODES.split())
+"""Codes of devices that make images.  Any other code is dropped, since it could be free text."""
 NO_IMAGE = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "KO", "SR", "REG", "FID", "PLAN", "ANN"})
+"""Modality codes of DICOM objects that hold no image."""
 NO_IMAGE_CLASSES = (
     "1.2.840.10008.1.3.10",  # DICOMDIR
     "1.2.840.10008.5.1.4.1.1.66",  # segmentations, registrations, and surfaces
     "1.2.840.10008.5.1.4.1.1.481.2",  # dose
 )
+"""How the SOP classes of objects without an image begin."""
 TEXT_MODALITIES = frozenset({"", "DOC", "ES", "IVUS", "OT", "SC", "US"})
-"""Their pixels often hold a name; and where no modality is given, nobody knows."""
+"""Modalities whose pixels often show a patient's name; "" stands for an absent modality, of which nothing is known."""
 TEXT_CLASS = "1.2.840.10008.5.1.4.1.1.7"
-"""Secondary capture, all kinds: screenshots and scanned paper."""
-NOT_DICOM = re.compile(r"\.[a-z]+[0-9]?$")
+"""How the SOP classes of secondary captures begin: screenshots and scanned paper."""
+SUFFIX = re.compile(r"\.[a-z]+[0-9]?$")
+"""A suffix that names a file format; the number at the end of a UID is none."""
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".img")
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is a folder (a series) or a file that looks like DICOM by its preamble or its name."""
+    """Whether a path is a folder (a series), or a file with DICOM's preamble or with a name in `.dcm`."""
     if path.is_dir():
         return True
     return path.is_file() and (is_marked(path) or path.name.lower().endswith(".dcm"))
 
 
 def read(path: Path, max_bytes: int, burned_in_text: BurnedIn) -> Volume:
-    """One file or one folder as a volume, see `volume.read_volume`.
+    """Read one file or one folder as a volume; the arguments are those of `volume.read_volume`.
 
     Raises:
-        RefusedImage: see `refusal.REASONS`; what pydicom raises is left to the caller.
+        RefusedImage: see `refusal.REASONS`.  Exceptions of pydicom are passed on to the caller.
     """
-    with disable_value_validation():  # what we use we judge ourselves; the rest must not stop a good image
+    with disable_value_validation():  # we check the elements that we use; a mistake in another one does not matter
         files = _series(path, max_bytes) if path.is_dir() else [_single(path, max_bytes)]
         for file in files:
             _check_kind(file, burned_in_text)
@@ -121,11 +94,13 @@ def read(path: Path, max_bytes: int, burned_in_text: BurnedIn) -> Volume:
 
 def _single(path: Path, max_bytes: int) -> File:
     if not is_marked(path):
-        raise RefusedImage("not_an_image", "DICOM must hold DICM after 128 bytes; it does not")
+        raise RefusedImage("not_an_image", "a DICOM file must have the letters DICM after 128 bytes; this one does not")
     check_budget(path.stat().st_size, max_bytes)
     file = open_file(path, max_bytes)
     if not _holds_image(file):
-        raise RefusedImage("no_pixels", "DICOM must hold an image; it holds a plan, a mask, a dose or a report")
+        raise RefusedImage(
+            "no_pixels", "a DICOM file must hold an image; this one holds a plan, a mask, a dose or a report"
+        )
     return file
 
 
@@ -134,7 +109,7 @@ def _series(folder: Path, max_bytes: int) -> list[File]:
     check_budget(max((path.stat().st_size for path in paths), default=0), max_bytes)
     files = [file for path in paths if _holds_image(file := open_file(path, max_bytes))]
     if not files:
-        raise RefusedImage("unsupported_format", "a folder must hold DICOM images; it holds none")
+        raise RefusedImage("unsupported_format", "a series folder must hold DICOM images; it holds none")
     return files
 
 
@@ -142,24 +117,28 @@ def may_be_slice(path: Path) -> bool:
     """Whether a file in a series folder is DICOM.
 
     Raises:
-        RefusedImage: `not_an_image` where it should be but is not, `several_volumes` for a folder.
+        RefusedImage: `not_an_image` if it should be DICOM by its name but is not, `several_volumes` for a folder.
     """
     name = path.name.lower()
     if name.startswith(".") or name == "dicomdir":
         return False
-    if path.is_symlink():  # it may lead out of the site's folder
-        raise RefusedImage("not_an_image", "a series folder must hold plain files; it holds a link")
+    if path.is_symlink():  # a link may lead out of the site's folder
+        raise RefusedImage(
+            "not_an_image", "a series folder must hold plain files; it holds a link: copy the file instead"
+        )
     if path.is_dir():
-        raise RefusedImage("several_volumes", "a series folder must hold files; it holds folders")
+        raise RefusedImage("several_volumes", "a series folder must hold files of one series; it holds folders")
     if path.is_file() and is_marked(path):
         return True
-    if path.is_file() and NOT_DICOM.search(name) and not name.endswith(DICOM_SUFFIXES):
+    if path.is_file() and SUFFIX.search(name) and not name.endswith(DICOM_SUFFIXES):
         return False
-    raise RefusedImage("not_an_image", "a file in a series folder must be DICOM or another kind by its suffix")
+    raise RefusedImage(
+        "not_an_image", "a file in a series folder must be DICOM, or have the suffix of another format; one is neither"
+    )
 
 
 def promises_image(header: Dataset, sop_class: str) -> bool:
-    """Whether a header is that of an image; one without rows or pixels was then cut short."""
+    """Whether a header describes an image.  If such a file has no rows or pixels, it was cut short."""
     return not _holds_no_image(header, sop_class) and (
         "Rows" in header or text(header, "Modality") in MODALITIES | {""}
     )
@@ -173,11 +152,11 @@ def _holds_image(file: File) -> bool:
     """Whether a file is an image.
 
     Raises:
-        RefusedImage: `truncated`, when it should be one and its pixels are not there.
+        RefusedImage: `truncated` if its header describes an image but the file has no pixels.
     """
-    # Without pixels it may be a slice cut short: ignoring it would lose the end of a series unseen.
+    # A file without pixels may be a slice that was cut short.  If it were ignored, the series would lack a slice.
     if file.pixels_at is None and promises_image(file.header, file.sop_class):
-        raise RefusedImage("truncated", "an image must hold its pixels; the file ends before them")
+        raise RefusedImage("truncated", "an image must hold its pixels; the file ends before them: copy it again")
     return file.pixels_at is not None and not _holds_no_image(file.header, file.sop_class)
 
 
@@ -185,9 +164,9 @@ def _check_kind(file: File, burned_in_text: BurnedIn) -> None:
     header = file.header
     kinds = set(texts(header, "ImageType"))
     if kinds & {"LOCALIZER", "SCOUT"}:
-        raise RefusedImage("localizer", "an image must be part of a volume; it is a localizer")
+        raise RefusedImage("localizer", "an image must be part of a volume; it is a localizer (scout view)")
     if "MOSAIC" in kinds:
-        raise RefusedImage("mosaic", "a slice must be one slice; it is a mosaic of many")
+        raise RefusedImage("mosaic", "a slice must be one slice; it is a mosaic of many: convert it to a volume first")
     if burned_in_text == "unknown":
         _check_text(file)
 
@@ -197,14 +176,16 @@ def _check_text(file: File) -> None:
     answer = text(header, "BurnedInAnnotation")
     risky = text(header, "Modality") in TEXT_MODALITIES or file.sop_class.startswith(TEXT_CLASS)
     if answer == "YES" or (risky and answer != "NO"):
-        said = "says there is text in the pixels" if answer == "YES" else "does not deny text in the pixels"
-        raise RefusedImage("burned_in_text", f"pixels must hold no text: the header {said}; declare burned_in_text")
+        found = "says there is text in the pixels" if answer == "YES" else "does not deny text in the pixels"
+        todo = "look at the image, then declare burned_in_text in dataset.json"
+        raise RefusedImage("burned_in_text", f"pixels must hold no text; the header {found}: {todo}")
 
 
 def _vendor(header: Dataset) -> str:
     name = text(header, "Manufacturer").upper()
-    found = [vendor for word, vendor in VENDOR_WORDS.items() if f"{name} ".startswith(word)]
-    return found[0] if found else "OTHER" if name else ""
+    if not name:
+        return ""
+    return next((vendor for word, vendor in VENDOR_WORDS.items() if f"{name} ".startswith(word)), "OTHER")
 
 
 def _frame(header: Dataset) -> str:

@@ -1,7 +1,7 @@
-"""One DICOM file within bounds: first its header, and its pixels once the header has been judged.
+"""Reading one DICOM file within limits: its header first, and its pixels after the header has been checked.
 
-pydicom parses; we decide what it sees.  Of a header only `KEPT` is looked at, so a patient's name never gets into
-memory, and a deflated file is inflated piece by piece against the memory budget.
+pydicom parses, and we limit what it reads.  Only the elements in `KEPT` are read from a header, so a patient's name is
+never loaded.  A deflated (compressed) file is decompressed in pieces, and each is counted against the memory budget.
 """
 
 import math
@@ -25,9 +25,9 @@ DEFLATED = uid.DeflatedExplicitVRLittleEndian
 PIXEL_GROUP = 0x7FE0
 PIXELS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData", "DoubleFloatPixelData", "PixelData")
 PHILIPS_PET = (0x70530010, 0x70531000, 0x70531009)
-"""Private: the creator, SUV per count, Bq/mL per count."""
+"""Philips' private elements: the creator, SUV per count, Bq/mL per count."""
 GE_PET = (0x00090010, 0x0009100D)
-"""Private: the creator, date and time of the scan."""
+"""GE's private elements: the creator, date and time of the scan."""
 KEYWORDS = """
     SOPClassUID SOPInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality Manufacturer ImageType
     BurnedInAnnotation NumberOfFrames Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration
@@ -44,7 +44,7 @@ KEYWORDS = """
     FrameReferenceTime ActualFrameDuration RadiopharmaceuticalInformationSequence
 """
 KEPT = (*(Tag(keyword) for keyword in KEYWORDS.split()), *PHILIPS_PET, *GE_PET)
-"""The only elements that are looked at."""
+"""The only elements that are read from a header."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,14 @@ class File:
     """A DICOM file whose header has been read.
 
     Attributes:
+        path: the file.
         header: the elements of `KEPT`, never pixels.
-        sop_class: what kind of object it is, and
-        syntax: how it is stored, both "" where the file does not say.
-        data_at: where the header begins, in bytes.
-        pixels_at: where the pixels begin, in bytes, of a deflated file in what it inflates to; None without pixels.
-        num_bytes: of the file, inflated.
+        sop_class: UID of the kind of object; "" if the file does not give it.
+        syntax: UID of the transfer syntax, i.e. how the file is encoded; "" if the file does not give it.
+        data_at: position of the header in the file, in bytes.
+        pixels_at: position of the pixels, in bytes; in a deflated file, that in the decompressed data.  None if there
+            are no pixels.
+        num_bytes: size of the file after decompression.
     """
 
     path: Path
@@ -70,13 +72,13 @@ class File:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a file begins as DICOM files do: 128 bytes of anything, then DICM."""
+    """Whether a file begins as DICOM files do: 128 bytes of any content, then the letters DICM."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def open_file(path: Path, max_bytes: int) -> File:
-    """Read the header of a marked file.
+    """Read the header of a file that `is_marked`.
 
     Raises:
         RefusedImage: `too_large`, `truncated`, `unsupported_transfer_syntax`.
@@ -99,14 +101,17 @@ def open_file(path: Path, max_bytes: int) -> File:
     if syntax not in uid.AllTransferSyntaxes and any(
         keyword in header for keyword in ("Rows", "Columns", "BitsAllocated")
     ):
-        raise RefusedImage("unsupported_transfer_syntax", "DICOM must name a standard transfer syntax; it does not")
+        raise RefusedImage(
+            "unsupported_transfer_syntax",
+            "DICOM must name a standard transfer syntax; it does not: convert it to Explicit VR Little Endian",
+        )
     holds_pixels = PIXEL_GROUP in (int.from_bytes(group, order) for order in ("little", "big"))
     sop_class = text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
     return File(path, header, sop_class, syntax, data_at, end if holds_pixels else None, num_bytes)
 
 
 def with_pixels(file: File, max_bytes: int) -> Dataset:
-    """Header and pixels together, as pydicom's decoders want them.
+    """Header and pixels in one dataset, as pydicom's decoders need them.
 
     Raises:
         RefusedImage: `truncated`.
@@ -121,7 +126,7 @@ def with_pixels(file: File, max_bytes: int) -> Dataset:
         tags: list[BaseTag | int] = [Tag(keyword) for keyword in PIXELS]
         pixels = read_dataset(stream, implicit, little_endian, specific_tags=tags)
     if not any(keyword in pixels for keyword in PIXELS[2:]):
-        raise RefusedImage("truncated", "pixels must be complete; the file ends within them")
+        raise RefusedImage("truncated", "pixels must be complete; the file ends within them: copy it again")
     whole = Dataset()
     whole.update(file.header)
     whole.update(pixels)
@@ -130,30 +135,31 @@ def with_pixels(file: File, max_bytes: int) -> Dataset:
 
 
 def _inflated(raw: BinaryIO, max_bytes: int) -> BytesIO:
-    """What follows in a deflated file."""
-    inflater, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    """The rest of a deflated file, decompressed."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = bytearray()
     while not inflater.eof:
         packed = inflater.unconsumed_tail or raw.read(CHUNK)
         if not packed:
-            raise RefusedImage("truncated", "deflated DICOM must inflate to its end; it does not")
+            raise RefusedImage("truncated", "deflated DICOM must decompress to its end; it does not")
         data += inflater.decompress(packed, CHUNK)
-        check_budget(2 * len(data), max_bytes)  # here and in the stream
+        check_budget(2 * len(data), max_bytes)  # the data exist twice for a moment: here and in the stream
     return BytesIO(data)
 
 
 def text(group: Dataset, keyword: str) -> str:
-    """A single value as text without padding; "" where absent.  Of several values, the first."""
+    """The first value of an element as text without padding; "" if there is none."""
     values = texts(group, keyword)
     return values[0] if values else ""
 
 
 def texts(group: Dataset, keyword: str) -> list[str]:
-    """The values of an element as text."""
+    """The values of an element as text without padding."""
     return [str(value).strip(" \0") for value in _values(group, keyword)]
 
 
 def numbers(group: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """`count` finite numbers; None where absent or empty.
+    """The `count` finite numbers of an element; None if it is absent or empty.
 
     Raises:
         RefusedImage: `non_finite`, or `corrupt` for another count.
@@ -169,7 +175,11 @@ def numbers(group: Dataset, keyword: str, count: int) -> tuple[float, ...] | Non
 
 
 def number(group: Dataset, keyword: str) -> float | None:
-    """One finite number; None where absent or empty."""
+    """The one finite number of an element; None if it is absent or empty.
+
+    Raises:
+        RefusedImage: as `numbers`.
+    """
     found = numbers(group, keyword, 1)
     return None if found is None else found[0]
 
@@ -183,5 +193,5 @@ def _values(group: Dataset, keyword: str) -> list[Any]:
 
 @cache
 def _tag(keyword: str) -> BaseTag:
-    # pydicom looks a keyword up in its dictionary each time; thousands of slices ask for dozens.
+    # Cached, since pydicom searches its dictionary each time, and thousands of slices use dozens of keywords.
     return Tag(keyword)

@@ -1,7 +1,7 @@
-"""Where the slices of a series lie: sorted along their normal, equally far apart, or refused.
+"""The places of a series' slices: they are sorted along their normal, and refused unless they are equally far apart.
 
-DICOM counts millimetres to the left, posterior and superior (LPS), a volume's affine to the right, anterior and
-superior (RAS).  Voxel axes are x along a row (columns), y down the rows, z along the normal of the slices.
+DICOM's axes point to the left, posterior and superior (LPS), those of a volume's affine to the right, anterior and
+superior (RAS); both are in mm.  Voxel axes are x along a row (columns), y down the rows, z along the slices' normal.
 """
 
 import numpy as np
@@ -14,22 +14,24 @@ from omnifm.data.refusal import RefusedImage
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_SKEW = 1e-3
-"""How far rows and columns may be from perpendicular unit vectors, and slices from parallel: rounding in headers."""
+"""Largest error by which directions may differ from perpendicular unit vectors, or slices from parallel ones."""
 SAME_PLACE_MM = 1e-3
+"""Slices that are closer than this lie at the same place."""
 MAX_OFF_GRID = 0.05
-"""How far, in slice spacings, a slice may lie from where equal spacing puts it."""
+"""Largest distance, in slice spacings, between a slice and its place at equal spacing."""
 MAX_TILT_DEGREES = 0.5
-"""Between stacking direction and normal.  Up to here the affine holds the shear; beyond, the gantry was tilted."""
+"""Largest angle between stacking direction and normal, which the affine can hold.  Above it, the gantry was tilted."""
 TOMOGRAPHIC = frozenset({"CT", "MR", "PT"})
-"""What is always a section through the patient: without a place it is no picture but a spoilt header."""
+"""Modalities whose images are always sections of the patient; if one has no place, its header is damaged."""
 Affine = Float[np.ndarray, "4 4"]
 
 
 def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
-    """Slices in the order of z, and the affine voxel -> RAS mm.
+    """The slices in the order of z, and the affine voxel -> RAS mm.
 
-    A single slice is as thick as SpacingBetweenSlices, else SliceThickness, says, and 1 mm where neither is
-    believable.  A picture, which knows no place in a patient, gets its pixel spacing (or 1) and no more.
+    The thickness of a single slice is SpacingBetweenSlices, or SliceThickness if that is absent; it is 1 mm if the
+    value is absent or not believable.  The affine of a picture, which has no place in a patient, holds only its pixel
+    spacing, or 1 if that is absent.
 
     Raises:
         RefusedImage: see `refusal.REASONS`.
@@ -53,14 +55,17 @@ def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
 
 
 def _in_plane(slices: list[Slice]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Unit vectors of increasing column and increasing row."""
+    """Unit vectors (LPS) in which the column and the row increase."""
     vectors = np.array([piece.orientation for piece in slices]).reshape(-1, 2, 3)
     lengths = np.linalg.norm(vectors, axis=2)
     across = np.abs((vectors[:, 0] * vectors[:, 1]).sum(axis=1))
     if np.abs(lengths - 1).max() > MAX_SKEW or across.max() > MAX_SKEW:
         raise RefusedImage("bad_geometry", "ImageOrientationPatient must be two perpendicular unit vectors; it is not")
     if np.abs(vectors - vectors[0]).max() > MAX_SKEW:
-        raise RefusedImage("mixed_orientation", f"{len(slices)} slices must point in one direction; they do not")
+        raise RefusedImage(
+            "mixed_orientation",
+            f"all {len(slices)} slices must have the same orientation; they do not: put each series in its own folder",
+        )
     row, column = vectors[0] / lengths[0][:, None]
     return row, column
 
@@ -70,7 +75,7 @@ def _pixel_spacing(slices: list[Slice]) -> tuple[float, float]:
         raise RefusedImage("bad_geometry", "every slice must give its PixelSpacing; some do not")
     spacing = np.array([piece.spacing_mm for piece in slices])
     if np.abs(spacing - spacing[0]).max() > MAX_SKEW * spacing[0].min():
-        raise RefusedImage("bad_geometry", f"{len(slices)} slices must have one PixelSpacing; they do not")
+        raise RefusedImage("bad_geometry", f"all {len(slices)} slices must have the same PixelSpacing; they do not")
     between_rows, between_columns = spacing[0].tolist()
     return between_rows, between_columns
 
@@ -78,28 +83,30 @@ def _pixel_spacing(slices: list[Slice]) -> tuple[float, float]:
 def _step(
     slices: list[Slice], positions: Float[np.ndarray, "n 3"], normal: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "3"]:
-    """From one slice to the next, mm LPS, once every slice has proved to be there."""
+    """The step from one slice to the next in mm (LPS), after a check that no slice is missing or displaced."""
     gaps = np.diff(positions @ normal)
     _check_one_each(slices, gaps)
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     grid = positions[0] + np.arange(len(slices))[:, None] * step
     if np.linalg.norm(positions - grid, axis=1).max() > MAX_OFF_GRID * gaps.min():
         times = gaps / gaps.min()
-        reason = "missing_slices" if _whole(times) and times.max() > 1.5 else "irregular_spacing"
+        reason = "missing_slices" if _are_whole(times) and times.max() > 1.5 else "irregular_spacing"
         got = f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm"
         raise RefusedImage(reason, f"slices must be equally far apart and in line; got {got}")
     tilt = np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step))))
     if tilt > MAX_TILT_DEGREES:
-        raise RefusedImage("gantry_tilt", f"slices must be stacked along their normal; got {tilt:.1f} degrees off")
+        raise RefusedImage(
+            "gantry_tilt", f"slices must be stacked along their normal; they are tilted by {tilt:.1f} degrees"
+        )
     return step
 
 
-def _whole(times: Float[np.ndarray, " n"]) -> bool:
+def _are_whole(times: Float[np.ndarray, " n"]) -> bool:
     return bool(np.abs(times - np.round(times)).max() <= 2 * MAX_OFF_GRID)
 
 
 def _check_one_each(slices: list[Slice], gaps: Float[np.ndarray, " n"]) -> None:
-    """Refuse two slices at one place: copies of some, or several volumes where most places are taken twice."""
+    """Refuse two slices at one place: as copies, or as several volumes if most places have more than one slice."""
     if gaps.min() > SAME_PLACE_MM:
         return
     place = np.concatenate([[0], np.cumsum(gaps > SAME_PLACE_MM)])
@@ -108,7 +115,9 @@ def _check_one_each(slices: list[Slice], gaps: Float[np.ndarray, " n"]) -> None:
     got = f"{len(slices)} slices at {len(counts)} places"
     if len(identities) < len(slices) or (counts > 1).mean() <= 0.5:
         raise RefusedImage("duplicate_slices", f"every slice must lie at a place of its own; got {got}")
-    raise RefusedImage("several_volumes", f"a series must be one volume, not one over time or worse; got {got}")
+    raise RefusedImage(
+        "several_volumes", f"a series must be one volume, not several, e.g. over time; got {got}: split it"
+    )
 
 
 def _thickness_mm(piece: Slice) -> float:
@@ -120,15 +129,16 @@ def _thickness_mm(piece: Slice) -> float:
 def _picture_affine(slices: list[Slice]) -> Affine:
     header = slices[0].file.header
     if text(header, "Modality") in TOMOGRAPHIC:
-        raise RefusedImage("bad_geometry", "a section must say where it lies; it has no position or no orientation")
+        raise RefusedImage("bad_geometry", "CT, MR and PT must say where they lie; position or orientation is absent")
     if len(slices) > 1:
-        raise RefusedImage("several_volumes", f"a picture must be one; got {len(slices)} without a place in space")
+        raise RefusedImage(
+            "several_volumes", f"a folder must hold one picture; got {len(slices)} without a place in space"
+        )
     spacing = slices[0].spacing_mm or numbers(header, "ImagerPixelSpacing", 2)
     aspect = numbers(header, "PixelAspectRatio", 2)
     if spacing is None and aspect is not None and aspect[0] != aspect[1]:
-        raise RefusedImage(
-            "bad_geometry", f"pixels of a picture must be square or of known size; got {aspect} by ratio"
-        )
+        rule = "pixels of a picture must be square or of known size"
+        raise RefusedImage("bad_geometry", f"{rule}; got the ratio {aspect[0]:g}:{aspect[1]:g} without a size")
     between_rows, between_columns = spacing or (1.0, 1.0)
     affine = np.diag([between_columns, between_rows, 1.0, 1.0])
     _check_spacing(affine)

@@ -1,6 +1,6 @@
-"""What `omnifm prepare dicom` learns of each file in a tree: what it is and what belongs together, under other names.
+"""Facts of each DICOM file for `omnifm prepare dicom`: its kind, and which patient, study and series it belongs to.
 
-Runs inside `reader_process`, so that patients' identifiers never reach the parent: they leave as salted digests.
+It runs inside `reader_process`.  Identifiers of patients never reach the parent process: only salted digests leave.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import hmac
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
@@ -19,7 +19,7 @@ from omnifm.data.items import MODALITY
 from omnifm.data.refusal import RefusedImage, refusing
 
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
-"""DICOM SEG and its label-map kind."""
+"""SOP classes of DICOM SEG: Segmentation and Label Map Segmentation Storage."""
 TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -36,25 +36,39 @@ TAGS = [
 ]
 
 
-def describe(path: Path, salt: bytes, modality: str, description: str, exclude: str) -> dict[str, Any]:
+class FileFacts(TypedDict):
+    """Facts of one file; all but `kind` only if it is DICOM.  Identifiers are salted digests."""
+
+    kind: str
+    """"image", "label" (SEG, RTSTRUCT), "other" (DICOM of other kinds), or "" (no DICOM by its name, or hidden)."""
+    patient: NotRequired[str]
+    """Digest, or "" if the file has no PatientID."""
+    study: NotRequired[str]
+    series: NotRequired[str]
+    instance: NotRequired[str]
+    refers: NotRequired[list[str]]
+    """The series that a label belongs to."""
+    modality: NotRequired[str]
+    section: NotRequired[bool]
+    """Whether the file may be one slice of several.  An X-ray or a photograph is an image by itself."""
+    wanted: NotRequired[bool]
+    excluded: NotRequired[bool]
+
+
+def describe(path: Path, salt: bytes, modality: str, description: str, exclude: str) -> FileFacts:
     """Facts of one file.
 
     Args:
         path: any file.
-        salt: secret of the site; the same salt links the same patient again.
-        modality: DICOM code that images must have; "" takes all.
-        description: pattern (regular expression, any case) found in the series description or protocol; "" takes all.
-        exclude: pattern that must not be found there; "" excludes nothing.
-
-    Returns:
-        `kind`: "image", "label" (SEG, RTSTRUCT), "other" (DICOM of other kinds) or "" (no DICOM by its name, and
-        hidden files); and for DICOM digests `patient` ("" without a PatientID), `study`, `series`, `instance`, the
-        list `refers` of series that a label is about, `modality`, `wanted`, `excluded`, and `section`: whether it may
-        be one slice of several; an X-ray or a photograph is an image by itself.
+        salt: secret of the site.  The same salt gives the same digest for the same patient.
+        modality: DICOM code that images must have; "" accepts all.
+        description: regular expression (case is ignored) that must be found in the series description or the protocol;
+            "" accepts all.
+        exclude: regular expression that must not be found there; "" excludes nothing.
 
     Raises:
         RefusedImage: the header cannot be read, the file should be DICOM by its name and is not, or an image does not
-            say of which series it is: it may be a slice of any.
+            name its series, so that it could be a slice of any.
     """
     with refusing():
         if not may_be_slice(path):
@@ -64,23 +78,27 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
         if kind == "image" and not series:
             raise RefusedImage("corrupt", "an image must name its series; its SeriesInstanceUID is empty")
         text = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
-        said = bool(re.search(description, text, re.IGNORECASE))
+        matches = bool(re.search(description, text, re.IGNORECASE))
         code = str(header.get("Modality", ""))
-        identity = f"{header.get('PatientID') or ''}".strip()
         return {
             "kind": kind,
-            # Without IssuerOfPatientID, which scanners and archives fill in for some of a patient's objects only: one
-            # patient taken for two may be trained and tested on, two who share a number are merely kept together.
-            "patient": _digest(salt, f"patient {identity}") if identity else "",
+            "patient": _patient(header, salt),
             "study": _digest(salt, f"study {header.get('StudyInstanceUID', '')}"),
             "series": _digest(salt, f"series {series}"),
             "instance": _digest(salt, f"instance {header.get('SOPInstanceUID', '')}"),
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],
             "modality": code if MODALITY.fullmatch(code) else "",
             "section": code in TOMOGRAPHIC or "ImagePositionPatient" in header,
-            "wanted": modality in ("", code) and said,
+            "wanted": modality in ("", code) and matches,
             "excluded": bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE)),
         }
+
+
+def _patient(header: Dataset, salt: bytes) -> str:
+    # IssuerOfPatientID is left out on purpose: scanners and archives give it for some of a patient's objects only.  One
+    # patient taken for two could be in training and in test; two patients with one number are only kept together.
+    identity = f"{header.get('PatientID') or ''}".strip()
+    return _digest(salt, f"patient {identity}") if identity else ""
 
 
 def _kind(header: FileDataset) -> str:
@@ -91,7 +109,7 @@ def _kind(header: FileDataset) -> str:
 
 
 def _referred(header: Dataset) -> Iterator[str]:
-    """Series that a SEG or an RTSTRUCT names as its images."""
+    """UIDs of the series that a SEG or an RTSTRUCT refers to."""
     for series in header.get("ReferencedSeriesSequence") or []:
         yield str(series.get("SeriesInstanceUID", ""))
     for frame in header.get("ReferencedFrameOfReferenceSequence") or []:

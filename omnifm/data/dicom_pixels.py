@@ -1,9 +1,9 @@
-"""Stored pixels of DICOM slices -> float32 in the modality's unit.
+"""Stored pixels of DICOM slices -> float32 in the unit of the modality.
 
-Grey values become slope * stored + intercept, or what the modality's look-up table says; padding values stay as
-they are.  MONOCHROME1 counts from white to black: its stored values are mirrored within the range that their bits
-can hold, so that more is brighter, except where the number is a measurement (`MEASURED`).  Colour is RGB, never
-rescaled: 0-255 for 8 bits.  Bits above the stored ones hold overlays at most and are cleared.
+Grey values become slope * stored + intercept, or the value in the modality's look-up table; padding values are kept.
+In MONOCHROME1 higher stored values are darker.  These values are mirrored within the range of their bits, so that more
+is brighter, except where the number is a measurement (`MEASURED`).  Colour becomes RGB and is never rescaled: 0-255 for
+8 bits.  Bits above the stored ones, which may hold overlays, are cleared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,20 +39,20 @@ DECODERS: Mapping[str, str] = {
     uid.HTJ2KLosslessRPCL: "pylibjpeg",
     uid.HTJ2K: "pylibjpeg",
 }
-"""Who decodes a transfer syntax; "" where nothing is compressed.  Named, so that what is installed changes nothing."""
+"""Transfer syntax -> decoder ("" if nothing is compressed).  It is fixed, so that all sites use the same decoders."""
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MEASURED = frozenset({"CT", "PT", "NM"})
-"""Modalities whose numbers are a unit's or counts; how a screen shows them does not change what they are."""
+"""Modalities whose values are measurements or counts, whatever MONOCHROME1 says of their display."""
 IMAGE_START = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # JPEG and JPEG-LS, JPEG 2000
 IMAGE_END = b"\xff\xd9"
 BLOCK = 32
-"""Slices turned at once: whole cache lines are written where single slices would scatter their numbers."""
+"""Number of slices that are transposed at once, which makes writing to memory faster than slice by slice."""
 Frame = Shaped[np.ndarray, "rows columns *c"]
 
 
 def check_headers(files: list[File], max_bytes: int) -> None:
-    """Refuse by the headers' promises, before a pixel is touched.
+    """Refuse images by their headers, before a pixel is read.
 
     Raises:
         RefusedImage: `unsupported_transfer_syntax`, `unsupported_format`, `corrupt`, `too_large`.
@@ -63,17 +63,17 @@ def check_headers(files: list[File], max_bytes: int) -> None:
         channels = _check_pixel_type(file)
         frame = int(file.header.Rows) * int(file.header.Columns) * channels
         values, one = values + frames * frame, max(one, frame)
-    # The result, one block of it twice, one frame decoded and in units, and the largest file.
+    # Memory for the result, one block of it twice, one frame as stored and in units, and the largest file.
     needed = 4 * values + 8 * one * min(BLOCK, values // one) + 24 * one + max(file.num_bytes for file in files)
     check_budget(needed, max_bytes)
 
 
 def read_pixels(slices: list[Slice], factor: float, max_bytes: int) -> Float[np.ndarray, "x y z *c"]:
-    """The slices' values, stacked in the order given.
+    """The values of the slices, stacked in the order given.
 
     Args:
-        slices: of one size and colour.
-        factor: multiplies the unit, e.g. SUV per Bq/mL.
+        slices: slices of one size, all grey or all colour.
+        factor: factor of all values after slope and intercept, e.g. SUV per Bq/mL.
         max_bytes: memory budget in bytes.
 
     Raises:
@@ -90,16 +90,19 @@ def read_pixels(slices: list[Slice], factor: float, max_bytes: int) -> Float[np.
             volume[:, y, start : start + BLOCK] = block[:, y].swapaxes(0, 1)
     assert volume is not None
     if text(slices[0].file.header, "PhotometricInterpretation") == "PALETTE COLOR":
-        # As for pictures: a grey palette is a way to store grey.
+        # As for pictures: some programs store grey images with a palette.
         return volume[..., 0] if (volume == volume[..., :1]).all() else volume
     return volume
 
 
 def _check_pixel_type(file: File) -> int:
-    """How many channels a frame becomes, once its description makes sense."""
+    """Number of channels of a decoded frame, after a check that the header describes its pixels consistently."""
     header = file.header
     if file.syntax not in DECODERS:
-        raise RefusedImage("unsupported_transfer_syntax", "DICOM compression must be one we decode; it is not")
+        raise RefusedImage(
+            "unsupported_transfer_syntax",
+            "DICOM compression must be one that we decode; it is not: convert it to Explicit VR Little Endian",
+        )
     sizes = {side: number(header, side) or 0 for side in ("Rows", "Columns")}
     if min(sizes.values()) < 1:
         raise RefusedImage("corrupt", f"Rows and Columns must be positive; got {list(sizes.values())}")
@@ -133,7 +136,7 @@ def _frames(slices: list[Slice], factor: float, max_bytes: int) -> Iterator[Floa
 
 
 def _check_length(dataset: Dataset, file: File) -> None:
-    """Refuse when there are fewer or more pixels than the header promises."""
+    """Refuse if there are fewer or more pixels than the header promises."""
     frames = num_frames(dataset)
     if uid.UID(file.syntax).is_encapsulated:
         _check_encapsulated(dataset, frames, is_rle=file.syntax == uid.RLELossless)
@@ -151,12 +154,15 @@ def _check_encapsulated(dataset: Dataset, frames: int, *, is_rle: bool) -> None:
     data = dataset.PixelData
     table = [dataset.get(key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
     offsets = (table[0], table[1]) if all(table) else None
-    found, starts = 0, sum(part.startswith(IMAGE_START) for part in generate_fragments(data))
+    starts = sum(part.startswith(IMAGE_START) for part in generate_fragments(data))
+    found = 0
     for frame in generate_frames(data, number_of_frames=frames, extended_offsets=offsets):
         found += 1
-        # Decoders fill what is missing with grey and say nothing.  Behind the mark there may be padding.
+        # Decoders silently fill missing pixels with grey.  There may be padding after the end mark.
         if not is_rle and IMAGE_END not in frame.rstrip(b"\0")[-3:]:
-            raise RefusedImage("truncated", "a compressed frame must end with its end mark; one does not")
+            raise RefusedImage(
+                "truncated", "a compressed frame must end with its end mark; one does not: copy the file again"
+            )
     if found != frames or starts > frames:
         raise RefusedImage("truncated", f"pixels must hold the {frames} frames promised; got {max(found, starts)}")
 
@@ -174,13 +180,16 @@ def _in_units(stored: Frame, piece: Slice, dataset: Dataset, factor: float) -> F
     kind, has_lut = text(dataset, "PhotometricInterpretation"), "ModalityLUTSequence" in dataset
     if kind not in GREY:
         if (slope, intercept) != (1.0, 0.0) or has_lut:
-            raise RefusedImage("unsupported_format", "colour has no unit to be rescaled to; the header rescales it")
+            raise RefusedImage(
+                "unsupported_format",
+                "colour must not be rescaled; the header gives a slope, an intercept or a look-up table",
+            )
         return np.asarray(apply_color_lut(stored, dataset) if kind == "PALETTE COLOR" else stored, np.float32)
     if kind == "MONOCHROME1" and text(dataset, "Modality") not in MEASURED:
         stored = _mirrored(stored, dataset, has_lut)
     if has_lut:
         stored = apply_modality_lut(stored, dataset)
-    with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and infinite is refused
+    with np.errstate(all="ignore"):  # values too large for float32 become infinite, which is refused later
         if (slope * factor, intercept) == (1.0, 0.0):
             return stored.astype(np.float32)
         return ((stored.astype(np.float64) * slope + intercept) * factor).astype(np.float32)
@@ -190,14 +199,16 @@ def _rescale(piece: Slice) -> tuple[float, float]:
     header, slope, intercept = piece.file.header, piece.slope, piece.intercept
     if "ModalityLUTSequence" in header:
         if slope is not None or intercept is not None:
-            raise RefusedImage("corrupt", "a header must give a look-up table or a slope, not both")
+            raise RefusedImage("corrupt", "a header must give a look-up table or a slope and intercept, not both")
         return 1.0, 0.0
     if text(header, "Modality") == "CT":
         _check_hounsfield(piece)
     if slope is None and intercept is None:
         return 1.0, 0.0
     if slope is None or intercept is None or slope == 0:
-        raise RefusedImage("corrupt", "RescaleSlope (not 0) and RescaleIntercept must come together; they do not")
+        raise RefusedImage(
+            "corrupt", "RescaleSlope (not 0) and RescaleIntercept must both be given or both be absent; they are not"
+        )
     return slope, intercept
 
 
@@ -206,13 +217,15 @@ def _check_hounsfield(piece: Slice) -> None:
         raise RefusedImage("no_units", "CT must give the slope and intercept to Hounsfield units; it does not")
     enhanced = "SharedFunctionalGroupsSequence" in piece.file.header
     contrast = texts(piece.file.header, "ImageType")[3:4] if enhanced else []
-    # "US", unspecified, is how some scanners mark plain CT; maps of perfusion are marked so too, and name themselves.
+    # Some scanners mark plain CT as "US" (unspecified).  Perfusion maps have that mark too, but ImageType names them.
     if piece.rescale_type not in ("", "HU", "US") or contrast not in ([], ["NONE"]):
-        raise RefusedImage("no_units", "CT must be in Hounsfield units; it is of another type")
+        raise RefusedImage("no_units", "CT must be in Hounsfield units; its header gives another type of value")
 
 
 def _mirrored(stored: Frame, dataset: Dataset, has_lut: bool) -> Frame:
     if has_lut or stored.dtype.kind == "f":
-        raise RefusedImage("unsupported_format", "MONOCHROME1 must be plain whole numbers; it is floats or a table's")
-    ends = 2**dataset.BitsStored - 1 if dataset.PixelRepresentation == 0 else -1  # smallest + largest
+        raise RefusedImage(
+            "unsupported_format", "MONOCHROME1 must hold whole numbers without a look-up table; it does not"
+        )
+    ends = 2**dataset.BitsStored - 1 if dataset.PixelRepresentation == 0 else -1  # smallest + largest value
     return ends - stored.astype(np.int64)

@@ -1,6 +1,6 @@
-"""The slices of DICOM files: a classic file is one, a multi-frame file holds many.
+"""The slices of DICOM files: a classic file is one slice, and a multi-frame file holds many.
 
-What a classic header says once, a multi-frame file says per frame or for all frames, in functional groups.
+A multi-frame file keeps some elements of a classic header in functional groups, for each frame or for all frames.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ GROUP_OF = {
     "TemporalPositionIndex": "FrameContentSequence",
     "StackID": "FrameContentSequence",
 }
-"""In which functional group a multi-frame file keeps an element."""
-SAME = (
+"""Element -> the functional group in which a multi-frame file keeps it."""
+MUST_AGREE = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "Modality",
@@ -42,22 +42,23 @@ SAME = (
     "TemporalPositionIndex",
     "StackID",
 )
-"""What tells one volume from the next: its slices agree in all of these."""
+"""Elements that are equal in all slices of one volume and may differ between volumes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One frame: where it lies and what its numbers mean.
+    """One frame: its place in the patient and the meaning of its stored values.
 
     Attributes:
-        file: it stands in this file
-        frame: as this frame, from 0.
-        position_mm: centre of its first pixel; left, posterior, superior (LPS).  None: it knows no place.
-        orientation: directions of increasing column and of increasing row, LPS.
-        spacing_mm: between rows, between columns.
-        thickness_mm: to the next slice where there is no next slice to measure.
-        slope, intercept: stored value -> unit of the modality; None where the header gives neither.
-        facts: the values of `SAME`, and which kind of image it is (magnitude, phase, ...).
+        file: the file that holds it.
+        frame: its number in the file, counted from 0.
+        position_mm: centre of its first pixel (LPS); None if it has no place in a patient.
+        orientation: unit vectors (LPS) in which the column and the row increase; None if it has no place.
+        spacing_mm: distance between rows, and distance between columns.
+        thickness_mm: distance to the next slice as the header gives it, used where there is no next slice.
+        slope, intercept: stored value -> unit of the modality; None if the header does not give them.
+        rescale_type: the unit as the header names it, or "".
+        facts: the values of `MUST_AGREE`, and the kind of image (magnitude, phase, ...).
     """
 
     file: File
@@ -73,10 +74,10 @@ class Slice:
 
 
 def slices_of(file: File) -> list[Slice]:
-    """The slices of one file, in its order.
+    """The slices of one file, in their order in the file.
 
     Raises:
-        RefusedImage: `several_volumes` for frames without a place of their own, `corrupt`, `non_finite`.
+        RefusedImage: `several_volumes` for frames without a place in space, `corrupt`, `non_finite`.
     """
     header = file.header
     frames = num_frames(header)
@@ -86,13 +87,15 @@ def slices_of(file: File) -> list[Slice]:
         return [_slice(file, 0, [header])]
     groups = header["PerFrameFunctionalGroupsSequence"].value
     if len(groups) != frames:
-        raise RefusedImage("corrupt", f"frames must be as many as their descriptions; got {frames}, {len(groups)}")
+        raise RefusedImage(
+            "corrupt", f"the number of frames must be that of their descriptions; got {frames}, {len(groups)}"
+        )
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     return [_slice(file, index, [group, *shared, header]) for index, group in enumerate(groups)]
 
 
 def num_frames(header: Dataset) -> int:
-    """How many frames a header promises.
+    """Number of frames that a header promises; 1 if it does not say.
 
     Raises:
         RefusedImage: `corrupt`.
@@ -105,20 +108,22 @@ def num_frames(header: Dataset) -> int:
 
 
 def check_one_volume(slices: list[Slice]) -> None:
-    """Refuse slices of different series, echoes, times, diffusion weightings or kinds.
+    """Refuse slices of different series, echoes, times, diffusion weightings or kinds of image.
 
     Raises:
-        RefusedImage: `several_volumes`, or `bad_geometry` for slices of different size.
+        RefusedImage: `several_volumes`, or `bad_geometry` if slices differ in size.
     """
     for fact in slices[0].facts:
         num_values = len({piece.facts[fact] for piece in slices})
         if num_values > 1:
-            raise RefusedImage("several_volumes", f"slices must agree in {fact}; got {num_values} values")
+            raise RefusedImage(
+                "several_volumes", f"slices must agree in {fact}; got {num_values} values: keep one volume per folder"
+            )
     sizes = {
         tuple(text(piece.file.header, side) for side in ("Rows", "Columns", "SamplesPerPixel")) for piece in slices
     }
     if len(sizes) > 1:
-        raise RefusedImage("bad_geometry", f"slices must have one size; got {len(sizes)}")
+        raise RefusedImage("bad_geometry", f"slices must have one size; got {len(sizes)} sizes")
 
 
 def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:
@@ -138,12 +143,12 @@ def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:
         slope=number(where("RescaleSlope"), "RescaleSlope"),
         intercept=number(where("RescaleIntercept"), "RescaleIntercept"),
         rescale_type=text(where("RescaleType"), "RescaleType"),
-        facts={key: "/".join(texts(where(key), key)) for key in SAME} | {"ImageType": "/".join(kind)},
+        facts={key: "/".join(texts(where(key), key)) for key in MUST_AGREE} | {"ImageType": "/".join(kind)},
     )
 
 
 def _holder(groups: list[Dataset], keyword: str) -> Dataset:
-    """Where an element stands: in the frame's group, in the group shared by all, else in the header itself."""
+    """The dataset that holds an element: the frame's group, else the group shared by all frames, else the header."""
     name = GROUP_OF.get(keyword)
     for group in groups[:-1]:
         items = group.get(name) if name else None

@@ -1,17 +1,18 @@
-"""When a PET series becomes SUV, and when it stays what it is: one rule for every hospital.
+"""The rule by which a PET series is converted to SUV, the same at every hospital.
 
 A series becomes SUV by body weight (g/mL; QIBA's recipe) if and only if one of these holds:
 
-1. Units is BQML, CorrectedImage names ATTN and DECY, and dose (1 MBq to 100 GBq), half-life, weight (0.1 to 1000 kg),
-   injection and scan start are all there and plausible: SUV = value * weight / dose left at the scan's start.  With
-   DecayCorrection ADMIN values are already those of the injection, and the whole dose counts.
-2. Units is CNTS and Philips' private factor (7053,1000) is there: SUV = value * factor; or (7053,1009), which leads to
-   BQML and rule 1.
-3. Units is GML: it is SUV already.
+1. Units is BQML, CorrectedImage holds ATTN and DECY, and dose (1 MBq to 100 GBq), half-life, weight (0.1 to 1000 kg),
+   times of injection and scan start are all given and plausible.  Then SUV = value * weight / dose left at scan start.
+   If DecayCorrection is ADMIN, values are already corrected to the injection, and the whole dose is used.
+2. Units is CNTS and Philips' private factor (7053,1000) is given: SUV = value * factor.  If (7053,1009) is given
+   instead, values * factor are BQML, and rule 1 follows.
+3. Units is GML: the values are SUV already.
 
-Everything else keeps the unit its header names.  A classic header is needed: enhanced PET keeps its unit.
-The scan's start is the series' where no slice was acquired before it; later series times are those of a
-reconstruction, and then GE's private (0009,100D) counts, else the first slice's acquisition time, less its
+Every other series keeps the unit in its header, and so does enhanced (multi-frame) PET.
+
+The start of the scan is the series time if no slice was acquired before it.  A later series time is that of a
+reconstruction.  Then GE's private (0009,100D) is used, or else the acquisition time of the first slice, less its
 FrameReferenceTime and plus the time at which the decaying frame had its mean count rate.
 """
 
@@ -24,7 +25,7 @@ from pydicom.dataset import Dataset
 from omnifm.data.dicom_file import GE_PET, PHILIPS_PET, number, text, texts
 
 CLOCK_ERROR = timedelta(seconds=1)
-"""Series and acquisition times are written by different clocks and rounded."""
+"""Tolerance between series and acquisition times, which come from different clocks and are rounded."""
 DOSE_LIMITS_BQ = (1e6, 1e11)
 WEIGHT_LIMITS_KG = (0.1, 1000.0)
 MAX_HALF_LIVES = 20.0
@@ -32,10 +33,10 @@ TIME = re.compile(r"(\d{8})(\d\d)(\d\d)(?:(\d\d)(\.\d{1,6})?)?")
 
 
 def suv_factor(headers: list[Dataset]) -> float:
-    """What a series' values after slope and intercept are multiplied with; 1 where they keep their unit.
+    """Factor for a series' values after slope and intercept; 1 if they keep their unit.
 
     Args:
-        headers: of all its slices.
+        headers: the headers of all its slices.
     """
     acquired = [_time(header, "Acquisition") for header in headers]
     first = headers[min(range(len(headers)), key=lambda index: acquired[index] or datetime.max)]
@@ -56,7 +57,7 @@ def _facts(header: Dataset) -> tuple[str, ...]:
 
 
 def _per_bqml(first: Dataset) -> float:
-    """SUV per Bq/mL, g/Bq; 0 where the header does not allow it."""
+    """SUV per Bq/mL, in g/Bq; 0 if the header does not allow the conversion."""
     injections = list(first.get("RadiopharmaceuticalInformationSequence") or [])
     corrections = {"ATTN", "DECY"}
     if len(injections) != 1 or not corrections <= set(texts(first, "CorrectedImage")):
@@ -76,7 +77,7 @@ def _per_bqml(first: Dataset) -> float:
 
 
 def _scan_start(first: Dataset, half_life_s: float) -> datetime | None:
-    """To which time the scanner corrected the decay."""
+    """The time to which the scanner corrected the decay; None if the header does not give it."""
     series, acquired = _time(first, "Series"), _time(first, "Acquisition")
     if series is None or acquired is None:
         return None
@@ -87,7 +88,7 @@ def _scan_start(first: Dataset, half_life_s: float) -> datetime | None:
     reference_ms = number(first, "FrameReferenceTime")
     if reference_ms is None or reference_ms < 0:
         return None
-    if reference_ms == 0:  # the first frame's start is the reference itself
+    if reference_ms == 0:  # the reference is the start of the first frame
         return acquired
     duration_s = (number(first, "ActualFrameDuration") or 0.0) / 1000
     if duration_s <= 0:
@@ -109,7 +110,7 @@ def _time(header: Dataset, which: str) -> datetime | None:
 
 
 def _parsed(stamp: str) -> datetime | None:
-    """Date and time to the minute at least; a time zone is not understood, for the other times have none."""
+    """Date and time, to the minute or more precise; None otherwise, also with a time zone, as other times have none."""
     found = TIME.fullmatch(stamp)
     if found is None:
         return None
@@ -122,13 +123,14 @@ def _parsed(stamp: str) -> datetime | None:
 
 
 def _private(header: Dataset, tag: int) -> str:
+    """The value of a private element as text; "" if it is absent."""
     element = header.get(tag)
     value = "" if element is None else element.value
     return (value.decode("ascii", "ignore") if isinstance(value, bytes) else str(value)).strip(" \0")
 
 
 def _positive(value: str) -> float:
-    """A positive finite number; 0 where it is none."""
+    """The number in a text; 0 if it is not a positive finite number."""
     try:
         found = float(value)
     except ValueError:

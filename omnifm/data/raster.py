@@ -147,8 +147,8 @@ def _bits_per_channel(picture: Image.Image, path: Path) -> int:
 
 
 def _grey_is_plain(picture: TiffImageFile) -> bool:
-    # PhotometricInterpretation 0 means that 0 is white.  Pillow inverts such grey, and grey without this tag, only up to
-    # 8 bits.  It also reads signed bytes (sample format 2) as unsigned ones.
+    # PhotometricInterpretation 0 means that 0 is white.  Pillow inverts such grey, and grey without this tag, only up
+    # to 8 bits.  It also reads signed bytes (sample format 2) as unsigned ones.
     photometric = picture.tag_v2.get(262)
     is_signed = 2 in picture.tag_v2.get(339, ())
     is_inverted = photometric == 0 and picture.mode in ("1", "L")

@@ -1,9 +1,9 @@
-"""DICOM RTSTRUCT: closed contours, drawn in the image's slices, as sets of voxels.
+"""DICOM RTSTRUCT: closed contours that are drawn in the image's slices, as sets of voxels.
 
-Letters: n points; a b the axes of the image's slice.
-A voxel is inside if its centre is (even-odd rule); a centre exactly on a contour belongs to one side only, so that
-neighbours that share a contour share no voxel and leave none out.
-Contours of one structure in one slice lie apart, or one inside the other as a hole (XOR): PS3.3 C.8.8.6.
+Letters: n points; a b the two axes of a slice of the image.
+A voxel is inside a contour if its centre is (even-odd rule).  A centre exactly on a contour belongs to one side only:
+two structures that share a contour have no voxel in common, and no voxel between them is lost.
+Contours of one structure in one slice lie apart, or one is a hole in the other (XOR): DICOM PS3.3 C.8.8.6.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,11 +19,15 @@ from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume
 
 Contour = tuple[bool, Float[np.ndarray, "n 3"]]
-"""Whether it says itself that it is combined by XOR; its corners in voxels of the image."""
+"""Whether the file declares that it is combined by XOR, and its corners in voxels of the image."""
 
 
 def names(rt: Dataset) -> dict[int, str]:
-    """The name of each structure by its number."""
+    """Number of each structure -> its name.
+
+    Raises:
+        RefusedImage: `corrupt`, if two structures have the same number.
+    """
     found = {int(roi.ROINumber): text(roi, "ROIName") for roi in rt.StructureSetROISequence}
     if len(found) < len(rt.StructureSetROISequence):
         raise RefusedImage("corrupt", "RTSTRUCT must number its structures uniquely; two share a number")
@@ -31,27 +35,27 @@ def names(rt: Dataset) -> dict[int, str]:
 
 
 def frame_uids(rt: Dataset, numbers: Collection[int]) -> set[str]:
-    """Frames of reference of the wanted structures."""
+    """UIDs of the frames of reference of the wanted structures."""
     wanted = [roi for roi in rt.StructureSetROISequence if int(roi.ROINumber) in numbers]
     return {text(roi, "ReferencedFrameOfReferenceUID") for roi in wanted}
 
 
 def regions(rt: Dataset, numbers: Collection[int], image: Volume) -> Iterator[Region]:
-    """The wanted structures, slice by slice; one without contours is left out.
+    """The regions of the wanted structures, slice by slice; a structure without contours is left out.
 
     Raises:
         RefusedImage: `label_geometry`, `label_values` (no contours, contours that cross, nothing inside),
             `truncated`.
     """
-    drawn = {
+    contours_of = {
         int(roi.ReferencedROINumber): _contours(roi, image)
         for roi in rt.get("ROIContourSequence") or []
         if int(roi.ReferencedROINumber) in numbers and roi.get("ContourSequence")
     }
-    if not drawn:
+    if not contours_of:
         raise RefusedImage("label_values", "RTSTRUCT must hold contours of a declared structure; it holds none")
-    axis = _slice_axis([points for contours in drawn.values() for _, points in contours], image)
-    for number, contours in drawn.items():
+    axis = _slice_axis([points for contours in contours_of.values() for _, points in contours], image)
+    for number, contours in contours_of.items():
         found = 0
         for plane, inside in _slices(contours, axis, image):
             found += int(np.count_nonzero(inside))
@@ -66,9 +70,10 @@ def _contours(roi: Dataset, image: Volume) -> list[Contour]:
         kind = contour.get("ContourGeometricType")
         if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
             raise RefusedImage("label_geometry", "RTSTRUCT contours must be CLOSED_PLANAR; some are not")
-        # As text: pydicom's own numbers take ten times the time and memory, and organs have 10^5 of them.
+        # Parsed from text: organs have 10^5 numbers, and pydicom's own need ten times the time and memory.
         raw = contour.get_item("ContourData").value or b""
-        points, count = np.array(raw.split(b"\\") if raw else [], float), int(contour.NumberOfContourPoints)
+        points = np.array(raw.split(b"\\") if raw else [], float)
+        count = int(contour.NumberOfContourPoints)
         if len(points) != 3 * count or count < 1:
             got = f"{len(points)} of {3 * count}"
             raise RefusedImage("truncated", f"RTSTRUCT contours must hold the coordinates promised; got {got}")
@@ -79,8 +84,12 @@ def _contours(roi: Dataset, image: Volume) -> list[Contour]:
 
 
 def _slice_axis(contours: list[Float[np.ndarray, "n 3"]], image: Volume) -> int:
-    """The axis of the image along which every contour keeps to one slice."""
-    # A tenth of a slice forgives positions rounded to 0.1 mm; contours drawn between slices are half of one off.
+    """The axis of the image along which every contour stays in one slice.
+
+    Raises:
+        RefusedImage: `label_geometry`, if there is none, or if a contour lies outside the image.
+    """
+    # Positions may be rounded to 0.1 mm, about a tenth of a slice.  A contour between slices is half a slice away.
     off = [
         max(float(np.abs(points[:, axis] - np.rint(points[0, axis])).max()) for points in contours) for axis in range(3)
     ]
@@ -101,13 +110,13 @@ def _slice_axis(contours: list[Float[np.ndarray, "n 3"]], image: Volume) -> int:
 
 
 def _slices(contours: list[Contour], axis: int, image: Volume) -> Iterator[tuple[int, Bool[np.ndarray, "a b"]]]:
-    """One structure slice by slice: the slice's number and what is inside."""
+    """One structure, slice by slice: the number of the slice, and the voxels inside."""
     shape = tuple(np.delete(image.array.shape[:3], axis).tolist())
     planes: dict[int, list[tuple[bool, Float[np.ndarray, "n 2"]]]] = {}
     for is_xor, points in contours:
         planes.setdefault(round(float(points[0, axis])), []).append((is_xor, np.delete(points, axis, axis=1)))
     steps = np.diff(sorted(planes))
-    if len(steps) and steps.min() > 1:  # every second slice: the gaps were to be interpolated, which is a guess
+    if len(steps) and steps.min() > 1:  # the slices between would have to be interpolated, which is a guess
         message = f"a structure must be drawn on neighbouring slices; its contours are {steps.min()} slices apart"
         raise RefusedImage("label_geometry", message)
     for plane, drawn in planes.items():
@@ -128,18 +137,18 @@ def _check_nested(filled: list[Bool[np.ndarray, "a b"]]) -> None:
 def _filled(corners: Float[np.ndarray, "n 2"], shape: tuple[int, int]) -> Bool[np.ndarray, "a b"]:
     """Voxel centres inside a polygon, by the even-odd rule.
 
-    Scan lines along the first axis: every edge turns all centres behind its crossing over.  Written here because
-    scikit-image's polygons take 0.2 s each at clinical size, and count centres on a line for both sides.
+    On every scan line along the first axis, each edge that crosses it inverts all centres after the crossing.
+    scikit-image is not used: it takes 0.2 s per polygon at clinical size, and counts a centre on a line for both sides.
     """
     start, end = corners, np.roll(corners, -1, axis=0)
-    upwards = (start[:, 1] <= end[:, 1])[:, None]  # so that neighbours compute a shared edge alike
+    upwards = (start[:, 1] <= end[:, 1])[:, None]  # so that two structures compute the same crossing for a shared edge
     start, end = np.where(upwards, start, end), np.where(upwards, end, start)
     first = np.ceil(start[:, 1]).astype(int)
-    count = np.ceil(end[:, 1]).astype(int) - first  # scan lines it crosses, without the one through its end
+    count = np.ceil(end[:, 1]).astype(int) - first  # scan lines that the edge crosses, without the one through its end
     edge = np.repeat(np.arange(len(corners)), count)
     line = np.arange(len(edge)) + (first - np.cumsum(count) + count)[edge]
     share = (line - start[edge, 1]) / (end - start)[edge, 1]
     crossing = start[edge, 0] + share * (end - start)[edge, 0]
-    turns = np.zeros((shape[0] + 1, shape[1]), np.uint8)  # may wrap: only odd or even matters
-    np.add.at(turns, (np.ceil(crossing).astype(int).clip(0, shape[0]), line), 1)
-    return (np.bitwise_xor.accumulate(turns[:-1], axis=0) & 1).astype(bool)
+    crossings = np.zeros((shape[0] + 1, shape[1]), np.uint8)  # it may overflow: only odd or even matters
+    np.add.at(crossings, (np.ceil(crossing).astype(int).clip(0, shape[0]), line), 1)
+    return (np.bitwise_xor.accumulate(crossings[:-1], axis=0) & 1).astype(bool)

@@ -302,7 +302,7 @@ class TestBounds:
         path = write(tmp_path / "a.dcm", image(), uid.DeflatedExplicitVRLittleEndian)
         np.testing.assert_array_equal(read(path).array[..., 0].T, PIXELS)
         path.write_bytes(path.read_bytes()[:-20])
-        with refused("truncated", "inflate to its end"):
+        with refused("truncated", "decompress to its end"):
             read(path)
 
     def test_a_deflated_bomb_does_not_go_off(self, tmp_path):

@@ -204,7 +204,7 @@ class TestSegmentation:
     @pytest.mark.parametrize("labels", [{0: "", 1: "a"}, {0: "", 1: "a", 3: "b"}])
     def test_refuses_when_neither_names_nor_numbers_fit(self, tmp_path, labels):
         path = write_seg(tmp_path, scan(), random_mask())
-        with refused("label_values", r"no segment or structure, of numbers \[1, 2\], has the name") as caught:
+        with refused("label_values", r"of numbers \[1, 2\] none has the name") as caught:
             read(path, image_of(scan()), labels)
         assert "tumour" not in str(caught.value).lower()
 
@@ -349,7 +349,7 @@ class TestSegmentation:
     def test_refuses_a_map_with_an_unknown_segment(self, tmp_path):
         path = write_seg(tmp_path, scan(), random_mask(), kind="LABELMAP")
         edited(path, lambda seg: seg.SegmentSequence.pop())
-        with refused("corrupt", r"must describe every segment in its pixels; not so \[2\]"):
+        with refused("corrupt", r"must describe every segment in its pixels; it does not describe \[2\]"):
             read(path, image_of(scan()))
 
     def test_refuses_by_its_header_what_does_not_fit_in_memory(self, tmp_path):
@@ -499,7 +499,7 @@ class TestStructures:
 
     def test_refuses_when_no_name_fits(self, tmp_path):
         path = write_rt(tmp_path, big_image(), {"Liver": [box(2.5, 2.5, 5.5, 5.5)]})
-        with refused("label_values", r"of numbers \[11\], has the name of a value in \[0, 11\]$"):
+        with refused("label_values", r"of numbers \[11\] none has the name of a value in \[0, 11\]$"):
             read(path, big_image(), {0: "", 11: "lung"})
 
     def test_a_structure_not_drawn_is_absent_but_not_the_only_one(self, tmp_path):
