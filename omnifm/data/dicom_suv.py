@@ -26,6 +26,7 @@ from omnifm.data.dicom_file import GE_PET, PHILIPS_PET, number, text, texts
 
 CLOCK_ERROR = timedelta(seconds=1)
 """Tolerance between series and acquisition times, which come from different clocks and are rounded."""
+# Values outside these limits are not believed.
 DOSE_LIMITS_BQ = (1e6, 1e11)
 WEIGHT_LIMITS_KG = (0.1, 1000.0)
 MAX_HALF_LIVES = 20.0

@@ -1,8 +1,8 @@
-"""A DICOM SEG of a predicted label map, beside the series that it was predicted from.
+"""A DICOM SEG of a predicted label map, which refers to the series that it was predicted from.
 
-It carries the series' patient and study, as viewers and archives need: a document of the hospital, which stays there.
-Every frame lies on its source slice and refers to it.  Of a class we know a name and no code: category and type are the
-generic SNOMED CT "Tissue", as 3D Slicer's are.  Letters: x y z voxel axes.
+It holds the patient and the study of that series, because viewers and archives need them, so it must stay in the
+hospital.  Every frame lies on its source slice and refers to it.  We know the name of a class but no code for it, so
+category and type are the generic SNOMED CT "Tissue", as in 3D Slicer.  Letters: x y z voxel axes.
 """
 
 import warnings
@@ -30,8 +30,8 @@ from omnifm.data.refusal import RefusedImage
 MAKER = "OmniFM-FLARE"
 DESCRIPTION = "OmniFM automatic segmentation, research use only"
 SERIES_NUMBER = 9900
-"""Far above a scanner's own."""
-MUST_BE_THERE = (
+"""Far above the numbers that scanners use."""
+REQUIRED = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -42,33 +42,33 @@ MUST_BE_THERE = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-"""Empty where the source lacks them (type 2)."""
+"""Elements that a SEG must have; they are empty if the source has none (type 2 in DICOM)."""
 SEXES = ("", "M", "F", "O")
 MAX_LABEL = 64
-"""Letters of a segment's label (LO)."""
+"""Largest number of characters in a segment's label (value representation LO)."""
 
 
 def encode(prediction: LabelMap, source: Path, model: str, version: str) -> bytes:
-    """The file's content.
+    """The content of the DICOM file.
 
     Args:
-        prediction: on the grid of `volume.read_volume(source)`.
-        source: the series folder or file, which has been read and so accepted before.
-        model: digest of the model, kept as the device's serial number.
-        version: of this software.
+        prediction: classes on the grid of `volume.read_volume(source)`.
+        source: series folder or file that `volume.read_volume` has accepted.
+        model: digest of the model, which is written as the device's serial number.
+        version: version of this software.
 
     Raises:
-        RefusedImage: the series cannot be referred to: no place in space, identifiers missing.
+        RefusedImage: a SEG cannot refer to the series: it has no place in space, or identifiers are missing.
     """
     with disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote headers
+        warnings.simplefilter("ignore")  # pydicom's warnings quote headers
         try:
             return _encode(prediction, source, model, version)
         except RefusedImage:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a header makes a library throw, in words that may quote it
-            rule = "a series must name patient, study and slices as DICOM demands for a DICOM SEG"
-            raise RefusedImage("bad_geometry", f"{rule}; it made the library raise {type(error).__name__}") from None
+        except Exception as error:  # noqa: BLE001 - a library's own message may quote the header
+            rule = "a series must have the identifiers and geometry that DICOM requires for a DICOM SEG"
+            raise RefusedImage("bad_geometry", f"{rule}; the library raised {type(error).__name__}") from None
 
 
 def _encode(prediction: LabelMap, source: Path, model: str, version: str) -> bytes:
@@ -76,7 +76,7 @@ def _encode(prediction: LabelMap, source: Path, model: str, version: str) -> byt
     headers = _headers(source, step_mm)
     pieces = [piece for header in headers for piece in slices_of(_file(source, header))]
     place = _planes(pieces, prediction)
-    if len(headers) > 1:  # single frames: in the order of z, as viewers show them
+    if len(headers) > 1:  # classic files: frames in the order of z, as viewers show them
         order = np.argsort(place)
         headers, place = [headers[index] for index in order], place[order]
     seg = Segmentation(
@@ -105,30 +105,30 @@ def _encode(prediction: LabelMap, source: Path, model: str, version: str) -> byt
 
 
 def _headers(source: Path, step_mm: float) -> list[Dataset]:
-    """Headers of the series' images, without pixels: what the reader took for slices."""
+    """Headers, without pixels, of the files that the reader uses as slices."""
     files = [source] if source.is_file() else sorted(file for file in source.iterdir() if _may_be_slice(file))
     headers: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     images = [header for header in headers if "Rows" in header and not _is_no_image(header)]
     for header in images:
-        header.decode()  # names are written in UTF-8, which knows every alphabet, as those of classes need too
+        header.decode()  # text is then written as UTF-8, which holds names of patients and classes in every alphabet
         _complete(header, step_mm)
     return images
 
 
 def _complete(header: Dataset, step_mm: float) -> None:
-    """Add what highdicom asks of a source and what scanners and anonymisers leave out."""
-    for keyword in MUST_BE_THERE:
+    """Add elements that highdicom needs and that scanners or anonymisers may leave out."""
+    for keyword in REQUIRED:
         if keyword not in header:
             setattr(header, keyword, "")
     if header.PatientSex not in SEXES:
         header.PatientSex = ""
-    if not text(header, "FrameOfReferenceUID"):  # a series that names none has one of its own
+    if not text(header, "FrameOfReferenceUID"):  # without a name, the frame of reference is the series' own
         header.FrameOfReferenceUID = generate_uid(entropy_srcs=[text(header, "SeriesInstanceUID")])
     measures = header
     if "PerFrameFunctionalGroupsSequence" in header:
         shared, first = header.SharedFunctionalGroupsSequence[0], header.PerFrameFunctionalGroupsSequence[0]
         for group in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-            if group not in shared:  # some say it for each frame; the reader has found them equal
+            if group not in shared:  # given for each frame; the reader has checked that all are equal
                 setattr(shared, group, getattr(first, group))
         measures = shared.PixelMeasuresSequence[0]
     if not text(measures, "SliceThickness"):
@@ -148,7 +148,11 @@ def _file(source: Path, header: Dataset) -> File:
 
 
 def _planes(pieces: list[Slice], prediction: LabelMap) -> Int[np.ndarray, " n"]:
-    """The z of each slice; each plane must have one slice, or a mask would lie on another."""
+    """The z index of each slice.
+
+    Raises:
+        RefusedImage: `bad_geometry`, unless every plane of the prediction is exactly one slice.
+    """
     if any(piece.position_mm is None for piece in pieces):
         raise RefusedImage("bad_geometry", "every slice must have a position for a DICOM SEG; some have none")
     places_mm = np.array([[*(piece.position_mm or ()), 1.0] for piece in pieces])
@@ -161,14 +165,14 @@ def _planes(pieces: list[Slice], prediction: LabelMap) -> Int[np.ndarray, " n"]:
 
 
 def _measures(piece: Slice, step_mm: float) -> highdicom.PixelMeasuresSequence:
-    """Spacing as the series gives it; between slices as it was measured, which headers often get wrong."""
+    """Pixel spacing from the header, and the measured distance between slices, which headers often give wrongly."""
     if piece.spacing_mm is None:
         raise RefusedImage("bad_geometry", "every slice must give its PixelSpacing for a DICOM SEG; some do not")
     return highdicom.PixelMeasuresSequence(piece.spacing_mm, slice_thickness=step_mm, spacing_between_slices=step_mm)
 
 
 def _segments(prediction: LabelMap, version: str) -> list[SegmentDescription]:
-    """One for every class but the background, present or not."""
+    """One segment for every class except the background, also for classes without a voxel."""
     made_by = highdicom.AlgorithmIdentificationSequence(MAKER, codes.cid7162.ArtificialIntelligence, version)
     tissue = codes.SCT.Tissue
     return [

@@ -1,13 +1,13 @@
-"""Predictions as files: NIfTI, DICOM SEG or PNG after the kind of the input, and what the index says of them.
+"""Writes predictions to files, NIfTI, DICOM SEG or PNG depending on the kind of input, with an entry for the index.
 
-Files hold what a hospital may not give away as little as its images: they are readable by their owner only.
-Nothing read from a header goes into a file's name or into the index.
+The files are as confidential as the images themselves, so only their owner can read them.  Nothing that was read from a
+header is written into a file's name or into the index.
 """
 
 import gzip
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nibabel
 import numpy as np
@@ -21,31 +21,35 @@ from omnifm.state import write_atomic
 
 Kind = Literal["dicom", "nifti", "picture"]
 BYTE_WINDOW = (0.0, 255.0)
+"""Window of an 8-bit picture."""
 
 
 def kind_of(source: Path) -> Kind:
-    """What kind of input a readable image is; thumbnails in npz are pictures."""
+    """The kind of an image that can be read; images in an npz file count as pictures."""
     name = source.name.lower()
     if source.is_file() and name.endswith((".nii", ".nii.gz")):
         return "nifti"
-    return "dicom" if source.exists() and not name.endswith(raster.SUFFIXES) and dicom.is_dicom(source) else "picture"
+    if source.exists() and not name.endswith(raster.SUFFIXES) and dicom.is_dicom(source):
+        return "dicom"
+    return "picture"
 
 
-def write(prediction: Prediction, source: Path, folder: Path, name: str, model: str, version: str) -> dict[str, Any]:
-    """Write a prediction's files.
+def write(prediction: Prediction, source: Path, folder: Path, name: str, model: str, version: str) -> dict[str, object]:
+    """Write the files of a prediction.
 
     Args:
-        source: the image it was predicted from.
-        folder: where the files go.
-        name: how their names begin.
+        prediction: the model's result.
+        source: the image that it was predicted from.
+        folder: folder for the files.
+        name: how the names of the files begin.
         model: digest of the model.
-        version: of this software.
+        version: version of this software.
 
     Returns:
-        What the index says: `files` (names), and by kind of prediction
-        `voxels` and for volumes `millilitres` by class name, `note` where a DICOM SEG was impossible;
-        `window`, the source's values of black and white, where a picture has no unit of its own;
-        `class` and `probabilities`; or `question` and `answer`.
+        the entry for the index: `files` (names), and further keys by kind of prediction.
+        `LabelMap`: `voxels` and, for volumes, `millilitres` by class name; `note` if no DICOM SEG could be written.
+        `Picture`: `window`, the values of the source that black and white stand for.
+        `Classes`: `class` and `probabilities`.  `Answer`: `question` and `answer`.
     """
     if isinstance(prediction, Classes):
         best = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
@@ -58,19 +62,19 @@ def write(prediction: Prediction, source: Path, folder: Path, name: str, model: 
 
 
 def nifti(array: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> bytes:
-    """Content of a .nii.gz on exactly this grid; the same array gives the same bytes."""
+    """Content of a .nii.gz file on this grid; the same array and affine give the same bytes."""
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
-    # A qform cannot hold shear: where it says something else, it must say nothing.
+    # A qform cannot hold shear.  If it differs from the affine, it is removed, and only the sform remains.
     if np.abs(image.get_qform() - affine).max() > 1e-3 * np.linalg.norm(affine[:3, :3], axis=0).min():
         image.set_qform(None, 0)
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
 def png(pixels: UInt8[np.ndarray, "rows columns *c"]) -> bytes:
-    """Content of a PNG, grey or RGB."""
+    """Content of a PNG file, grey or RGB."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -78,35 +82,37 @@ def png(pixels: UInt8[np.ndarray, "rows columns *c"]) -> bytes:
 
 def _write_labels(
     prediction: LabelMap, source: Path, folder: Path, name: str, model: str, version: str
-) -> dict[str, Any]:
-    kind, said = kind_of(source), dict[str, Any]()
+) -> dict[str, object]:
+    kind = kind_of(source)
+    note: dict[str, object] = {}
     if kind == "dicom":
         try:
             content = seg_writer.encode(prediction, source, model, version)
-            return {"files": [_saved(folder, f"{name}.dcm", content)]}
+            return {"files": [_save(folder, f"{name}.dcm", content)]}
         except RefusedImage as error:
-            said = {"note": f"no DICOM SEG: {error}"}
+            note = {"note": f"no DICOM SEG: {error}"}
     if kind == "nifti" or prediction.values.shape[2] > 1 or prediction.shown is None:
-        return said | {"files": [_saved(folder, f"{name}.nii.gz", nifti(prediction.values, prediction.affine))]}
+        return note | {"files": [_save(folder, f"{name}.nii.gz", nifti(prediction.values, prediction.affine))]}
     mask = png(np.ascontiguousarray(prediction.values[:, :, 0].T))
-    shown = _saved(folder, f"{name}-shown.png", png(prediction.shown))
-    return said | {"files": [_saved(folder, f"{name}.png", mask), shown]}
+    shown = _save(folder, f"{name}-shown.png", png(prediction.shown))
+    return note | {"files": [_save(folder, f"{name}.png", mask), shown]}
 
 
-def _write_picture(prediction: Picture, source: Path, folder: Path, name: str) -> dict[str, Any]:
-    """PNG for colour and for 8-bit pictures; else NIfTI in the source's own values, which keeps place and depth."""
+def _write_picture(prediction: Picture, source: Path, folder: Path, name: str) -> dict[str, object]:
+    """Write PNG for colour and for 8-bit pictures, and otherwise NIfTI in the source's own values and geometry."""
     levels, (low, high) = prediction.levels, prediction.window
     in_bytes = kind_of(source) == "picture" and prediction.window == BYTE_WINDOW
     if levels.shape[2] == 1 and (levels.ndim == 4 or in_bytes):
         pixels = np.round(255 * np.clip(levels[:, :, 0], 0, 1)).astype(np.uint8)
-        file = _saved(folder, f"{name}.png", png(np.ascontiguousarray(pixels.swapaxes(0, 1))))
+        file = _save(folder, f"{name}.png", png(np.ascontiguousarray(pixels.swapaxes(0, 1))))
     else:
         values = (low + levels.astype(np.float64) * (high - low)).astype(np.float32)
-        file = _saved(folder, f"{name}.nii.gz", nifti(values, prediction.affine))
+        file = _save(folder, f"{name}.nii.gz", nifti(values, prediction.affine))
     return {"files": [file], "window": [low, high]}
 
 
-def _sizes(prediction: LabelMap) -> dict[str, Any]:
+def _sizes(prediction: LabelMap) -> dict[str, object]:
+    """Number of voxels of each class, and for a volume also millilitres."""
     counts = np.bincount(prediction.values.ravel(), minlength=max(prediction.names) + 1)
     voxels = {name: int(counts[number]) for number, name in sorted(prediction.names.items()) if number > 0}
     if prediction.values.shape[2] == 1:
@@ -115,6 +121,6 @@ def _sizes(prediction: LabelMap) -> dict[str, Any]:
     return {"voxels": voxels, "millilitres": {name: round(count * voxel_ml, 3) for name, count in voxels.items()}}
 
 
-def _saved(folder: Path, name: str, content: bytes) -> str:
+def _save(folder: Path, name: str, content: bytes) -> str:
     write_atomic(folder / name, content)
     return name
