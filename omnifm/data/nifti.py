@@ -8,6 +8,7 @@ import gzip
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
+from typing import TypeAlias
 
 import nibabel
 import numpy as np
@@ -18,7 +19,7 @@ from omnifm.data.refusal import RefusedImage, check_budget
 
 CHUNK = 2**20
 MAX_EXTENSION_BYTES = 64 * 2**20
-Header = nibabel.Nifti1Header
+Header: TypeAlias = nibabel.Nifti1Header
 """A NIfTI-1 header, or one of NIfTI-2, which is a subclass."""
 Image = tuple[Float[np.ndarray, "x y z *c"], Float[np.ndarray, "4 4"]]
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (usually mm), metre, mm, micrometre

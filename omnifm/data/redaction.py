@@ -69,14 +69,7 @@ def install(*private: Path | str) -> None:
 
 
 def words_of(error: BaseException) -> str | None:
-    """The message of a `ValueError` that our code raised; None for any other error, whose message may hold anything.
-
-    >>> try:
-    ...     int("Mr Smith")
-    ... except ValueError as error:
-    ...     print(words_of(error))
-    None
-    """
+    """The message of a `ValueError` that our code raised; None for any other error, whose message may hold anything."""
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
     return str(error) if isinstance(error, ValueError) and raised_in.split(".")[0] == "omnifm" else None
