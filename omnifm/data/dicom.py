@@ -109,7 +109,7 @@ def _series(folder: Path, max_bytes: int) -> list[File]:
     check_budget(max((path.stat().st_size for path in paths), default=0), max_bytes)
     files = [file for path in paths if _holds_image(file := open_file(path, max_bytes))]
     if not files:
-        raise RefusedImage("unsupported_format", "a series folder must hold DICOM images; it holds none")
+        raise RefusedImage("unsupported_format", "a folder must hold DICOM images; it holds none")
     return files
 
 

@@ -129,7 +129,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
     def test_a_section_without_a_place_is_no_picture(self, tmp_path, modality):
-        with refused("bad_geometry", "must say where it lies"):
+        with refused("bad_geometry", "must say where they lie"):
             read(write(tmp_path / "a.dcm", picture(Modality=modality, SOPClassUID=uid.MRImageStorage)))
 
     def test_refuses_a_folder_of_pictures(self, tmp_path):

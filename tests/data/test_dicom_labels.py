@@ -317,7 +317,7 @@ class TestSegmentation:
             (
                 as_video,
                 "unsupported_transfer_syntax",
-                "a compression we decode",
+                "a compression that we decode",
             ),
             (
                 lambda seg: frames_of(seg)[0].pop("PlanePositionSequence"),
