@@ -288,7 +288,7 @@ class TestDicomSeg:
         volume, values = read_volume(source), random_classes((4, 3, 4))
         said = written(LabelMap(values, volume.affine, NAMES), source, tmp_path)
         assert said["files"] == ["test-3.nii.gz"]
-        assert said["note"].startswith("no DICOM SEG: a series must have the identifiers and geometry that DICOM requires")
+        assert said["note"].startswith("no DICOM SEG: a series must have the identifiers and geometry")
         assert "Doe" not in said["note"]
         np.testing.assert_array_equal(read_label(tmp_path / "test-3.nii.gz", volume, NAMES), values)
 
