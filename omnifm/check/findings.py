@@ -1,34 +1,35 @@
 """What a site's images and labels look like, collected while each case is read once.
 
-Only numbers stay: counts, shapes, a bounded sample of intensities, a digest per image.  Letters: x y z voxel axes, c
-channel.
+Only numbers are kept: counts, shapes, a limited sample of intensities, a hash of each image.
+
+Letters: x y z voxel axes, c channel.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from omnifm.check.records import ImagesReport, LabelCount, PlaceRecord, SplitReport, Spread
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
-from omnifm.data.reader import READER, Reply
+from omnifm.data.reader import READER
 from omnifm.data.volume import Volume
 
 SAMPLE = 1_000_000
-"""Intensities held per site, dealt equally to its images: each counts the same, however large it is."""
+"""Number of intensities kept per site.  Each image gives the same number, so that large images do not count more."""
 BINS = 48
 PERCENTILES = (0, 1, 25, 50, 75, 99, 100)
 SCALE_GAP = 10.0
-"""An image whose range of intensities is this many times wider or narrower than its modality's median is odd."""
+"""An image is odd if its range of intensities is this many times wider or narrower than its modality's median."""
 SPACING_GAP = 3.0
-"""So is one whose spacing along an axis differs by this factor."""
+"""An image is odd if its spacing along an axis is this many times longer or shorter than its modality's median."""
 Place = tuple[str, int]
 """List in dataset.json and position in it, counted from 0."""
 
@@ -47,24 +48,21 @@ class Case:
 
 
 def record_reads(read: Callable[[Item], object], item: Item) -> Case:
-    """Let a task read an item and keep what passed through the reader: every task is seen alike, and reads once."""
-    ask, images, masks = READER.ask, dict[Path, Volume](), []
+    """Let a task read an item, and return the images and the mask that it read.
 
-    def noted(path: Path, seconds: float | None = None, **request: Any) -> Reply:
-        facts, array = ask(path, seconds, **request)
+    The check therefore sees what the task sees, whichever task it is, and reads each file once.
+    """
+    images: dict[Path, Volume] = {}
+    masks: list[Int[np.ndarray, "x y z"]] = []
+    with READER.recording() as reads:
+        read(item)
+    for path, request, facts, array in reads:
         affine = np.array(facts.get("affine", request.get("affine")))
         volume = Volume(array, affine, facts.get("modality", "")).in_ras()
         if request["what"] == "image":
             images[path] = volume
         else:
             masks.append(volume.array)
-        return facts, array
-
-    READER.ask = noted  # type: ignore[method-assign]
-    try:
-        read(item)
-    finally:
-        del READER.ask  # the class's own is back
     return Case(images, masks[0] if masks else None)
 
 
@@ -80,8 +78,8 @@ class Images:
     low: float = np.inf
     high: float = -np.inf
 
-    def report(self) -> dict[str, Any]:
-        """Numbers for JSON: shapes in voxels, spacing in mm, intensities in the modality's unit."""
+    def report(self) -> ImagesReport:
+        """Return numbers for JSON: shapes in voxels, spacing in mm, intensities in the modality's unit."""
         dims = Counter("3-D" if shape[2] > 1 else "2-D" for shape in self.shapes)
         values = np.concatenate(self.sample)
         edges = np.percentile(values, (0.1, 99.9)).astype(float)
@@ -98,14 +96,14 @@ class Images:
         }
 
     def odd_scales(self) -> list[Place]:
-        """Images whose intensities span another order of magnitude than most."""
+        """Return the images whose range of intensities is far from most (see `SCALE_GAP`)."""
         widths = np.array([np.subtract(*np.percentile(sample, (99, 1))) for sample in self.sample])
         middle = np.median(widths)
         odd = (widths > SCALE_GAP * middle) | (widths * SCALE_GAP < middle)
         return [place for place, is_odd in zip(self.places, odd, strict=True) if is_odd]
 
     def odd_spacings(self) -> list[Place]:
-        """Images whose spacing is far from most."""
+        """Return the images whose spacing is far from most (see `SPACING_GAP`)."""
         spacings = np.array(self.spacings_mm)
         ratio = spacings / np.median(spacings, axis=0)
         odd = ((ratio > SPACING_GAP) | (ratio * SPACING_GAP < 1)).any(axis=1)
@@ -122,27 +120,32 @@ class Split:
     label_cases: Counter[int] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
 
-    def report(self) -> dict[str, Any]:
-        """Numbers for JSON; of patients only how many."""
-        labels = {
-            str(value): {"cases": self.label_cases[value]}
-            | ({"voxels": self.label_voxels[value]} if self.label_voxels else {})
-            for value in sorted(self.label_cases)
+    def report(self) -> SplitReport:
+        """Return numbers for JSON; of patients only how many there are."""
+        return {
+            "cases": self.cases,
+            "patients": len(self.patients),
+            "modalities": dict(self.modalities),
+            "labels": {str(value): self._label(value) for value in sorted(self.label_cases)},
         }
-        patients = len(self.patients)
-        return {"cases": self.cases, "patients": patients, "modalities": dict(self.modalities), "labels": labels}
+
+    def _label(self, value: int) -> LabelCount:
+        if self.label_voxels:
+            return {"cases": self.label_cases[value], "voxels": self.label_voxels[value]}
+        return {"cases": self.label_cases[value]}
 
 
 class Findings:
-    """Filled by `see`, case by case.
+    """Everything that was found; `see` adds one case.
 
     Attributes:
+        split_of: place of a case -> name of its split.
         splits: what each split holds.
-        images: modality -> its images, each file once however many questions are asked about it.
-        flat: images of one value.
+        images: modality -> its images.  Each file counts once, even if several questions are asked about it.
+        flat: images in which all voxels have one value.
         empty: masks without foreground.
         header: images whose header names another modality than dataset.json.
-        flats: 2-D images by whether they are pictures, which know no patient axes.
+        num_2d: number of 2-D images that are pictures without patient axes (True) and that are not (False).
     """
 
     def __init__(self, datalist: Datalist) -> None:
@@ -154,16 +157,17 @@ class Findings:
         self.flat: list[Place] = []
         self.empty: list[Place] = []
         self.header: list[Place] = []
-        self.flats: Counter[bool] = Counter()
+        self.num_2d: Counter[bool] = Counter()
         self.known: dict[Path, bytes] = {}
         self.is_asked = any("question" in item for items in datalist.splits().values() for item in items)
         self.same: dict[bytes, list[tuple[Place, Path]]] = {}
 
     def see(self, item: Item, case: Case) -> None:
-        """Take note of one case.
+        """Add one case.
 
         Raises:
-            TypeError: an image was not read, which is a task's mistake and would leave its data unchecked.
+            TypeError: the task did not read an image of the case.  This is a mistake in the task's program: the image
+                would not be checked.
         """
         split, origin = self.splits[self.split_of[item["origin"]]], item["origin"]
         split.cases += 1
@@ -179,13 +183,13 @@ class Findings:
                 self.same.setdefault(self.known[path], []).append((origin, path))
         if case.mask is not None:
             self._see_mask(split, origin, case.mask)
-        elif isinstance(label := item.get("label"), int):  # not the mask of another task
+        elif isinstance(label := item.get("label"), int):  # a path is a mask, which this task does not read
             split.label_cases[label] += 1
 
-    def duplicates(self) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
-        """Groups of equal images: those in several splits, and those that stand several times within one.
+    def duplicates(self) -> tuple[list[list[PlaceRecord]], list[list[PlaceRecord]]]:
+        """Return groups of equal images: those in several splits, and those more than once within one split.
 
-        Several questions about one file are no duplicates, nor are the two images of one case.
+        Several questions about one file are not duplicates.  Nor are the two images of one case.
         """
         across, within = [], []
         for places in self.same.values():
@@ -195,11 +199,12 @@ class Findings:
                 within.append(self._group(places))
         return across, within
 
-    def _group(self, places: list[tuple[Place, Path]]) -> list[dict[str, Any]]:
-        return [{"split": self.split_of[at], "list": at[0], "position": at[1]} for at in sorted({p for p, _ in places})]
+    def _group(self, places: list[tuple[Place, Path]]) -> list[PlaceRecord]:
+        found = sorted({place for place, _ in places})
+        return [{"split": self.split_of[at], "list": at[0], "position": at[1]} for at in found]
 
     def _look(self, origin: Place, modality: str, volume: Volume) -> bytes:
-        """Note an image seen for the first time; return its digest, or nothing for one that is empty."""
+        """Add an image that is seen for the first time; return its hash, or nothing if all voxels have one value."""
         array, images = volume.array, self.images.setdefault(modality, Images())
         low, high = float(array.min()), float(array.max())
         images.places.append(origin)
@@ -207,11 +212,11 @@ class Findings:
         images.spacings_mm.append(volume.spacing_mm)
         images.channels[array.shape[3] if array.ndim == 4 else 1] += 1
         images.sample.append(self._sample(array))
-        self.flats[volume.is_picture] += array.shape[2] == 1
+        self.num_2d[volume.is_picture] += array.shape[2] == 1
         images.low, images.high = min(images.low, low), max(images.high, high)
         if volume.modality not in ("", modality):
             self.header.append(origin)
-        if low == high:  # black pictures are equal, but no patient's
+        if low == high:  # two black pictures are equal, but that does not make them one patient's
             self.flat.append(origin)
             return b""
         return digest(array)
@@ -224,7 +229,7 @@ class Findings:
 
     def _see_mask(self, split: Split, origin: Place, mask: Int[np.ndarray, "x y z"]) -> None:
         counts: Counter[int] = Counter()
-        for plane in mask:  # bincount widens what it counts: a plane at a time
+        for plane in mask:  # one plane at a time, because bincount copies its input to a wider type
             found = np.bincount(plane.reshape(-1))
             counts.update({value: int(number) for value, number in enumerate(found) if number})
         split.label_voxels.update(counts)
@@ -234,21 +239,24 @@ class Findings:
 
 
 def modality_of(item: Item, key: str) -> str:
-    """What dataset.json says of one image of an item."""
+    """Return the modality that dataset.json gives to one image of an item."""
     return str(item.get(key.replace("image", "modality"), item["modality"]))
 
 
 def digest(array: Shaped[np.ndarray, "x y z *c"]) -> bytes:
-    """Digest of the voxels alone: one for a picture and its copy in another format or under another name."""
+    """Return a hash of the voxels alone: a copy in another format or under another name has the same hash."""
     if array.ndim == 4 and (array.shape[3] == 1 or (array == array[..., :1]).all()):
-        array = array[..., 0]  # grey, stored as colour
+        array = array[..., 0]  # a grey image that is stored in colour
     content = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     content.update(np.ascontiguousarray(array, dtype=np.float32).data)
     return content.digest()
 
 
-def _spread(rows: list[tuple[Any, ...]]) -> dict[str, list[float]]:
-    """Smallest, middle and largest along each axis."""
+def _spread(rows: Sequence[tuple[int | float, ...]]) -> Spread:
+    """Return the smallest, the median and the largest value along each axis."""
     table = np.array(rows, dtype=float)
-    spread = {"min": table.min(axis=0), "median": np.median(table, axis=0), "max": table.max(axis=0)}
-    return {name: np.round(values, 4).tolist() for name, values in spread.items()}
+    return {
+        "min": np.round(table.min(axis=0), 4).tolist(),
+        "median": np.round(np.median(table, axis=0), 4).tolist(),
+        "max": np.round(table.max(axis=0), 4).tolist(),
+    }

@@ -1,35 +1,37 @@
 """Quality control of a site's data before any training: the same for `omnifm check` and at the start of a run.
 
-Every case is read once, by the task itself.  Problems and warnings give counts only, so that they may
-travel; the report and the page say where, by list and position in dataset.json.  Nothing names a patient or a path.
+The task reads every case once.  Problems and warnings hold counts only, because they may be sent to the server.  The
+report and the page say where, by list and position in dataset.json.  Nothing names a patient or a path.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from tqdm import tqdm
 
 from omnifm.check.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
 from omnifm.check.page import page
 from omnifm.check.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
+from omnifm.check.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
 from omnifm.check.samples import Pictures
 from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.items import Item
 from omnifm.plugins import load_task, plugin
+from omnifm.records import Json
 from omnifm.state import write_atomic
 from omnifm.task import Task
 
 SCHEMA = 1
-"""Of the report; a kept check of another schema is repeated."""
+"""Version of the report.  A site repeats a stored check of another version."""
 MAX_LEAKED = 0.01
-"""Share of validation and test cases whose image another split has too: up to it a score hardly changes, and large
-public collections have a few; above it the site stops."""
+"""Largest share of validation and test cases whose image is in another split, too.  Above it the site cannot train.
+Below it a score hardly changes, and large public collections have a few such images."""
 ODD = {
     "flat": "image(s) hold one value everywhere",
     "empty_mask": "mask(s) hold no foreground",
@@ -37,34 +39,34 @@ ODD = {
     "intensity": f"image(s) are on another scale: intensities {SCALE_GAP:g} times wider or narrower than most",
     "spacing": f"image(s) have voxels {SPACING_GAP:g} times longer or shorter than most",
 }
-"""What is no reason to refuse a case, but to look at it."""
+"""What does not refuse a case, but what somebody should look at."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The outcome.
+    """The result of a check.
 
     Attributes:
         datalist: without the refused cases.
         refusals: cases that cannot be read, with reasons.
-        report: the numbers, for JSON; `usable` is the verdict, `problems` what it rests on.
-        pictures: PNG files by caption, for the site's own eyes.
-        facts: what the task notes of each case that it could read.
+        report: the numbers, for JSON.
+        pictures: PNG files by caption, for the site's own staff only.
+        facts: `Task.case_facts` of each case that could be read.
     """
 
     datalist: Datalist
     refusals: tuple[Refusal, ...]
-    report: dict[str, Any]
+    report: CheckReport
     pictures: dict[str, bytes]
-    facts: list[dict[str, Any]]
+    facts: list[Json]
 
     @property
     def problems(self) -> list[str]:
-        """Why the site cannot train, one line each; empty if it can."""
+        """The reasons why the site cannot train, one line each; empty if it can."""
         return self.report["problems"]
 
     def save(self, folder: Path) -> None:
-        """Write check.html and quarantine.json, readable by their owner only."""
+        """Write check.html and quarantine.json.  Only their owner can read them."""
         write_quarantine(folder / "quarantine.json", self.refusals)
         write_page(folder / "check.html", self.report, self.pictures)
 
@@ -72,17 +74,19 @@ class Inspection:
 def inspect(
     datalist: Datalist, task: Task, max_refused_fraction: float = 0.05, *, name: str, progress: bool = False
 ) -> Inspection:
-    """Read every case once, as the task does, and judge the site.
+    """Read every case once, as the task does, and decide whether the site can train.
 
     Args:
+        datalist: of the site.
+        task: reads the cases.
         max_refused_fraction: as for `check_cases`.
-        name: the task's.
-        progress: whether to show a bar on standard error.
+        name: of the task.
+        progress: whether to show a progress bar on standard error.
 
     Raises:
         ValueError: the fraction is out of range.
     """
-    findings, pictures, facts = Findings(datalist), Pictures(datalist), list[dict[str, Any]]()
+    findings, pictures, facts = Findings(datalist), Pictures(datalist), list[Json]()
 
     def read(item: Item) -> None:
         facts.append(task.case_facts(task.read(item, datalist.labels)))
@@ -100,17 +104,28 @@ def inspect(
         except TooManyRefused as error:
             datalist_kept, refusals = datalist, error.refusals
             problems.append(str(error))
+    report = _report(findings, datalist, refusals, facts, name)
+    report["problems"][:0] = problems
+    report["usable"] = not report["problems"]
+    return Inspection(datalist_kept, refusals, report, pictures.drawn, facts)
+
+
+def _report(
+    findings: Findings, datalist: Datalist, refusals: Sequence[Refusal], facts: Sequence[Json], task: str
+) -> CheckReport:
+    """Return the report of all cases that were read."""
     across, within = findings.duplicates()
-    refused = Counter(findings.split_of[refusal.split, refusal.position] for refusal in refusals)
-    splits = {name: split.report() | {"refused": refused[name]} for name, split in findings.splits.items()}
-    odd = {name: [{"list": at[0], "position": at[1]} for at in places] for name, places in _odd(findings).items()}
+    splits = _splits(findings, refusals)
+    odd: dict[str, list[PlaceRecord]] = {
+        name: [{"list": at[0], "position": at[1]} for at in places] for name, places in _odd(findings).items()
+    }
     images = {name: found.report() for name, found in sorted(findings.images.items())}
     leaks, is_much = _leaks(across, splits)
-    problems += (leaks if is_much else []) + _mixed(images)
-    warnings = ([] if is_much else leaks) + _colours(facts) + _warnings(findings, datalist, within, odd, name)
-    report = {
+    problems = (leaks if is_much else []) + _mixed(images)
+    warnings = ([] if is_much else leaks) + _colours(facts) + _warnings(findings, datalist, len(within), odd, task)
+    return {
         "schema": SCHEMA,
-        "task": name,
+        "task": task,
         "usable": not problems,
         "problems": problems,
         "warnings": warnings,
@@ -119,27 +134,34 @@ def inspect(
         "images": images,
         "duplicates": {"across_splits": across, "within_a_split": within},
         "odd": odd,
-        "refusals": [asdict(refusal) for refusal in refusals],
+        "refusals": [cast("RefusalRecord", asdict(refusal)) for refusal in refusals],
     }
-    return Inspection(datalist_kept, refusals, report, pictures.drawn, facts)
+
+
+def _splits(findings: Findings, refusals: Sequence[Refusal]) -> dict[str, SplitReport]:
+    refused = Counter(findings.split_of[refusal.split, refusal.position] for refusal in refusals)
+    splits = {name: split.report() for name, split in findings.splits.items()}
+    for name, split in splits.items():
+        split["refused"] = refused[name]
+    return splits
 
 
 def check_site(
     path: Path, task: str | None = None, site_file: Path | None = None, experiment: Experiment | None = None
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Inspect a site without a job, with a progress bar.
+) -> tuple[CheckReport, dict[str, bytes]]:
+    """Inspect a site outside a run, with a progress bar.
 
     Args:
         path: the site's folder or its dataset.json.
-        task: a file in `omnifm/tasks/`; None takes the experiment's, or what most items are for.
+        task: name of a file in `omnifm/tasks/`; None takes the experiment's, or the task that fits most items.
         site_file: the site's own configuration, for `allowed_roots` and `max_refused_fraction`.
-        experiment: a job's, whose settings the task reads with; None takes the task's defaults.
+        experiment: of a job; the task reads with its settings.  None takes the task's defaults.
 
     Returns:
         report and pictures, as in `Inspection`.
 
     Raises:
-        ValueError: wrong use; what is wrong with the data is in the report.
+        ValueError: an argument is wrong.  What is wrong with the data is in the report.
     """
     if not (path / "dataset.json" if path.is_dir() else path).is_file():
         raise ValueError("path must be a dataset.json or a folder that holds one; it is neither")
@@ -160,61 +182,73 @@ def check_site(
     found = inspect(datalist, work, config.max_refused_fraction, name=task, progress=True)
     if not found.problems:
         try:
-            work.facts(found.facts, datalist.labels)  # what it would tell the server
+            work.facts(found.facts, datalist.labels)  # what the site would send to the server
         except ValueError as error:
             found.problems.append(str(error))
             found.report["usable"] = False
     return found.report, found.pictures
 
 
-def write_page(path: Path, report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
-    """Write the page, readable by its owner only."""
+def write_page(path: Path, report: CheckReport, pictures: Mapping[str, bytes]) -> None:
+    """Write the page.  Only its owner can read it."""
     write_atomic(path, page(report, pictures))
 
 
-def _unusable(task: str | None, problem: str) -> dict[str, Any]:
-    """The report of a site whose list already breaks a rule, so that no case was read."""
-    nothing: dict[str, Any] = {key: {} for key in ("labels", "splits", "images", "odd")}
-    none: dict[str, list[Any]] = {"across_splits": [], "within_a_split": []}
+def _unusable(task: str | None, problem: str) -> CheckReport:
+    """Return the report of a site whose dataset.json breaks a rule, so that no case was read."""
     return {
         "schema": SCHEMA,
         "task": task,
         "usable": False,
         "problems": [problem],
         "warnings": [],
-        **nothing,
-        "duplicates": none,
+        "labels": {},
+        "splits": {},
+        "images": {},
+        "odd": {},
+        "duplicates": {"across_splits": [], "within_a_split": []},
         "refusals": [],
     }
 
 
-def in_words(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as lines for a terminal."""
+def in_words(report: CheckReport) -> Iterator[str]:
+    """Return the report as lines for a terminal."""
     yield ("usable" if report["usable"] else "NOT usable") + (f" for {report['task']}" if report["task"] else "")
     for name, split in report["splits"].items():
-        words = [f"{name}: {split['cases']} cases"]
-        words += [f"{split['patients']} patients"] if split["patients"] else []
-        labels = [f"{report['labels'].get(value, value)} {n['cases']}" for value, n in split["labels"].items()]
-        yield ", ".join(words) + (f"; cases per label: {', '.join(labels)}" if labels else "")
+        yield _split_in_words(name, split, report["labels"])
     for modality, images in report["images"].items():
-        shape, spacing = (" x ".join(f"{x:g}" for x in images[key]["median"]) for key in ("shape", "spacing_mm"))
-        low, high = images["intensity"]["1"], images["intensity"]["99"]
-        yield (
-            f"{modality}: {images['num_images']} images, median {shape} voxels of {spacing} mm, "
-            f"98 % of intensities in {low:g} to {high:g}"
-        )
+        yield _images_in_words(modality, images)
     for refusal in report["refusals"]:
         yield f"refused: item {refusal['position']} of '{refusal['split']}': {refusal['reason']}: {refusal['message']}"
-    for kind, groups in report["duplicates"].items():
-        for group in groups:
-            places = " = ".join(f"item {at['position']} of '{at['list']}' ({at['split']})" for at in group)
-            yield f"duplicate {kind.replace('_', ' ')}: {places}"
+    duplicates = report["duplicates"]
+    yield from (f"duplicate across splits: {_group_in_words(group)}" for group in duplicates["across_splits"])
+    yield from (f"duplicate within a split: {_group_in_words(group)}" for group in duplicates["within_a_split"])
     yield from (f"warning: {warning}" for warning in report["warnings"])
     yield from (f"problem: {problem}" for problem in report["problems"])
 
 
+def _split_in_words(name: str, split: SplitReport, names: Mapping[str, str]) -> str:
+    words = [f"{name}: {split['cases']} cases"]
+    words += [f"{split['patients']} patients"] if split["patients"] else []
+    labels = [f"{names.get(value, value)} {count['cases']}" for value, count in split["labels"].items()]
+    return ", ".join(words) + (f"; cases per label: {', '.join(labels)}" if labels else "")
+
+
+def _images_in_words(modality: str, images: ImagesReport) -> str:
+    shape, spacing = (" x ".join(f"{x:g}" for x in one["median"]) for one in (images["shape"], images["spacing_mm"]))
+    low, high = images["intensity"]["1"], images["intensity"]["99"]
+    return (
+        f"{modality}: {images['num_images']} images, median {shape} voxels of {spacing} mm, "
+        f"98 % of intensities in {low:g} to {high:g}"
+    )
+
+
+def _group_in_words(group: Sequence[PlaceRecord]) -> str:
+    return " = ".join(f"item {at['position']} of '{at['list']}' ({at['split']})" for at in group)
+
+
 def _task_of(items: Sequence[Item]) -> str:
-    """What most items are for: one that lacks its label must not make all of them images without labels."""
+    """Return the task that fits most items: one item without its label must not decide for all of them."""
     return Counter(map(_kind_of, items)).most_common(1)[0][0]
 
 
@@ -239,8 +273,8 @@ def _odd(findings: Findings) -> dict[str, list[tuple[str, int]]]:
     return {name: places for name, places in found.items() if places}
 
 
-def _leaks(across: list[Any], splits: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """What to say of images in several splits, and whether they are too many."""
+def _leaks(across: Sequence[Sequence[PlaceRecord]], splits: Mapping[str, SplitReport]) -> tuple[list[str], bool]:
+    """Return a message about images in several splits, and whether there are too many of them."""
     where = Counter(" and ".join(sorted({at["split"] for at in group})) for group in across)
     shown = ", ".join(f"{count} in {names}" for names, count in sorted(where.items()))
     num_leaked = sum(at["split"] != "training" for group in across for at in group)
@@ -249,34 +283,39 @@ def _leaks(across: list[Any], splits: Mapping[str, Any]) -> tuple[list[str], boo
     return words, num_leaked > MAX_LEAKED * num_held
 
 
-def _mixed(images: Mapping[str, Any]) -> list[str]:
-    """What to say of images that no one network can take; how many channels it can, the task's `facts` knows."""
+def _mixed(images: Mapping[str, ImagesReport]) -> list[str]:
+    """Return a message if the images do not fit one network.  `Task.facts` checks the number of channels."""
     dims = sum((Counter(found["dims"]) for found in images.values()), Counter[str]())
     return [f"images must be all 2-D or all 3-D; got {dict(dims)}"] if len(dims) > 1 else []
 
 
-def _colours(facts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Where the task notes channels, one colour picture makes the network's input colour, for all sites."""
+def _colours(facts: Sequence[Json]) -> list[str]:
+    """Return a message if some pictures are in colour: one of them makes the network's input colour at all sites."""
     channels = Counter(fact["channels"] for fact in facts if "channels" in fact)
     some = 0 < channels[3] < channels.total()
     return [f"{channels[3]} of {channels.total()} images are in colour: grey ones become colour"] if some else []
 
 
 def _warnings(
-    findings: Findings, datalist: Datalist, within: list[Any], odd: Mapping[str, Any], task: str
+    findings: Findings, datalist: Datalist, num_within: int, odd: Mapping[str, Sequence[PlaceRecord]], task: str
 ) -> list[str]:
     warnings = [f"{len(places)} {ODD[name]}" for name, places in odd.items()]
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
     read = [split for split in findings.splits.values() if split.cases]
     if read and not any(split.patients for split in read):
         warnings.append("no item names its patient: whether one is in several splits cannot be told")
-    if min(findings.flats[True], findings.flats[False]):
-        kinds = f"{findings.flats[True]} of {findings.flats.total()} 2-D images are pictures without patient axes"
+    if min(findings.num_2d[True], findings.num_2d[False]):
+        kinds = f"{findings.flats[True]} of {findings.num_2d.total()} 2-D images are pictures without patient axes"
         warnings.append(f"{kinds}: the others, in RAS, may lie another way round")
-    if within:
-        warnings.append(f"{len(within)} image(s) stand more than once within a split")
-    if "label" not in plugin("tasks", task).required:
-        return warnings
+    if num_within:
+        warnings.append(f"{num_within} image(s) stand more than once within a split")
+    if "label" in plugin("tasks", task).required:
+        warnings += _label_warnings(findings, datalist)
+    return warnings
+
+
+def _label_warnings(findings: Findings, datalist: Datalist) -> list[str]:
+    warnings: list[str] = []
     numbers = set(datalist.labels)
     taught = set(findings.splits["training"].label_cases)
     found = set().union(*(split.label_cases for split in findings.splits.values()))

@@ -1,4 +1,4 @@
-"""Cases that cannot be used are put aside with a reason, and the run goes on without them."""
+"""Cases that cannot be used are refused with a reason, and the run continues without them."""
 
 import json
 from collections import Counter
@@ -12,18 +12,18 @@ from omnifm.data.refusal import RefusedImage
 from omnifm.state import write_atomic
 
 SMALL = 20
-"""Below this many cases a single refusal is more than 5 % and would always stop the site: one is let pass."""
+"""With fewer cases than this, one refusal is more than 5 % and would always stop the site: one is allowed."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One case put aside.
+    """One refused case.
 
     Attributes:
-        split: list in dataset.json where the case stands ("training", ...).
+        split: list in dataset.json that holds the case ("training", ...).
         position: in that list, counted from 0.
         reason: a key of `refusal.REASONS`.
-        message: one line for the site's own staff; names no patient and no path.
+        message: one line for the site's own staff, without the name of a patient and without a path.
     """
 
     split: str
@@ -33,7 +33,7 @@ class Refusal:
 
 
 class TooManyRefused(ValueError):
-    """So many cases were refused that the site stops; `refusals` says which and why."""
+    """Too many cases were refused, so that the site cannot train; `refusals` says which and why."""
 
     def __init__(self, message: str, refusals: tuple[Refusal, ...]) -> None:
         super().__init__(message)
@@ -43,25 +43,25 @@ class TooManyRefused(ValueError):
 def check_cases(
     datalist: Datalist, read: Callable[[Item], object], max_refused_fraction: float = 0.05
 ) -> tuple[Datalist, tuple[Refusal, ...]]:
-    """Read every case once and put aside what is refused.
+    """Read every case once and leave out those that are refused.
 
     Args:
         datalist: of the site.
-        read: reads one item as the task will, raising `RefusedImage`; its result is dropped.
-        max_refused_fraction: of all cases, in [0, 1].  Above it the site stops, except that one refusal among
-            fewer than 20 cases passes; 0 allows none at all.
+        read: reads one item as the task will, and raises `RefusedImage` if it cannot; its result is not used.
+        max_refused_fraction: largest share of all cases that may be refused, in [0, 1].  If more are refused, the
+            site cannot train.  Exception: one refusal among fewer than 20 cases is always allowed, unless this is 0.
 
     Returns:
-        the list without the refused cases, and the refusals.
+        the datalist without the refused cases, and the refusals.
 
     Raises:
         ValueError: the fraction is out of range.
-        TooManyRefused: it is exceeded, or no training case is left.
+        TooManyRefused: more cases were refused than allowed, or no training case is left.
     """
     if not 0 <= max_refused_fraction <= 1:
         raise ValueError(f"max_refused_fraction must be in [0, 1]; got {max_refused_fraction}")
     items = [item for split in datalist.splits().values() for item in split]
-    refusals = tuple(refusal for item in items if (refusal := _try(item, read)) is not None)
+    refusals = tuple(refusal for item in items if (refusal := _refusal_of(item, read)) is not None)
     allowed = max_refused_fraction * len(items) + 1e-9
     if len(items) < SMALL and max_refused_fraction > 0:
         allowed = max(allowed, 1)
@@ -81,11 +81,11 @@ def check_cases(
 
 
 def write_quarantine(path: Path, refusals: Sequence[Refusal]) -> None:
-    """Write the refusals as JSON: all of it or nothing, also when the power fails half-way."""
+    """Write the refusals as JSON.  The file is whole or missing, even after a power failure."""
     write_atomic(path, json.dumps({"refused": [asdict(refusal) for refusal in refusals]}, indent=1).encode())
 
 
-def _try(item: Item, read: Callable[[Item], object]) -> Refusal | None:
+def _refusal_of(item: Item, read: Callable[[Item], object]) -> Refusal | None:
     try:
         read(item)
     except RefusedImage as refusal:

@@ -1,4 +1,4 @@
-"""Sample pictures of a data check: middle slices with mask outlines, for the site's own eyes."""
+"""Sample pictures of a data check: slices with the outlines of masks, for the site's own staff only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
+from skimage.morphology import isotropic_dilation
+from skimage.segmentation import find_boundaries
 
-from omnifm.check.findings import Case, modality_of
+from omnifm.check.findings import Case, Place, modality_of
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.volume import Volume
@@ -26,10 +27,10 @@ BORDER = 3
 
 
 class Pictures:
-    """Draws a few cases, dealt evenly to modalities and classes; a refused one's place is taken by the next."""
+    """Draws a few cases, spread evenly over modalities and classes; the next case replaces a refused one."""
 
     def __init__(self, datalist: Datalist) -> None:
-        self.ranks: dict[Any, int] = {}
+        self.ranks: dict[Place, int] = {}
         sizes: Counter[object] = Counter()
         for item in (item for items in datalist.splits().values() for item in items):
             self.ranks[item["origin"]] = sizes[_kind(item)]
@@ -41,12 +42,12 @@ class Pictures:
         self.drawn: dict[str, bytes] = {}
 
     def see(self, item: Item, case: Case) -> None:
-        """Draw the case if it is due."""
+        """Draw the case if it is one of the sample."""
         due, (name, position) = self.due.get(_kind(item), []), item["origin"]
         if not due or self.ranks[item["origin"]] < due[0]:
             return
         volumes = [case.images[item[key]] for key in IMAGE_KEYS if key in item and item[key] in case.images]
-        if not volumes:  # another question about an image that is already drawn
+        if not volumes:  # the item asks another question about an image that is already drawn
             return
         due.pop(0)
         depth = volumes[0].array.shape[2]
@@ -60,16 +61,19 @@ class Pictures:
 
 
 def _kind(item: Item) -> object:
-    """What the sample is dealt by."""
+    """Return the modalities and the class of an item: the sample is spread over these."""
     label = item.get("label")
     return *(modality_of(item, key) for key in IMAGE_KEYS if key in item), None if isinstance(label, Path) else label
 
 
 def _slice(volume: Volume, mask: Int[np.ndarray, "x y z"] | None, z: int) -> UInt8[np.ndarray, "rows columns 3"]:
-    """One slice, anterior up, true to its millimetres, classes outlined; a picture as it was stored."""
+    """Draw one slice with the outlines of its classes, in its true proportions; anterior is up, except in pictures."""
     rows = 1 if volume.is_picture else -1
     plane = _upright(volume.array, z, rows)
-    plane = plane[..., None] if plane.ndim == 2 else plane if plane.shape[2] == 3 else plane[..., :1]
+    if plane.ndim == 2:
+        plane = plane[..., None]
+    elif plane.shape[2] != 3:
+        plane = plane[..., :1]
     low, high = (0, 255) if plane.shape[2] == 3 and plane.max() <= 255 else np.percentile(plane, (1, 99))
     grey = (255 * np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
     sides = np.multiply(plane.shape[1::-1], volume.spacing_mm[:2])
@@ -85,17 +89,13 @@ def _slice(volume: Volume, mask: Int[np.ndarray, "x y z"] | None, z: int) -> UIn
 
 
 def _upright(array: Shaped[np.ndarray, "x y z *c"], z: int, rows: int) -> Shaped[np.ndarray, "y x *c"]:
-    """Slice z with its rows in the order of y (1), or from the last y to the first (-1)."""
+    """Return slice z; its rows are in the order of y (`rows` 1) or in the opposite order (-1)."""
     return np.swapaxes(array[:, :, z], 0, 1)[::rows]
 
 
 def _outline(pixels: UInt8[np.ndarray, "rows columns 3"], classes: Int[np.ndarray, "rows columns"]) -> None:
-    """Draw each class's border from its inside, in the colour of its number."""
-    rows, columns = classes.shape
-    wide = np.pad(classes, BORDER, mode="edge")
-    shifts = [(0, BORDER), (2 * BORDER, BORDER), (BORDER, 0), (BORDER, 2 * BORDER)]
-    around = [wide[down : down + rows, right : right + columns] for down, right in shifts]
-    edge = np.any([side != classes for side in around], axis=0) & (classes > 0)
+    """Draw the inner border of each class, in the colour of its number."""
+    edge = isotropic_dilation(find_boundaries(classes, mode="inner"), BORDER - 1) & (classes > 0)
     pixels[edge] = _palette()[(classes[edge] - 1) % len(COLOURS)]
 
 
@@ -104,7 +104,7 @@ def _palette() -> UInt8[np.ndarray, "n 3"]:
 
 
 def _png(panels: Sequence[np.ndarray]) -> bytes:
-    """Panels side by side, each in the middle of a black square."""
+    """Put panels side by side, each in the middle of a black square."""
     sheet = Image.new("RGB", (len(panels) * SIDE, SIDE))
     for i, panel in enumerate(panels):
         rows, columns = panel.shape[:2]

@@ -1,8 +1,8 @@
-"""The reading child process, seen from the parent: a hostile file costs one refusal, not the machine.
+"""Images are read in a child process, so that a harmful or damaged file costs one refusal and nothing else.
 
-Decoders are native code fed with whatever a disk holds.  They run in one child process per parent, started on first
-use and again after a death, under a limit of memory and time, without the right to write files, and mute: what a
-library prints about a header stays in there.
+Decoders are native code, and a file can hold anything.  Each process therefore has one child process that decodes for
+it.  The child has limits of memory and time, may not write files, and shows nothing of what a library prints about a
+header.  It is started when the first image is read, and again after it has crashed.
 """
 
 import atexit
@@ -15,95 +15,140 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from omnifm.data.refusal import RefusedImage
+from omnifm.records import Json
 
 SECONDS = 10.0
-"""Processor time for one image, plus a second per MiB that it takes on disk; past it the child ends itself."""
+"""Processor time for one image, plus one second for each MiB on disk.  The child ends itself after that."""
 CLOCK_S = 100.0
-"""On the clock an image has this long at least, for a busy machine or a slow disk; then, too, the child ends itself."""
+"""Shortest limit of elapsed time for one image: longer than `SECONDS`, because a machine can be busy or a disk slow."""
 GRACE_S = 5.0
-"""The parent kills a child that cannot end itself after this much longer."""
+"""The parent ends a child that does not end itself this much later than its limit."""
 COMMAND = (sys.executable, "-P", "-m", "omnifm.data.reader_process")
-"""-P: a file in the working directory must never pass for a library."""
+"""-P: without it, Python would import a file of the working directory in place of a library."""
 BROKEN = "the reading process must start; it did not: `python -m omnifm.data.reader_process` shows why"
 LENGTH = struct.Struct("<Q")
-Reply = tuple[dict[str, Any], Shaped[np.ndarray, "..."]]
+Reply = tuple[Json, Shaped[np.ndarray, "..."]]
+"""The facts of an image and its array."""
+
+
+class Read(NamedTuple):
+    """One image that was read.
+
+    Attributes:
+        path: file or folder.
+        request: what the child was asked to do.
+        facts: of the image, as in `Reply`.
+        array: the voxels.
+    """
+
+    path: Path
+    request: Mapping[str, object]
+    facts: Json
+    array: Shaped[np.ndarray, "..."]
+
+
+class Recordings(threading.local):
+    """The lists that `Reader.recording` fills; every thread has its own."""
+
+    def __init__(self) -> None:
+        self.active: list[list[Read]] = []
 
 
 class Reader:
-    """One child process that reads for the threads of this process, one image at a time; a fork gets its own.
+    """Reads one image at a time for all threads of this process; a forked process starts a child of its own.
 
     Attributes:
         command: starts the child.
+        child: the running child process, or None.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self.command = command
         self.lock = threading.Lock()
         self.child: subprocess.Popen[bytes] | None = None
-        os.register_at_fork(after_in_child=self._forget)
+        self.recordings = Recordings()
+        os.register_at_fork(after_in_child=self._after_fork)
 
-    def ask(self, path: Path, seconds: float | None = None, **request: Any) -> Reply:
-        """Let the child read `path`.
+    def ask(self, path: Path, seconds: float | None = None, **request: object) -> Reply:
+        """Let the child process read `path`.
 
         Args:
             path: file or folder.
-            seconds: limit of processor time; by default from the size on disk.
+            seconds: limit of processor time; None computes it from the size on disk.
             request: what to do, as `reader_process.answer` takes it.
 
         Returns:
-            the facts of the reply and its array.
+            the facts of the image and its array.
 
         Raises:
-            RefusedImage: the file's fault, the child's death included.
-            ValueError: the child cannot be started, which is no file's fault.
+            RefusedImage: the image cannot be read; also if the child process crashed.
+            ValueError: the child process cannot be started.
         """
         seconds = SECONDS + _size_on_disk(path) / 2**20 if seconds is None else seconds
         clock_s = max(CLOCK_S, seconds)
         with self.lock:
-            child = self._started()
+            child = self._running_child()
             try:
                 _send(child, {**request, "path": str(path), "seconds": seconds, "clock_s": clock_s})
                 facts, array = _receive(child, time.monotonic() + clock_s + GRACE_S)
             except (EOFError, BrokenPipeError, TimeoutError) as error:
-                raise self._refusal_of_dead_child(child, clock_s, silent=isinstance(error, TimeoutError)) from None
+                is_silent = isinstance(error, TimeoutError)
+                raise self._refusal_after_crash(child, clock_s, is_silent=is_silent) from None
             except MemoryError:
                 self.close()
                 raise RefusedImage("too_large", "image must fit in memory; there is too little left") from None
-            except BaseException:  # an interrupt half-way: what is left in the pipe answers no later question
+            except BaseException:
+                # An interrupt leaves the rest of a reply in the pipe.  The next request must not receive it.
                 self.close()
                 raise
         if "reason" in facts:
             raise RefusedImage(facts["reason"], facts["message"])
+        for reads in self.recordings.active:
+            reads.append(Read(path, request, facts, array))
         return facts, array
 
+    @contextmanager
+    def recording(self) -> Iterator[list[Read]]:
+        """Yield a list to which everything that this thread reads inside the `with` block is added.
+
+        A refused image is not added.
+        """
+        reads: list[Read] = []
+        self.recordings.active.append(reads)
+        try:
+            yield reads
+        finally:
+            self.recordings.active.pop()
+
     def close(self) -> None:
-        """End the child, if there is one."""
+        """End the child process, if there is one."""
         if self.child is not None:
             self.child.kill()
             self.child.wait()
-        self._let_go()
+        self._close_pipes()
 
-    def _forget(self) -> None:
-        # In a fork: the child is the parent's, and another thread may have held the lock.
+    def _after_fork(self) -> None:
+        # In a forked process: the child belongs to the parent, and another thread may have held the lock.
         self.lock = threading.Lock()
-        self._let_go()
+        self._close_pipes()
 
-    def _let_go(self) -> None:
+    def _close_pipes(self) -> None:
         if self.child is not None:
             for pipe in (self.child.stdin, self.child.stdout):
                 if pipe is not None:
                     pipe.close()
         self.child = None
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _running_child(self) -> subprocess.Popen[bytes]:
         if self.child is not None and self.child.poll() is None:
             return self.child
         self.close()
@@ -124,11 +169,11 @@ class Reader:
             raise ValueError(BROKEN) from None
         return self.child
 
-    def _refusal_of_dead_child(self, child: subprocess.Popen[bytes], clock_s: float, *, silent: bool) -> RefusedImage:
-        """What the child's death says about the file; `silent`: it outstayed its time."""
+    def _refusal_after_crash(self, child: subprocess.Popen[bytes], clock_s: float, *, is_silent: bool) -> RefusedImage:
+        """Return the reason for which the child ended; `is_silent` means that it did not answer in time."""
         self.close()
         code = child.returncode
-        if silent or code == -signal.SIGALRM:
+        if is_silent or code == -signal.SIGALRM:
             rule = f"image must be read within {clock_s:.0f} s"
             return RefusedImage("too_slow", f"{rule}; its disk or this machine took longer")
         if code == -signal.SIGPROF:
@@ -142,7 +187,7 @@ READER = Reader()
 atexit.register(READER.close)
 
 
-def _send(child: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+def _send(child: subprocess.Popen[bytes], message: Mapping[str, object]) -> None:
     assert child.stdin is not None
     data = json.dumps(message).encode()
     child.stdin.write(LENGTH.pack(len(data)) + data)
@@ -172,7 +217,7 @@ def _read(child: subprocess.Popen[bytes], count: int, deadline: float) -> bytear
 
 
 def _size_on_disk(path: Path) -> int:
-    """Bytes of a file or of the files in a folder; 0 where it cannot be told."""
+    """Return the bytes of a file or of the files in a folder; 0 if they are not known."""
     try:
         file = path if path.exists() else path.with_name(path.name.rpartition("#")[0] or path.name)
         return sum(part.stat().st_size for part in file.iterdir()) if file.is_dir() else file.stat().st_size

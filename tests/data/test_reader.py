@@ -311,6 +311,37 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+class TestRecording:
+    """What a thread reads inside the block is in its list: no more, and nothing of another thread."""
+
+    def test_holds_every_read_of_this_thread_and_no_other(self, own, tmp_path):
+        first, second, other = (picture(tmp_path / f"{grey}.png", grey) for grey in (1, 2, 3))
+        look(own, other)
+        with own.recording() as reads:
+            arrays = [look(own, first), look(own, second)]
+            thread = threading.Thread(target=look, args=(own, other))
+            thread.start()
+            thread.join()
+        look(own, other)
+        assert [read.path for read in reads] == [first, second]
+        assert [read.request["what"] for read in reads] == ["image", "image"]
+        assert all(read.array is array for read, array in zip(reads, arrays, strict=True))
+
+    def test_one_in_another_records_for_both(self, own, tmp_path):
+        first, second = (picture(tmp_path / f"{grey}.png", grey) for grey in (1, 2))
+        with own.recording() as outer:
+            look(own, first)
+            with own.recording() as inner:
+                look(own, second)
+        assert ([read.path for read in outer], [read.path for read in inner]) == ([first, second], [second])
+
+    def test_ends_with_an_error_and_leaves_out_what_is_refused(self, own, tmp_path):
+        with pytest.raises(ValueError, match="must exist"), own.recording() as reads:
+            look(own, tmp_path / "none.png")
+        assert reads == []
+        assert own.recordings.active == []
+
+
 class TestAnswers:
     def files(self, folder: Path) -> list[Path]:
         array = np.random.default_rng(0).integers(0, 9, (3, 4, 5)).astype(np.int16)
