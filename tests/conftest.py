@@ -25,6 +25,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-n", default=2000, type=int, help="mutated files per format (tests/data/test_fuzz.py)")
 
 
+SLOW_FOLDERS = ("flare", "provisioning")
+"""Folders under tests/ that start FLARE or make startup kits: every test in them is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test is `slow` if it or its folder says so.  All others are `fast`, without being told."""
+    for item in items:
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real medical data for tests; never part of the project."""

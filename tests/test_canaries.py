@@ -252,6 +252,7 @@ def heard(caplog, capfd):
         yield lambda: "\n".join([caplog.text, *capfd.readouterr(), *(str(w.message) for w in warned)]).encode()
 
 
+@pytest.mark.slow
 class TestCheck:
     def test_words_json_and_page(self, bad, tmp_path, heard):
         for number, args in enumerate(([], ["--json"], ["--task", "super_resolution"], ["--task", "classification"])):
@@ -305,6 +306,7 @@ class TestCheck:
         assert found(heard()) == []
 
 
+@pytest.mark.slow
 class TestRun:
     def test_a_site_with_too_many_refused(self, bad, tmp_path, heard):
         with pytest.raises(ValueError, match=r"^refused \d+ of \d+ cases") as caught:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```|`(\S+\.json)`:\n\n```json\n(.*?)```", re.DOTALL)
 
 

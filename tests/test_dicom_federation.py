@@ -16,6 +16,8 @@ from omnifm.config import Experiment
 from omnifm.data.importers.dicom import prepare
 from omnifm.data.volume import read_volume
 
+pytestmark = pytest.mark.slow
+
 EXPORTS = {
     "site-1": ("mr_jpeglossless_fragments", "mr_ge_anat_d2n", "mr_siemens_anat_d2n"),
     "site-2": ("mr_hippocrop_study3", "generic_compressed_j2k_d2n", "mr_ge_anat_implicit_d2n"),

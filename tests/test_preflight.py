@@ -131,6 +131,7 @@ class TestData:
             preflight.data(config, file)
 
 
+@pytest.mark.slow
 class TestOneBatch:
     def test_says_what_a_round_will_take_and_touches_no_state(self, config):
         Path(config.state_dir).mkdir()
@@ -167,6 +168,7 @@ class TestPlatform:
         assert "No module named no_such_module" in check.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

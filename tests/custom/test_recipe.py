@@ -45,6 +45,7 @@ def test_refuses_another_folder(tmp_path):
         OmniFMRecipe(tmp_path)
 
 
+@pytest.mark.slow
 def test_simulated_it_gives_the_result_of_one_process(tmp_path, federation, monkeypatch):
     """The same law as for `nvflare simulator` in tests/flare/test_simulator.py."""
     job = write_job(tmp_path / "job")

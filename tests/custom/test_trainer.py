@@ -54,6 +54,7 @@ DESCRIBE = Payload("describe", 0, "run")
 SPEC = {"dims": 3, "channels": 1, "labels": ["a", "b"], "spacing_mm": [1, 1, 1], "shape": [16] * 3, "patch": [16] * 3}
 
 
+@pytest.mark.slow
 class TestTrainer:
     def test_answers_and_leaves_no_message_behind(self, trainer):
         update = trainer.ask(DESCRIBE)

@@ -94,6 +94,7 @@ def number(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--fuzz-n"))
 
 
+@pytest.mark.slow
 class TestMutants:
     def test_dicom(self, shared_data, tmp_path, number):
         files = [f for f in small(shared_data / "dicom", "*") if f.suffix not in (".csv", ".json", ".txt", ".md")]

@@ -143,6 +143,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 class TestBadUpdates:
     @pytest.mark.parametrize("kind", KINDS)

@@ -179,6 +179,7 @@ SWITCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: ",".join(s))
 def test_every_switch_runs_and_changes_the_result(federation, switch):
     """ring and the pruning settings only show after more rounds: there it is the bank that must differ."""
@@ -197,6 +198,7 @@ def test_every_switch_runs_and_changes_the_result(federation, switch):
         assert runs[1]["final_hash"] != runs[0]["final_hash"]
 
 
+@pytest.mark.slow
 class TestRoutedAverage:
     """Settings.reach: ours, measured beside the paper's one average."""
 

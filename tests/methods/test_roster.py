@@ -55,6 +55,7 @@ def whole(undisturbed, toys, tmp_path_factory, name):
     return undisturbed[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("methods"))
 class TestRoster:
     def test_server_and_site_draw_the_same_model(self, name):
@@ -201,6 +202,7 @@ def label(value):
     return ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None
 
 
+@pytest.mark.slow
 class TestEdges:
     @pytest.mark.parametrize(("edge", "plain", "changes"), EXACT, ids=label)
     def test_is_the_simpler_method_to_the_last_bit(self, toys, tmp_path, edge, plain, changes):

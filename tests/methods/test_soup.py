@@ -53,6 +53,7 @@ class TestStir:
 SOUPS = [name for name in names("methods") if "soup" in plugin("methods", name).Settings.__dataclass_fields__]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*({"name": name} for name in SOUPS), {"name": "omnifm", "share": "all"}], ids=str)
 def test_the_federation_goes_on_as_without_it_and_a_site_is_never_worse_on_validation(toys, tmp_path, method):
     runs = {

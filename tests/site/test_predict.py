@@ -328,6 +328,7 @@ class TestWrongUse:
                 predict(trained, source, tmp_path / "out", **{"device": "cpu", **options})
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_costs_one_line_and_exit_code_2(self, trained, tmp_path):
         absent, out = tmp_path / "Doe.nii", tmp_path / "out"
         command = [OMNIFM, "predict", "--personal", trained, "--input", absent, "--output", out]
@@ -368,6 +369,7 @@ SMALL = {
 
 
 class TestOtherTasks:
+    @pytest.mark.slow
     def test_one_new_image_through_the_command(self, other, tmp_path):
         name, state, items = other
         item = items[0]

@@ -65,6 +65,7 @@ def setting(request):
 
 
 class TestRoster:
+    @pytest.mark.slow
     @pytest.mark.parametrize("num", [1, 2])
     def test_the_loss_falls(self, setting, num):
         """Also with a batch of one, as a split of 2 n + 1 cases ends."""
@@ -171,6 +172,7 @@ class TestRoster:
         assert not task.better(none, low)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_simulation_runs_the_demo_data(name):
     """Every job's experiment, cut to one round, on its own embedded data, in two modalities."""

@@ -68,6 +68,7 @@ class TestRows:
             peers.run(None, job=tmp_path, num_rounds=1)
 
 
+@pytest.mark.slow
 class TestPeerProcess:
     def test_ours_ends_with_the_plain_loops_weights(self, federation, tmp_path, monkeypatch):
         """To the last bit, over sites of different size; another seed ends elsewhere."""
@@ -111,6 +112,7 @@ class TestPeerProcess:
         assert "flower: the package flwr must be installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="no /proc/.../smaps_rollup on this system")
 def test_memory_grows_with_what_is_held():
     """In a child that does nothing else: this process's own readers come and go."""

@@ -79,6 +79,7 @@ class TestInterleave:
         assert len(arithmetic.interleave(int, int, 50, budget_s=0.0)) == arithmetic.MIN_PAIRS
 
 
+@pytest.mark.slow
 class TestSections:
     """Each runs, and measures what it says."""
 
@@ -239,6 +240,7 @@ class TestFlareRounds:
             flare_round.check(tmp_path)
 
 
+@pytest.mark.slow
 class TestRun:
     @pytest.fixture
     def tiny(self, monkeypatch):

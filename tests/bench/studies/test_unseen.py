@@ -37,6 +37,7 @@ def site(federation: Path, state: Path, tiny) -> Site:
     return Site(tiny, "site-3", SiteConfig(str(federation / "site-3"), str(state), "cpu"))
 
 
+@pytest.mark.slow
 class TestTrainWithout:
     def test_the_left_out_site_changes_nothing(self, federation, omnifm, tmp_path):
         """Its images may be damaged, or absent."""
@@ -80,6 +81,7 @@ class TestMeanHead:
         assert found["n"].item() == 7
 
 
+@pytest.mark.slow
 class TestJoin:
     def test_receives_the_bank_of_the_others(self, federation, omnifm, tmp_path):
         payload = unseen.welcome(experiment(train=TRAIN), omnifm, site(federation, tmp_path, experiment(train=TRAIN)))
@@ -168,6 +170,7 @@ class TestTable:
         assert row == {"mean": 0.2, "std_over_seeds": None, "per_site": {"a": 0.2, "b": None}}
 
 
+@pytest.mark.slow
 class TestRun:
     def test_writes_and_resumes(self, federation, omnifm, tmp_path, monkeypatch):
         scores = {

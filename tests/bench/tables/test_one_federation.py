@@ -259,6 +259,7 @@ class TestRun:
         assert findings == []
 
 
+@pytest.mark.slow
 def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):
     """Every side starts from the same seed, finished cells are not run again, and the table names every method."""
     monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)

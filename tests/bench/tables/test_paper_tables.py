@@ -162,6 +162,7 @@ def smoke(tmp_path_factory):
     return out, findings, before
 
 
+@pytest.mark.slow
 class TestSmallTable:
     def test_its_arithmetic_is_right(self, smoke):
         out, findings, _ = smoke
@@ -265,6 +266,7 @@ class TestColumns:
         with pytest.raises(ValueError, match=r"table 'fedsca_3' must have a column that was asked for; it has none"):
             self.run(tmp_path, monkeypatch, "cls_blood", names=("federations", "fedsca_3"))
 
+    @pytest.mark.slow
     def test_where_nothing_is_tuned_nothing_is_chosen(self, smoke):
         column = json.loads((smoke[0] / "small.json").read_text())["columns"]["x2, scenario 1"]
         assert set(map(json.dumps, column["chosen"].values())) == {"{}"}
@@ -294,6 +296,7 @@ def test_refusals(tmp_path, arguments, message):
         paper_tables.run(tmp_path, **({"jobs": ROOT / "jobs"} | arguments))
 
 
+@pytest.mark.slow
 def test_every_paper_table_can_be_made(tmp_path):
     """The command itself, all tables: nothing of them is only ever parsed."""
     command = [BIN / "omnifm", "bench", "tables", "--scale", "smoke", "--out", tmp_path]
