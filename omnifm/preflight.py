@@ -1,7 +1,8 @@
-"""A site checks itself before day one: software, kit, policy, network, data, and one batch of the job; a line each.
+"""A site checks itself before the first run: software, kit, policy, network, data, and one batch of the job.
 
-FLARE's kit, policy and network are FLARE's words: `omnifm_flare.preflight` judges them in a child process, and nothing
-of FLARE is imported here.  Personal state is not touched, and nothing is sent but a greeting to the server's port.
+Each check gives one line.  The checks of FLARE's kit, policy and network are in `omnifm_flare.preflight`, which runs in
+a child process, so that nothing of FLARE is imported here.  The site's personal state is not changed.  Nothing is sent,
+except a greeting to the server's port.
 """
 
 from __future__ import annotations
@@ -24,36 +25,47 @@ from typing import TYPE_CHECKING, Literal
 from omnifm.config import Experiment, SiteConfig, site_config
 
 if TYPE_CHECKING:
+    from omnifm.records import Summary
     from omnifm.site.stages import Site
 
 PLATFORM = "omnifm_flare.preflight"
 PACKAGES = ("omnifm-flare", "torch", "monai", "numpy", "nibabel", "pydicom")
 OLDEST_PYTHON = (3, 11)
 MIN_FREE_GIB = 1.0
-"""Below this the state folder is too full to start."""
-STATES = 8
-"""Copies of a model that a site keeps at most: three rounds, two checkpoints, and what is being written."""
+"""Free space that the state folder needs before a run starts, in GiB."""
+NUM_STATES = 8
+"""Copies of a model for which the state folder needs room: those of the last rounds, two checkpoints, and one that is
+being written."""
 
 
 class Doubt(ValueError):
-    """Not as it should be, but no reason to stay away."""
+    """Something is not as it should be, but the site can take part in a run."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, the verdict, and what was found."""
+    """The result of one check: what was checked, the verdict, and what was found.
+
+    >>> Check("state", "ok", "mode 700, 12 GiB free").line()
+    'ok    state        mode 700, 12 GiB free'
+    """
 
     name: str
     verdict: Literal["ok", "warn", "FAIL"]
     value: str
 
     def line(self) -> str:
-        """For a terminal."""
+        """The line for a terminal."""
         return f"{self.verdict:4}  {self.name:<11}  {self.value}"
 
 
 def judged(name: str, look: Callable[[], str]) -> Check:
-    """What `look` returns is ok; a `Doubt` that it raises is a warning, any other ValueError or OSError a failure."""
+    """Run one check.
+
+    Args:
+        look: returns what it found, which gives the verdict `ok`.  A `Doubt` that it raises gives `warn`, any other
+            ValueError or OSError gives `FAIL`.
+    """
     try:
         return Check(name, "ok", look())
     except Doubt as doubt:
@@ -65,14 +77,14 @@ def judged(name: str, look: Callable[[], str]) -> Check:
 
 
 def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
-    """Look at everything, in the order in which a site is set up.
+    """Run all checks, in the order in which a site is set up.
 
     Args:
         kit: the hospital's startup kit.
-        job: a job folder or its experiment.json; None leaves the task to the data, and trains nothing.
+        job: a job folder or its experiment.json.  With None nothing is trained, and the task is taken from the data.
 
     Raises:
-        ValueError: wrong use; what is wrong with the site is in the checks.
+        ValueError: `kit` or `job` is wrong.  What is wrong with the site is not raised: it is in the checks.
     """
     if not (kit / "startup").is_dir():
         raise ValueError("kit must be a startup kit, a folder that holds startup/ and local/; it is not")
@@ -94,27 +106,27 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
 
 
 def software() -> str:
-    """Versions of Python and of what reads and trains."""
+    """Check the versions of Python and of the packages that read and train."""
     if sys.version_info < OLDEST_PYTHON:
         raise ValueError(f"Python must be {'.'.join(map(str, OLDEST_PYTHON))} or newer; got {sys.version.split()[0]}")
     found = {name: _version(name) for name in PACKAGES}
     if missing := [name for name, version in found.items() if version is None]:
-        raise ValueError(f"{', '.join(missing)} must be installed; they are not")
+        raise ValueError(f"{', '.join(missing)} must be installed; install omnifm-flare with pip, then try again")
     return f"Python {sys.version.split()[0]}, " + ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def platform(kit: Path) -> Iterator[Check]:
-    """FLARE's side of the kit, judged in a process of its own."""
+    """Check FLARE's side of the kit in a child process."""
     done = subprocess.run([sys.executable, "-m", PLATFORM, str(kit)], capture_output=True, text=True)
     for line in done.stdout.splitlines():
         yield Check(**json.loads(line))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Check("kit", "FAIL", f"it could not be judged: {last:.200}")
+        yield Check("kit", "FAIL", f"the kit could not be checked: {last:.200}")
 
 
 def site_file(file: Path, found: list[SiteConfig]) -> str:
-    """Read the site's own configuration into `found`."""
+    """Read the site's own configuration and append it to `found`."""
     config = site_config("", file, environ={})
     if config is None:
         raise ValueError("local/omnifm_site.json must name data_root and state_dir; this kit has none")
@@ -123,11 +135,11 @@ def site_file(file: Path, found: list[SiteConfig]) -> str:
 
 
 def state_folder(folder: Path) -> str:
-    """Whether personal state can be kept: private, writable, with room; made if absent, as a run would."""
+    """Check that the state folder is private, writable and has room; it is made if it does not exist, as in a run."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o077:
-        raise ValueError(f"state_dir must be its owner's alone (chmod 700); its mode is {mode:o}")
+        raise ValueError(f"only the owner may read state_dir; its mode is {mode:o}, run chmod 700")
     with tempfile.TemporaryFile(dir=folder):
         pass
     free = shutil.disk_usage(folder).free / 2**30
@@ -137,15 +149,15 @@ def state_folder(folder: Path) -> str:
 
 
 def device(name: str) -> str:
-    """Whether a tensor can live on the configured device."""
+    """Check that the configured device can hold a tensor."""
     import torch
 
     from omnifm.site.device import device_named
 
     try:
         place = torch.ones(1, device=device_named(name)).device
-    except RuntimeError as error:  # there, but broken or in use
-        raise ValueError(f"device must take a tensor; {name!r} does not: {type(error).__name__}") from None
+    except RuntimeError as error:  # the device exists, but is broken or in use
+        raise ValueError(f"device must be usable; {name!r} cannot hold a tensor ({type(error).__name__})") from None
     if place.type == "cuda":
         free, total = torch.cuda.mem_get_info(place)
         return f"{place}, {torch.cuda.get_device_name(place)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
@@ -153,23 +165,23 @@ def device(name: str) -> str:
 
 
 def data(config: SiteConfig, file: Path) -> str:
-    """Read every case, as `omnifm check` does; the task is told by the items."""
+    """Read every case, as `omnifm check` does; the task is taken from the items of dataset.json."""
     from omnifm.check.inspection import check_site
 
     report, _ = check_site(Path(config.data_root), None, file)
     if not report["usable"]:
-        raise ValueError("; ".join(report["problems"]) + " (omnifm check says where)")
+        raise ValueError("; ".join(report["problems"]) + " (run omnifm check to see where)")
     cases = ", ".join(f"{split['cases']} {name}" for name, split in report["splits"].items())
     return f"{report['task']}: {cases} cases, {len(report['refusals'])} refused, {len(report['warnings'])} warnings"
 
 
 def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
-    """Read every case as the job will, then train on the first batch alone and say what a whole round will take."""
+    """Read every case as the job will, then train on the first batch and estimate the time of a whole round."""
     with tempfile.TemporaryDirectory(prefix="omnifm-") as scratch:
         train = replace(experiment.train, num_rounds=2, local_epochs=1, min_sites=1, participation=1.0)
-        alone = replace(experiment, train=train)
+        short = replace(experiment, train=train)
         opened: list[Site] = []
-        yield judged("data", lambda: _open(alone, replace(config, state_dir=f"{scratch}/site"), opened))
+        yield judged("data", lambda: _open(short, replace(config, state_dir=f"{scratch}/site"), opened))
         if opened:
             yield judged("round", lambda: _round(experiment, opened[0], Path(scratch), Path(config.state_dir)))
 
@@ -184,37 +196,44 @@ def _open(experiment: Experiment, config: SiteConfig, opened: list[Site]) -> str
 
 
 def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> str:
-    """Two rounds of a federation of this one site on its first batch: the second has the cases in memory."""
-    from omnifm.federation.server import Federation
-    from omnifm.simulation import InProcess
-
+    """Train two rounds on the first batch, with this site alone; the second has the cases in memory."""
     whole, size = site.datalist, experiment.train.batch_size
     site.loader.restrict(training=whole.training[:size], validation=whole.validation[:size], test=whole.test[:size])
-    steps: list[float] = []
-    site.on_trained = steps.append
-    transport = InProcess(site.experiment, {site.name: site.config})
-    transport.open[site.name] = site
-    rounds = logging.getLogger("omnifm.federation.server")
-    rounds.disabled = True  # what it warns of, one site alone cannot tell
-    try:
-        summary = Federation(site.experiment, scratch / "server", scratch / "results", transport).run()
-    except RuntimeError as error:  # torch's, of memory above all
-        raise ValueError(f"this machine must train the first batch; it does not ({type(error).__name__})") from None
-    finally:
-        rounds.disabled = False
+    seconds_by_round: list[float] = []
+    site.on_trained = seconds_by_round.append
+    summary = _federated_alone(site, scratch)
     if summary["status"] != "COMPLETE":
         raise ValueError(summary["reason"] or "the job must train on this site's first batch; it did not")
     row = summary["history"][-1]["sites"][site.name]
-    train, other = steps[1], row["seconds"] - steps[1]
+    train = seconds_by_round[1]
+    other = row["seconds"] - train
     num_batches = math.ceil(len(whole.training) / size)
     seconds = train * num_batches * experiment.train.local_epochs + other * math.ceil(len(whole.validation) / size)
-    kept = STATES * row["bytes_down"] / 2**30
-    if kept > shutil.disk_usage(state).free / 2**30:
-        raise ValueError(f"state_dir must have room for {STATES} models, {kept:.1f} GiB; it has not")
+    needed_gib = NUM_STATES * row["bytes_down"] / 2**30
+    if needed_gib > shutil.disk_usage(state).free / 2**30:
+        raise ValueError(f"state_dir must have room for {NUM_STATES} models, {needed_gib:.1f} GiB; free some space")
     return (
         f"about {seconds:.3g} s ({train:.2g} s per batch of {size}), {row['bytes_down'] / 1e6:.2f} MB down, "
         f"{row['bytes_up'] / 1e6:.2f} MB up; {experiment.train.num_rounds} rounds planned"
     )
+
+
+def _federated_alone(site: Site, scratch: Path) -> Summary:
+    """Run the site's job in this process with this one site, and without the server's log."""
+    from omnifm.federation.server import Federation
+    from omnifm.simulation import InProcess
+
+    transport = InProcess(site.experiment, {site.name: site.config})
+    transport.open[site.name] = site
+    server_log = logging.getLogger("omnifm.federation")
+    level = server_log.level
+    server_log.setLevel(logging.CRITICAL + 1)  # its warnings compare sites, and here is only one
+    try:
+        return Federation(site.experiment, scratch / "server", scratch / "results", transport, draw_report=False).run()
+    except RuntimeError as error:  # from torch, mostly because memory is too small
+        raise ValueError(f"this machine must train the first batch; it does not ({type(error).__name__})") from None
+    finally:
+        server_log.setLevel(level)
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,6 @@
-"""The same rounds in one process, without FLARE: for research loops, benchmarks and tests.
+"""Run a job in one process, without FLARE: for research, benchmarks and tests.
 
-Its result equals FLARE's bit for bit: both call `Federation` at the server and `Site.reply` at each site.
+The result equals FLARE's bit for bit: both call `Federation` at the server and `Site.reply` at each site.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
@@ -17,23 +17,24 @@ from omnifm.site.stages import Site
 from omnifm.update import Payload
 
 MAX_OPEN = 64
-"""Sites whose cases stay in memory; of more, the oldest is closed and read again when it is asked, so that memory does
-not grow with the number of sites."""
+"""Maximum number of sites that are open at once, with their cases in memory.  With more sites, the one that was opened
+first is closed, and its cases are read again when it is next asked."""
 
 
 class InProcess(Transport):
-    """Sites that are objects in this process, asked one after another."""
+    """Sites in this process, which reply one after another."""
 
     def __init__(self, experiment: Experiment, configs: Mapping[str, SiteConfig]) -> None:
-        self.experiment, self.configs = experiment, configs
+        self.experiment = experiment
+        self.configs = configs
         self.open: dict[str, Site] = {}
 
     def sites(self) -> list[str]:
-        """All of them, always."""
+        """All sites: none is ever disconnected."""
         return sorted(self.configs)
 
     def exchange(self, payloads: Mapping[str, Payload], accept: Accept) -> dict[str, str]:
-        """Ask each site in turn; a site's refusal is its reason, as over a network."""
+        """Ask each site in turn; if a site refuses, its message is the reason, as it is over a network."""
         missing = {}
         for name, payload in payloads.items():
             try:
@@ -52,13 +53,6 @@ class InProcess(Transport):
         return self.open[name]
 
 
-class _Unread(Federation):
-    """A run whose results folder nobody sees: its page, half of a tiny run's time, is not drawn."""
-
-    def _report(self, summary: dict[str, Any]) -> None:
-        pass
-
-
 def run(
     experiment: Experiment,
     data_root: str | Path | None,
@@ -71,26 +65,31 @@ def run(
     """Run a job in this process.
 
     Args:
-        data_root: folder with `<site>/dataset.json`; None is the embedded synthetic demo data.
+        data_root: folder with `<site>/dataset.json` for each site; None is the synthetic demo data of this package.
         sites: names of the sites.
-        state_dir: where checkpoint and personal state live; None is a temporary folder, so nothing is resumed.
-        results_dir: where summary.json, rounds.jsonl and report.html go; None is a temporary folder.
+        state_dir: where the server's checkpoint and the sites' personal state are kept; None is a temporary folder, so
+            that nothing can be resumed.
+        results_dir: where summary.json, rounds.jsonl and report.html are written; None is a temporary folder, without
+            report.html.
         device: auto, cpu or cuda:N.
 
     Returns:
         The summary (contract: summary.json).
 
     Raises:
-        ValueError: the configuration or a folder is not as it must be.
+        ValueError: the job, the data or a folder breaks a rule.
     """
     with tempfile.TemporaryDirectory(prefix="omnifm-") as scratch:
-        state, results = Path(state_dir or f"{scratch}/state"), Path(results_dir or f"{scratch}/results")
+        state = Path(state_dir or f"{scratch}/state")
+        results = Path(results_dir or f"{scratch}/results")
         configs = {}
         for site in sites:
-            demo = data_root is None
             root = demo_site(experiment.task["name"], site) if data_root is None else Path(data_root) / site
             if not root.is_dir():
                 raise ValueError(f"data_root must hold one folder per site; {site!r} has none")
-            configs[site] = SiteConfig(str(root), str(state / site), device, source="demo" if demo else "site")
-        kind = _Unread if results_dir is None else Federation
-        return kind(experiment, state / "server", results, InProcess(experiment, configs)).run()
+            source: Literal["demo", "site"] = "demo" if data_root is None else "site"
+            configs[site] = SiteConfig(str(root), str(state / site), device, source=source)
+        transport = InProcess(experiment, configs)
+        # Nobody can read a report in a temporary folder, and drawing it takes half the time of a tiny run.
+        draw_report = results_dir is not None
+        return Federation(experiment, state / "server", results, transport, draw_report=draw_report).run()

@@ -97,7 +97,7 @@ class TestStateFolder:
 
     def test_refuses_one_that_others_may_read(self, tmp_path):
         tmp_path.chmod(0o755)
-        with pytest.raises(ValueError, match=r"owner's alone \(chmod 700\); its mode is 755"):
+        with pytest.raises(ValueError, match=r"only the owner may read state_dir; its mode is 755, run chmod 700"):
             preflight.state_folder(tmp_path)
 
     def test_refuses_a_full_disk(self, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ class TestData:
         file = tmp_path / "omnifm_site.json"
         file.write_text(json.dumps({"data_root": config.data_root, "state_dir": config.state_dir}))
         spoil(config)
-        with pytest.raises(ValueError, match=r"\(omnifm check says where\)"):
+        with pytest.raises(ValueError, match=r"\(run omnifm check to see where\)"):
             preflight.data(config, file)
 
 

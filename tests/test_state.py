@@ -110,7 +110,7 @@ class TestHistory:
         assert self.save(tmp_path, 1, 2, 3, 4).rounds() == [2, 3, 4]
 
     def test_load_before_a_round_is_what_a_resumed_run_asks_for(self, tmp_path):
-        assert self.save(tmp_path, 1, 2, 3).load(before=3)[0] == 2
+        assert self.save(tmp_path, 1, 2, 3).load(before=3).round == 2
 
     def test_saving_an_earlier_round_again_forgets_the_later_ones(self, tmp_path):
         assert self.save(tmp_path, 1, 2, 3, 2).rounds() == [1, 2]
@@ -119,7 +119,7 @@ class TestHistory:
         history = self.save(tmp_path, 1, 2)
         path = tmp_path / "personal.2.state"
         path.write_bytes(path.read_bytes()[:-1])
-        assert history.load()[0] == 1
+        assert history.load().round == 1
         assert "state 'personal' of round 2 is unusable" in caplog.text
 
     def test_what_a_killed_writer_left_is_removed(self, tmp_path):

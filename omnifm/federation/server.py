@@ -76,8 +76,17 @@ class Federation:
         transport: the way to the sites.
     """
 
-    def __init__(self, experiment: Experiment, state_dir: Path, results_dir: Path, transport: Transport) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        state_dir: Path,
+        results_dir: Path,
+        transport: Transport,
+        *,
+        draw_report: bool = True,
+    ) -> None:
         self.experiment, self.transport, self.results_dir = experiment, transport, results_dir
+        self.draw_report = draw_report
         self.method, self.task = load_method(experiment), load_task(experiment)
         self.folder = state_dir / experiment.job
         self.checkpoints = History(self.folder, "server", keep=2)
@@ -122,7 +131,8 @@ class Federation:
             reason = f"sites that should have taken part did not: {sorted(self._missing_sites())}"
         summary = self._summary(status, reason)
         write_atomic(self.results_dir / "summary.json", json.dumps(summary, indent=1).encode())
-        self._report(summary)
+        if self.draw_report:
+            self._report(summary)
         if status != "FAILED":
             self._checkpoint(complete=True)
         return summary
@@ -164,7 +174,7 @@ class Federation:
     # Before round 1.
     def _begin(self) -> None:
         found = self.checkpoints.load()
-        record = found[2] if found else {}
+        record = found.record if found else {}
         same = (record.get("config"), record.get("seed")) == (self.experiment.hash(), self.experiment.seed)
         resumes = bool(found and same and not record["complete"])
         self.run_id = record["run_id"] if resumes else secrets.token_hex(8)
@@ -177,7 +187,7 @@ class Federation:
         self._build(record["spec"] if resumes else self._agreed())
         if resumes:
             assert found is not None
-            self._restore(found[1], record)
+            self._restore(found.tensors, record)
         else:
             self.checkpoints.clear()
             if self.method.seeds:

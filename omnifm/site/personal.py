@@ -5,16 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from omnifm.config import Experiment
 from omnifm.method import LocalRound, Partition, Tensors
+from omnifm.records import Json
 from omnifm.state import History
 from omnifm.task import Task
 from omnifm.update import Payload, Score, clean, digest, under
 
 Moment = Literal["before", "after"]
 """Of a checkpoint: before (the received model) or after local training (the personal model)."""
+
+
+class PersonalRecord(TypedDict):
+    """The record of `personal.<round>.state`."""
+
+    run_id: str
+    partition: str
+    """Hash of the partition of the model."""
+
+
+class CheckpointRecord(TypedDict):
+    """The record of `before.<round>.state` and `after.<round>.state`."""
+
+    run_id: str
+    round: int
+    partition: str
+    """Hash of the partition of the model."""
+    spec: Json
+    """What the federation agreed on."""
+    experiment: Json
+    """The job."""
+    scores: dict[str, Json]
+    """On the validation split, by metric: the fields of `Score`."""
+    labels: dict[str, str]
+    """Meaning by label value; empty for tasks without labels."""
+    trained: bool
+    """Whether any local training went into the model."""
+    frozen: str
+    """Digest of the frozen part, which is not in the file."""
+    extra: list[str]
+    """Names of the method's own tensors in the file."""
 
 
 class PersonalState:
@@ -41,14 +73,13 @@ class PersonalState:
         found = history.load()
         if found is None:
             return {}
-        _, tensors, record = found
-        if record["run_id"] == payload.run_id:
+        if found.record["run_id"] == payload.run_id:
             found = history.load(before=payload.round + (payload.stage == "evaluate"))
-            return {} if found is None else found[1]
-        if payload.warm_start and record["partition"] == partition.hash():
+            return {} if found is None else found.tensors
+        if payload.warm_start and found.record["partition"] == partition.hash():
             # As round 0 of this run: a site that is killed in round 1 starts from here again.
-            history.save(0, tensors, record | {"run_id": payload.run_id})
-            return tensors
+            history.save(0, found.tensors, found.record | {"run_id": payload.run_id})
+            return found.tensors
         for name in ("personal", "before", "after"):
             History(self.folder, name).clear()
         return {}
@@ -58,7 +89,7 @@ class PersonalState:
         parts = local.partition.pick(local.model, "personal") | local.partition.pick(local.model, "buffers")
         tensors = {f"personal/{name}": value for name, value in parts.items()}
         tensors |= {f"memory/{name}": clean(value) for name, value in local.memory.items()}
-        record = {"run_id": payload.run_id, "partition": local.partition.hash()}
+        record: PersonalRecord = {"run_id": payload.run_id, "partition": local.partition.hash()}
         History(self.folder, "personal").save(payload.round, tensors, record)
 
     def keep_best(self, moment: Moment, payload: Payload, local: LocalRound, scores: Mapping[str, Score]) -> None:
@@ -68,22 +99,22 @@ class PersonalState:
         """
         history = History(self.folder, moment, keep=1)
         found = history.load()
-        if found is not None and found[2]["run_id"] == payload.run_id:
-            best = {name: Score(**score) for name, score in found[2]["scores"].items()}
+        if found is not None and found.record["run_id"] == payload.run_id:
+            best = {name: Score(**score) for name, score in found.record["scores"].items()}
             is_defined = scores[next(iter(self.task.metrics))].mean is not None
             if is_defined and not self.task.better(scores, best):
                 return
         kept = (local.partition.pick(local.model, part) for part in ("shared", "personal", "buffers"))
         tensors = {f"model/{name}": value for part in kept for name, value in part.items()}
         tensors |= {f"extra/{name}": clean(value) for name, value in local.extra.items()}
-        record = {
+        record: CheckpointRecord = {
             "run_id": payload.run_id,
             "round": payload.round,
             "partition": local.partition.hash(),
             "spec": payload.spec,
             "experiment": asdict(self.experiment),
             "scores": {name: asdict(score) for name, score in scores.items()},
-            "labels": self.labels,
+            "labels": {str(value): meaning for value, meaning in self.labels.items()},
             "trained": moment == "after" or payload.round > 1,
             "frozen": self.frozen_digest(local),
             "extra": sorted(local.extra),
@@ -102,9 +133,8 @@ class PersonalState:
         found = History(self.folder, moment, keep=1).load()
         if found is None:
             raise ValueError(f"the checkpoint {moment!r} of this run must be readable; it is missing or damaged")
-        tensors = found[1]
-        local.model.load_state_dict(under(tensors, "model"), strict=False)
-        return under(tensors, "extra")
+        local.model.load_state_dict(under(found.tensors, "model"), strict=False)
+        return under(found.tensors, "extra")
 
     def frozen_digest(self, local: LocalRound) -> str:
         """SHA-256 of the frozen part, which is not kept: whoever uses a checkpoint must build the same one."""

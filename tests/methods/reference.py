@@ -109,7 +109,7 @@ def parameters(model) -> Weights:
 
 def kept(folder, site, before=None) -> Weights:
     """A site's own state, the last one or that before a round: `personal/...` and `memory/...`."""
-    return History(folder / site / "tiny", "personal").load(before)[1]
+    return History(folder / site / "tiny", "personal").load(before).tensors
 
 
 def close(got: Weights, expected: Weights, names=None) -> None:

@@ -124,6 +124,6 @@ def test_personal_heads_differ_after_training(federation, tmp_path):
     _, run, transport = federate(federation, tmp_path, method={"name": "fedper"})
     from omnifm.state import History
 
-    heads = [History(tmp_path / site / "tiny", "personal").load()[1] for site in transport.open]
+    heads = [History(tmp_path / site / "tiny", "personal").load().tensors for site in transport.open]
     name = f"personal/{run.partition.personal[0]}"
     assert not torch.equal(heads[0][name], heads[1][name])

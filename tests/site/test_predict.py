@@ -21,10 +21,11 @@ from omnifm.data import writers
 from omnifm.data.datalist import SPLITS, read_datalist
 from omnifm.data.demo import demo_site
 from omnifm.data.volume import RefusedImage, read_label, read_volume
-from omnifm.site import predict as module
+from omnifm.site import trained as module
 from omnifm.site.loader import Prepare
-from omnifm.site.predict import job_folder, load_personal, predict
+from omnifm.site.predict import predict
 from omnifm.site.stages import Site
+from omnifm.site.trained import load_personal, trained_folder
 from omnifm.state import History
 from omnifm.tasks import image_fusion, segmentation, super_resolution
 from omnifm.update import Payload, digest
@@ -125,7 +126,7 @@ class TestSegmentation:
 
     def test_the_model_is_the_sites_own_and_trained(self, trained, federation):
         """Its weights are those of the checkpoint, and not those that the job's seed draws."""
-        used = load_personal(job_folder(trained), "cpu")
+        used = load_personal(trained_folder(trained), "cpu")
         _, tensors, _ = History(trained / "tiny", "after").load()
         state = used.model.state_dict()
         kept = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
@@ -217,7 +218,7 @@ class TestSegmentation:
 class TestRefusedModels:
     def refused(self, state: Path, message: str) -> None:
         with pytest.raises(ValueError, match=message) as caught:
-            load_personal(job_folder(state), "cpu")
+            load_personal(trained_folder(state), "cpu")
         assert "\n" not in str(caught.value)
 
     def test_never_trained(self, copy):
@@ -225,7 +226,7 @@ class TestRefusedModels:
         self.refused(changed(copy, trained=False), "must have been trained")
         before = History(copy / "tiny", "before").load()
         History(copy / "tiny", "after").clear()
-        History(copy / "tiny", "before").save(1, before[1], before[2] | {"trained": False})
+        History(copy / "tiny", "before").save(1, before.tensors, before.record | {"trained": False})
         self.refused(copy, "must have been trained; no local round of this job is complete")
 
     def test_the_run_itself_says_what_was_trained(self, tmp_path, federation):
@@ -236,7 +237,7 @@ class TestRefusedModels:
             ["site-1", "site-2"],
             state_dir=tmp_path,
         )
-        records = {moment: History(tmp_path / "site-1/tiny", moment).load()[2] for moment in ("before", "after")}
+        records = {moment: History(tmp_path / "site-1/tiny", moment).load().record for moment in ("before", "after")}
         assert {moment: record["trained"] for moment, record in records.items()} == {"before": False, "after": True}
 
     @pytest.mark.parametrize("where", [20, 200, -1])
@@ -256,11 +257,11 @@ class TestRefusedModels:
         self.refused(changed(copy, partition="0" * 64), "the partition differs")
 
     def test_a_specification_that_differs(self, copy):
-        spec = History(copy / "tiny", "after").load()[2]["spec"]
+        spec = History(copy / "tiny", "after").load().record["spec"]
         self.refused(changed(copy, spec=spec | {"labels": {"0": "b", "1": "c", "2": "d"}}), "the partition differs")
 
     def test_another_method(self, copy):
-        record = History(copy / "tiny", "after").load()[2]["experiment"]
+        record = History(copy / "tiny", "after").load().record["experiment"]
         self.refused(changed(copy, experiment=record | {"method": {"name": "fedavg"}}), "the partition differs")
 
     def test_a_lost_or_a_foreign_tensor(self, copy):
@@ -282,7 +283,7 @@ class TestRefusedModels:
         def without(tensors):
             return {name: value for name, value in tensors.items() if name != "extra/prototypes"}
 
-        self.refused(changed(copy, without), "must hold its share of the payload, .*'prototypes'.*; it does not")
+        self.refused(changed(copy, without), "must hold the tensors of its method, .*'prototypes'.*; it does not")
 
     def test_another_frozen_backbone(self, copy):
         self.refused(changed(copy, frozen="0" * 64), "the frozen backbone must be the one this model was trained with")
@@ -291,26 +292,26 @@ class TestRefusedModels:
         history = History(copy / "tiny", "after")
         number, tensors, record = history.load()
         history.save(number, tensors, {key: value for key, value in record.items() if key != "frozen"})
-        self.refused(copy, r"an earlier version left out \['frozen'\]")
+        self.refused(copy, r"file must hold \['frozen'\]; an older version wrote it")
 
 
 class TestWrongUse:
     def test_state_folders(self, trained, copy, tmp_path):
-        assert job_folder(trained) == job_folder(trained / "tiny").parent / "tiny" == trained / "tiny"
+        assert trained_folder(trained) == trained_folder(trained / "tiny").parent / "tiny" == trained / "tiny"
         shutil.copytree(copy / "tiny", copy / "other")
-        assert job_folder(copy, "other") == copy / "other"
+        assert trained_folder(copy, "other") == copy / "other"
         with pytest.raises(ValueError, match=r"must hold one job, or job must name one of \['other', 'tiny'\]"):
-            job_folder(copy)
+            trained_folder(copy)
         with pytest.raises(ValueError, match=r"job must be one of \['other', 'tiny'\] in this state folder; got 'x'"):
-            job_folder(copy, "x")
-        assert job_folder(copy / "tiny", "tiny") == copy / "tiny"
+            trained_folder(copy, "x")
+        assert trained_folder(copy / "tiny", "tiny") == copy / "tiny"
         with pytest.raises(ValueError, match=r"job must be what its model was trained for, 'tiny'; got 'other'"):
             predict(copy, tmp_path, tmp_path / "out", job="other")
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="must hold a trained job; it holds none"):
-            job_folder(tmp_path / "empty")
+            trained_folder(tmp_path / "empty")
         with pytest.raises(ValueError, match="there is no such folder"):
-            job_folder(tmp_path / "absent")
+            trained_folder(tmp_path / "absent")
 
     def test_inputs_and_options_that_do_not_fit(self, trained, tmp_path):
         image, folder = ball(tmp_path / "a.nii.gz", np.eye(4)), write_site(tmp_path / "data", num=3)
@@ -411,7 +412,7 @@ class TestOtherTasks:
         """The vision encoder that is loaded, not kept: another one is refused."""
         name, state, _ = other
         if name != "vqa":  # all of it is trained, and kept
-            assert load_personal(job_folder(state), "cpu").record["frozen"] == digest({})
+            assert load_personal(trained_folder(state), "cpu").record["frozen"] == digest({})
             return
         original = module.load_task
 
@@ -427,10 +428,10 @@ class TestOtherTasks:
             task.backbone = backbone
             return task
 
-        load_personal(job_folder(state), "cpu")
+        load_personal(trained_folder(state), "cpu")
         monkeypatch.setattr(module, "load_task", swapped)
         with pytest.raises(ValueError, match="the frozen backbone must be the one this model was trained with"):
-            load_personal(job_folder(state), "cpu")
+            load_personal(trained_folder(state), "cpu")
 
 
 class TestGrids:

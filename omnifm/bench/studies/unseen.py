@@ -184,7 +184,7 @@ def _stored(folder: Path, name: str) -> tuple[Tensors, Json]:
     """Tensors and record of a finished run's state."""
     found = History(folder, name).load()
     assert found is not None  # the run was complete
-    return found[1], found[2]
+    return found.tensors, found.record
 
 
 def mean_head(heads: Sequence[Tensors]) -> Tensors:
