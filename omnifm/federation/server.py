@@ -74,6 +74,7 @@ class Federation:
         state_dir: folder for the checkpoint and the bank; must outlive the run and lie outside its results.
         results_dir: folder for summary.json, rounds.jsonl, report.html and, if anything was refused, audit.jsonl.
         transport: the way to the sites.
+        draw_report: whether report.html is drawn; without a reader it takes half the time of a tiny run.
     """
 
     def __init__(
