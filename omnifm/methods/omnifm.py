@@ -238,7 +238,7 @@ class OmniFM(Method):
 
     def monitors(self) -> dict[str, Any]:
         """Size, effective rank, mean cosine and provenance counts of the bank."""
-        return self.bank.monitors()
+        return dict(self.bank.monitors())
 
     def server_state(self) -> tuple[Tensors, dict[str, Any]]:
         """The bank, and what each site last uploaded."""

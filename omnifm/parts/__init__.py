@@ -1,1 +1,1 @@
-"""The parts of the paper, one file each, and the routing that we added.  No part imports another."""
+"""The parts of the paper, and our routing of averages; one file or folder each.  No part imports another."""

@@ -1,4 +1,4 @@
-"""SPAlign: keep a site's spectral token near what the federation knows.
+"""SPAlign: keep a site's spectral token near the prototypes of the federation.
 
 Letters: b batch, k retrieved prototypes, d token width.  Paper: arXiv 2603.21660, sec. 3.3, eq. (5) and (6).
 """
@@ -10,11 +10,15 @@ from torch import Tensor
 def spectral_alignment(s: Float[Tensor, "b d"], retrieved: Float[Tensor, "b k d"]) -> Float[Tensor, ""]:
     """|| s - mean(S_g) ||^2, averaged over the batch (eq. 5).
 
-    Prototypes are constants: the gradient moves the site's tokens, never the knowledge they are compared
-    with.
+    Prototypes are constants: the gradient changes the site's tokens, never the prototypes.
+
+    >>> import torch
+    >>> token = torch.tensor([[1.0, 0.0]])
+    >>> spectral_alignment(token, torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))  # the mean is (0.5, 0.5)
+    tensor(0.5000)
 
     Args:
-        s: spectral tokens, unit length.
+        s: spectral tokens of unit length.
         retrieved: S_g, each sample's own prototypes; k = 0 gives 0.
 
     Returns:

@@ -1,7 +1,7 @@
-"""ECA: every token of the backbone asks the retrieved spectral prototypes.
+"""ECA (embedding-wise cross-attention): every token of the backbone attends to the retrieved spectral prototypes.
 
-Letters: b batch, l tokens of the backbone, q their width, k retrieved prototypes, d spectral token width.
-Paper: arXiv 2603.21660, sec. 3.2, eq. (4).
+Letters: b batch, l tokens of the backbone, q their width, k retrieved prototypes, n keys (k or k + 1), d spectral
+token width.  Paper: arXiv 2603.21660, sec. 3.2, eq. (4).
 """
 
 import torch
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 class CrossAttention(nn.Module):
     """Z = softmax(r Wq (S Wk)^T / sqrt(dh)) S Wv (eq. 4).
 
-    Resolved: the sample's own token s is one more key, because otherwise the tokenizer has no task gradient
-    and all sites' tokens collapse to one vector.
+    Our decision, where the paper is silent: the sample's own token s is one more key.  Without it the task's loss
+    gives the tokenizer no gradient, and the tokens of all sites become one vector.
 
     Args:
         query_dim: q, width of the backbone's tokens.
         key_dim: d, width of spectral tokens.
-        head_dim: dh, by default d; where dh is not q, an output projection brings Z back to q.
-        local_key: whether s is a key; False is the paper to the letter.
+        head_dim: dh, by default d.  If dh differs from q, an output projection brings Z back to width q.
+        local_key: whether s is a key; False follows the paper's text exactly.
 
     Raises:
         ValueError: a width is below 1.
@@ -39,15 +39,15 @@ class CrossAttention(nn.Module):
     def forward(
         self, r: Float[Tensor, "b l q"], retrieved: Float[Tensor, "b k d"], s: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b l q"]:
-        """Z, one prefix token per backbone token.
+        """Z, one prefix token for each token of the backbone.
 
         Args:
-            r: backbone tokens.
-            retrieved: each sample's prototypes, taken as constants; k may be 0.
+            r: tokens of the backbone.
+            retrieved: each sample's prototypes, used as constants; k may be 0.
             s: each sample's own spectral token.
 
         Returns:
-            Z; zeros where there is no key at all (k = 0 without `local_key`).
+            Z; zeros if there is no key at all (k = 0 without `local_key`).
         """
         keys = _keys(retrieved, s, self.local_key)
         if keys.shape[1] == 0:
@@ -58,7 +58,9 @@ class CrossAttention(nn.Module):
 
 
 class FiLM(nn.Module):
-    """Ablation "w/o ECA": Z = gamma(mean S) * r + beta(mean S); starts as Z = r (gamma 1, beta 0).
+    """Ablation "w/o ECA": Z = gamma(mean S) * r + beta(mean S).
+
+    At first gamma is 1 and beta is 0, so Z = r.
 
     Args:
         query_dim: q, width of the backbone's tokens.
@@ -80,15 +82,15 @@ class FiLM(nn.Module):
     def forward(
         self, r: Float[Tensor, "b l q"], retrieved: Float[Tensor, "b k d"], s: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b l q"]:
-        """Z, as `CrossAttention.forward`; without any key the condition is the zero vector."""
+        """Z, with the arguments of `CrossAttention.forward`; without any key the mean is the zero vector."""
         keys = _keys(retrieved, s, self.local_key)
         mean = keys.sum(dim=1) / max(keys.shape[1], 1)
         gamma, beta = self.condition(mean)[:, None].chunk(2, dim=-1)
         return (1 + gamma) * r + beta
 
 
-def _keys(retrieved: Tensor, s: Tensor, local_key: bool) -> Tensor:
-    """S: the prototypes, without gradient, and then s where it is a key."""
+def _keys(retrieved: Float[Tensor, "b k d"], s: Float[Tensor, "b d"], local_key: bool) -> Float[Tensor, "b n d"]:
+    """S: the prototypes, without gradient, followed by s if it is a key."""
     constants = retrieved.detach().to(s.dtype)
     return torch.cat([constants, s[:, None]], dim=1) if local_key else constants
 

@@ -1,4 +1,4 @@
-"""PSP: global knowledge before the backbone's tokens, the site's own memory after them.
+"""PSP (prefix-suffix prompting): global knowledge before the backbone's tokens, the site's own tokens after them.
 
 Letters: b batch, l tokens of the backbone, d their width, p suffix tokens, n length of the prompted sequence
 (2l + p, or l + p without a prefix).  Paper: arXiv 2603.21660, sec. 3.2, "Prefix-Suffix Spectral Prompting".
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class PrefixSuffix(nn.Module):
-    """r' = [Z || r || c], with c p learnable tokens that never leave the site.
+    """r' = [Z || r || c]: prefix Z, tokens r, suffix c.  c is p learnable tokens that never leave the site.
 
     Args:
         dim: d.
@@ -30,16 +30,16 @@ class PrefixSuffix(nn.Module):
         self.suffix = nn.Parameter(0.02 * torch.randn(num_suffix, dim))
 
     def forward(self, Z: Float[Tensor, "b l d"] | None, r: Float[Tensor, "b l d"]) -> Float[Tensor, "b n d"]:
-        """[Z || r || c]; without Z, as a baseline of equal capacity has it, [r || c]."""
+        """[Z || r || c]; without Z, as in a baseline of equal capacity, [r || c]."""
         suffix = self.suffix.to(r.dtype).expand(r.shape[0], -1, -1)
         return torch.cat([r, suffix] if Z is None else [Z, r, suffix], dim=1)
 
 
 class LinearPrompt(nn.Module):
-    """Ablation "w/o PSP": a linear projection of r to as many tokens as [Z || r || c] has; Z is not read.
+    """Ablation "w/o PSP": a linear projection of r to as many tokens as [Z || r || c] has; Z is not used.
 
-    Every token becomes two, their first halves in Z's place and their second halves in r's; p more come
-    from the mean token.
+    Every token becomes two: the first takes the place of Z, the second the place of r.  The mean token becomes the
+    p tokens of the suffix.
 
     Args:
         dim: d.
@@ -65,13 +65,14 @@ class LinearPrompt(nn.Module):
 
 
 class PromptReader(nn.Module):
-    """One light pre-norm attention by which chosen tokens read the prompted sequence.
+    """One attention layer (normalisation first) through which chosen tokens read the prompted sequence.
 
     Args:
         dim: d.
-        reads: "middle" for dense tasks (the l tokens of r), "suffix" for classification (the p tokens of c),
-            "all" for language models, which read the whole sequence themselves; "all" has no parameters.
-        num_heads: a divisor of d; by default the largest divisor up to 4.
+        reads: which tokens read and are returned.  "middle": the l tokens of r, for dense tasks.  "suffix": the p
+            tokens of c, for classification.  "all": the sequence is returned unchanged, for language models, which
+            read it themselves; then there are no parameters.
+        num_heads: number of attention heads, a divisor of d; by default the largest divisor up to 4.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -86,7 +87,8 @@ class PromptReader(nn.Module):
             num_heads = max(heads for heads in (1, 2, 3, 4) if dim % heads == 0)
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must be a divisor of dim {dim}; got {num_heads}")
-        self.reads, self.num_heads = reads, num_heads
+        self.reads = reads
+        self.num_heads = num_heads
         if reads == "all":
             return
         self.norm = nn.LayerNorm(dim)
@@ -94,12 +96,12 @@ class PromptReader(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, dim)
         if reads == "middle":
-            # Training starts from the plain network: at first the tokens come back as they were.
+            # At first the tokens are returned unchanged, so that training starts from the plain network.
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
     def forward(self, sequence: Float[Tensor, "b n d"], r_length: int, num_suffix: int) -> Float[Tensor, "b chosen d"]:
-        """The chosen tokens after reading: l of them, p of them, or the sequence unchanged.
+        """The chosen tokens after reading: l or p tokens, or the sequence unchanged.
 
         Args:
             sequence: [Z || r || c] or [r || c].
@@ -107,7 +109,7 @@ class PromptReader(nn.Module):
             num_suffix: p.
 
         Raises:
-            ValueError: the sequence is neither 2l + p nor l + p long, or there is no suffix to read with.
+            ValueError: the length is neither 2l + p nor l + p, or the suffix should read and there is none.
         """
         length = sequence.shape[1]
         if length not in (2 * r_length + num_suffix, r_length + num_suffix):
@@ -125,7 +127,7 @@ class PromptReader(nn.Module):
         read: Tensor = sequence[:, chosen] + self.output(attended)
         return read
 
-    def _heads(self, tokens: Tensor) -> Tensor:
+    def _heads(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b heads n width"]:
         return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 

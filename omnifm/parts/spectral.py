@@ -1,7 +1,7 @@
-"""Low-frequency spectra: the part of an image that modalities share, as one unit vector.
+"""The spectral token: the low spatial frequencies of an image, which modalities share, as one unit vector.
 
-Letters: b batch, c channel, *space two or three spatial axes, r radial bands, d token width.
-Paper: arXiv 2603.21660, sec. 3.2, eq. (3).  Where the paper is silent, a line says "Resolved".
+Letters: b batch, c channel, *space two or three spatial axes, *low the kept frequencies of each axis, r radial bands,
+d token width.  Paper: arXiv 2603.21660, sec. 3.2, eq. (3).  "Our decision" marks a choice where the paper is silent.
 """
 
 import math
@@ -13,25 +13,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A frequency this close (relatively) to the edge of the band counts as inside it, however keep * size rounds.
 EDGE = 1e-9
+"""Relative tolerance at the edge of the band, so that rounding of keep * size does not exclude a frequency."""
 
 
 def low_band(image: Float[Tensor, "b c *space"], keep: float) -> Float[Tensor, "b c *low"]:
     """Magnitude of the lowest spatial frequencies, P_LP(|FFT(image)|) with norm="ortho".
 
-    One axis is transformed at a time and cropped before the next, so that later axes see a fraction of the
-    data; this beat both rfftn followed by a crop and a truncated DFT by matrix products at 64^3 to 160^3.
+    The transform takes one axis at a time and crops it before the next axis.  Measured at 64^3 to 160^3 voxels, this
+    is faster than rfftn followed by a crop, and than a truncated DFT by matrix products.
+
+    >>> low_band(torch.ones(1, 1, 4, 4), keep=0.5)  # only the mean, times sqrt(16)
+    tensor([[[[4., 0.],
+              [0., 0.],
+              [0., 0.]]]])
 
     Args:
-        image: intensities, two or three spatial axes of any size; half precision is computed in float32.
-        keep: share of each axis up to Nyquist, in (0, 1]: frequencies |k| <= keep * size / 2 stay.
+        image: intensities, with two or three spatial axes of any size; half precision is computed in float32.
+        keep: share of each frequency axis up to Nyquist, in (0, 1]: frequencies |k| <= keep * size / 2 are kept.
 
     Returns:
-        The kept box in FFT order: 0, 1 .. K, -K .. -1 on every axis but the last, which is 0 .. K (rfft).
+        The kept frequencies in FFT order: 0, 1 .. K, -K .. -1 on every axis except the last, which is 0 .. K (rfft).
 
     Raises:
-        ValueError: `keep` is outside (0, 1], or the image has not two or three spatial axes.
+        ValueError: `keep` is outside (0, 1], or the image does not have two or three spatial axes.
     """
     _check_axes(image)
     _check_keep(keep)
@@ -45,26 +50,32 @@ def radial_bands(
     spacing_mm: tuple[float, ...] | None = None,
     keep_per_mm: float | None = None,
 ) -> Float[Tensor, "b r"]:
-    """Low-frequency spectrum as a short vector, whatever the image's size, channels and dimensions.
+    """Low-frequency spectrum as a vector of fixed length, for any image size, number of channels and dimension.
 
-    Band 0 is the DC term, bands 1 .. r-1 are radial means of log1p magnitude over the sphere 0 < radius <=
-    keep, averaged over channels and divided by their own RMS.  Resolved: log1p and a separate DC, because raw
-    magnitudes are dominated by DC and by intensity units; a sphere, so that no axis is special.
+    Band 0 is the DC term (frequency 0).  Bands 1 .. r-1 are means of the log1p magnitude over rings around DC, up to
+    the radius `keep`; they are averaged over channels and divided by their root mean square.
+
+    Our decisions: log1p and a separate DC band, because DC and the intensity unit dominate raw magnitudes; rings
+    instead of boxes, so that all directions count equally.
+
+    >>> image = torch.tensor([[1.0, 1.0, -1.0, -1.0]] * 4)[None, None]  # one wave along the last axis
+    >>> radial_bands(image, num_bands=2, keep=0.5)
+    tensor([[0., 1.]])
 
     Args:
         image: normalised intensities (no unit).
         num_bands: r, at least 2.
-        keep: radius kept, as a share of Nyquist, in (0, 1]; not used when `keep_per_mm` is given.
-        spacing_mm: voxel size of each spatial axis, needed with `keep_per_mm`.
-        keep_per_mm: radius kept in cycles/mm, positive and at most the finest axis's Nyquist; magnitudes
-            are then scaled by sqrt(voxel volume), so that one object sampled by two scanners gives the same
-            bands.
+        keep: radius that is kept, as a share of Nyquist, in (0, 1]; not used if `keep_per_mm` is given.
+        spacing_mm: voxel size of each spatial axis, mm; needed with `keep_per_mm`.
+        keep_per_mm: radius that is kept, cycles/mm; positive, at most the Nyquist frequency of the finest axis.
+            Magnitudes are then multiplied by sqrt(voxel volume), so that two scanners give the same bands for the
+            same object.
 
     Returns:
-        Bands in float32 without gradient; a constant image gives zeros, to rounding, after band 0.
+        Bands in float32, without gradient.  A constant image gives zeros after band 0, up to rounding.
 
     Raises:
-        ValueError: an argument is out of its range, or the image is too small for a frequency within `keep`.
+        ValueError: an argument is out of its range, or the image is too small to have a frequency within `keep`.
     """
     _check_axes(image)
     shape = tuple(image.shape[2:])
@@ -73,29 +84,34 @@ def radial_bands(
     if keep_per_mm is None:
         _check_keep(keep)
         # In units of Nyquist an axis of n pixels has the frequencies 0, 2/n, 4/n ...
-        steps, limit, scale = tuple(2.0 / size for size in shape), keep, 1.0
+        steps = tuple(2.0 / size for size in shape)
+        limit = keep
+        scale = 1.0
     else:
         spacing = _checked_spacing(spacing_mm, len(shape), keep_per_mm)
         steps = tuple(1.0 / (size * mm) for size, mm in zip(shape, spacing, strict=True))
-        limit, scale = keep_per_mm, math.sqrt(math.prod(spacing))
-    return _banded(image, steps, limit, scale, num_bands)
+        limit = keep_per_mm
+        scale = math.sqrt(math.prod(spacing))
+    return _bands_within(image, steps, limit, scale, num_bands)
 
 
 class SpectralTokenizer(nn.Module):
-    """s = unit(Pool(W2 . GELU(W1 . FreqMix(bands)))): one image, one unit vector (eq. 3).
+    """s = unit(Pool(W2 . GELU(W1 . FreqMix(bands)))): one unit vector per image (eq. 3).
 
-    Independent of the number of channels, pixels and spatial axes: one instance serves 2-D RGB and 3-D MR
-    and can be averaged across sites.  Resolved: every band is one element with a learned position, without
-    which the mean over bands would forget which band a value came from; W2 is linear, because a final
-    activation makes every cosine >= 0 and kills the contrast of retrieval.
+    The parameters do not depend on the number of channels, pixels and spatial axes.  One tokenizer serves 2-D colour
+    images and 3-D MR, and can be averaged across sites.
+
+    Our decisions: every band has a learned position, because the mean over bands would otherwise lose which band a
+    value came from.  W2 has no activation after it: one would make every cosine >= 0, so that retrieval could hardly
+    tell prototypes apart.
 
     Args:
-        dim: d, width of the token.
+        dim: d, width of the token, at least 1.
         num_bands: r, at least 2.
-        keep: share of Nyquist kept, in (0, 1], for `low_pass="nyquist"`.
-        hidden: width between W1 and W2.
-        low_pass: "nyquist", or "physical" where every image comes with its spacing.
-        keep_per_mm: cycles/mm kept, for `low_pass="physical"` only.
+        keep: share of Nyquist that is kept, in (0, 1], for `low_pass="nyquist"`.
+        hidden: width between W1 and W2, at least 1.
+        low_pass: "nyquist", or "physical" if every image comes with its spacing.
+        keep_per_mm: cycles/mm that are kept, positive; only for `low_pass="physical"`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -121,10 +137,13 @@ class SpectralTokenizer(nn.Module):
             raise ValueError(f"keep_per_mm must come with low_pass 'physical' alone; got {keep_per_mm}")
         if keep_per_mm is not None:
             _check_per_mm(keep_per_mm)
-        self.dim, self.num_bands, self.keep, self.keep_per_mm = dim, num_bands, keep, keep_per_mm
-        # FreqMix is bands + mix . bands: zeros make it start as the identity.
+        self.dim = dim
+        self.num_bands = num_bands
+        self.keep = keep
+        self.keep_per_mm = keep_per_mm
+        # FreqMix is bands + mix . bands: with zeros it starts as the identity.
         self.mix = nn.Parameter(torch.zeros(num_bands, num_bands))
-        # No biases: W1's would repeat the position, W2's would add the same vector to every site's token.
+        # No biases: that of W1 would repeat the position, that of W2 would add the same vector to every token.
         self.w1 = nn.Linear(1, hidden, bias=False)
         self.position = nn.Parameter(torch.randn(num_bands, hidden))
         self.w2 = nn.Linear(hidden, dim, bias=False)
@@ -136,7 +155,7 @@ class SpectralTokenizer(nn.Module):
 
         Args:
             image: normalised intensities (no unit).
-            spacing_mm: voxel size of each spatial axis; needed for, and only used by, `low_pass="physical"`.
+            spacing_mm: voxel size of each spatial axis, mm; needed and used only for `low_pass="physical"`.
 
         Raises:
             ValueError: `radial_bands` refuses the image or its spacing.
@@ -145,12 +164,15 @@ class SpectralTokenizer(nn.Module):
         bands = bands.to(self.mix.dtype)
         mixed = bands + F.linear(bands, self.mix)
         elements = F.gelu(self.w1(mixed[..., None]) + self.position)  # b r hidden
-        # Pooling before W2 equals pooling after it, because W2 is linear, and costs r times less.
+        # W2 is linear, so pooling before it gives the same result as after it, at 1/r of the cost.
         return F.normalize(self.w2(elements.mean(dim=1)).float(), dim=-1)
 
 
 def _low_magnitude(image: Tensor, reach: tuple[int, ...]) -> Tensor:
-    """|FFT| at frequencies -reach .. reach of each axis; last axis first: it is real and contiguous."""
+    """|FFT| at frequencies -reach .. reach of each axis.
+
+    The last axis is transformed first, because its values are real and contiguous.
+    """
     values = image if image.dtype == torch.float64 else image.float()
     spectrum = torch.fft.rfft(values, dim=-1, norm="ortho")[..., : reach[-1] + 1]
     for axis in range(image.ndim - 2, 1, -1):
@@ -163,23 +185,30 @@ def _low_magnitude(image: Tensor, reach: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def _banded(image: Tensor, steps: tuple[float, ...], limit: float, scale: float, num_bands: int) -> Tensor:
-    """DC and radial means of log magnitude; `steps` is each axis's frequency spacing, in `limit`'s unit."""
+def _bands_within(
+    image: Float[Tensor, "b c *space"], steps: tuple[float, ...], limit: float, scale: float, num_bands: int
+) -> Float[Tensor, "b r"]:
+    """DC and radial means of the log magnitude up to radius `limit`.
+
+    Args:
+        steps: distance of neighbouring frequencies on each axis, in the unit of `limit`.
+        scale: factor on all magnitudes.
+    """
     shape = tuple(image.shape[2:])
     if limit * (1 + EDGE) < min(steps):
         raise ValueError(
-            f"the low band must reach a frequency beyond DC, {min(steps):.4g} for {shape} pixels; got {limit}: "
-            "larger pictures (patch_size, a smaller scale) or a larger keep"
+            f"the low band must reach a frequency beyond DC, {min(steps):.4g} for {shape} pixels; got {limit}. "
+            "Use larger images (a larger patch_size, a smaller scale) or a larger keep"
         )
     reach = tuple(min(math.floor(limit / step + EDGE), size // 2) for step, size in zip(steps, shape, strict=True))
     weights = _radial_weights(shape, reach, steps, limit, num_bands, image.device)
     magnitude = _low_magnitude(image.float(), reach) * scale
     constant = magnitude.flatten(2)[..., 0].mean(dim=1)
-    # Mixed precision would round the bands to three digits.
+    # Automatic mixed precision would round the bands to three digits.
     with torch.autocast(image.device.type, enabled=False):
         bands = torch.log1p(magnitude).mean(dim=1).flatten(1) @ weights
     rms = bands[:, 1:].square().mean(dim=1).sqrt()
-    # Below the rounding error of the transform there is no structure to normalise, only noise to blow up.
+    # Below the rounding error of the transform there is only noise, which division would enlarge.
     return bands / torch.where(rms > 1e-7 * constant, rms, 1.0)[:, None]
 
 
@@ -192,16 +221,16 @@ def _radial_weights(
     num_bands: int,
     device: torch.device,
 ) -> Float[Tensor, "n r"]:
-    """Columns that average the flattened low box into bands; each column sums to one.
+    """Columns of weights that average the n flattened low frequencies into r bands; each column sums to one.
 
-    Band j > 0 is a triangle around limit * j / (r - 1).  Its half-width is the distance of bands, or of
-    frequencies on the finest axis where that is larger: a 28-pixel image has fewer radii than bands.
+    Band j > 0 is a triangle around the radius limit * j / (r - 1).  Its half-width is the distance between bands.  If
+    the frequencies are further apart than that (a 28-pixel image has fewer radii than bands), it is their distance.
     """
     kept = [min(2 * top + 1, size) for top, size in zip(reach, shape, strict=True)]
     axes = [torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64) * step for n, step in zip(kept, steps, strict=True)]
     axes[-1] = torch.arange(reach[-1] + 1, dtype=torch.float64) * steps[-1]
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).flatten()
-    # The half spectrum leaves out the mirror image of every frequency but those at 0 and at Nyquist.
+    # The half spectrum omits the mirror image of every frequency except those at 0 and at Nyquist.
     mirrored = torch.full((reach[-1] + 1,), 2.0, dtype=torch.float64)
     mirrored[0] = 1.0
     if 2 * reach[-1] == shape[-1]:
@@ -220,6 +249,7 @@ def _radial_weights(
 
 
 def _reach(size: int, keep: float) -> int:
+    """Index of the highest frequency kept on an axis of `size` pixels."""
     return math.floor(keep * size / 2 + EDGE)
 
 
@@ -244,6 +274,6 @@ def _checked_spacing(spacing: tuple[float, ...] | None, num_axes: int, keep_per_
         raise ValueError(f"spacing_mm must be {num_axes} positive numbers with keep_per_mm; got {spacing}")
     nyquist = 0.5 / min(spacing)
     if keep_per_mm > nyquist * (1 + EDGE):
-        # Beyond it the image holds no frequencies, and the top bands would have nothing to average.
+        # The image holds no frequencies beyond Nyquist, so the highest bands would have nothing to average.
         raise ValueError(f"keep_per_mm must be at most Nyquist, {nyquist:.4g} here; got {keep_per_mm}")
     return tuple(spacing)

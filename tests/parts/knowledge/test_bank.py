@@ -1,4 +1,4 @@
-"""Tests of omnifm/knowledge.py."""
+"""The knowledge bank: inserts, projection, use, removal, shortlists, state."""
 
 import json
 import math
@@ -6,21 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import normalize
 
-from omnifm.parts.knowledge import KnowledgeBank, retrieve, spherical_kmeans
-
-
-def vectors(m: int, d: int = 4, seed: int = 0) -> torch.Tensor:
-    return normalize(torch.randn(m, d, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def bank_of(*sites: str, d: int = 4, **settings: object) -> KnowledgeBank:
-    """One entry per name, with ids 0, 1, ... and no modality, made in round 0."""
-    bank = KnowledgeBank(d, **settings)
-    for i, site in enumerate(sites):
-        bank.insert(vectors(1, d, seed=i), site, "", 0)
-    return bank
+from omnifm.parts.knowledge import KnowledgeBank
+from tests.parts.knowledge.vectors import bank_of, vectors
 
 
 def ids(bank: KnowledgeBank) -> list[int]:
@@ -393,90 +381,6 @@ class TestState:
         tensors["age"] = tensors["age"][:1]
         with pytest.raises(ValueError, match="a bank's parts must have one length"):
             KnowledgeBank.from_state(tensors, record)
-
-
-class TestRetrieve:
-    def test_golden(self):
-        """Per sample; (1, 0.1) is nearest to row 0 and then 2, (0, -1) to row 1 and then 2."""
-        candidates = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.7, -0.7]])
-        chosen = retrieve(torch.tensor([[1.0, 0.1], [0.0, -1.0]]), candidates, None, 2)
-        assert chosen.tolist() == [[0, 2], [1, 2]]
-
-    def test_agrees_with_the_shortlist(self):
-        bank = bank_of(*"abcdefgh")
-        query = vectors(1, seed=50)
-        order = retrieve(query, bank.vectors, bank.mean, 8)[0].tolist()
-        assert bank.shortlist(query, "z")[0] == order
-        assert retrieve(query, bank.vectors, None, 8)[0].tolist() != order
-
-    @pytest.mark.parametrize(("n", "k", "chosen"), [(3, 5, 3), (0, 2, 0), (3, 0, 0)])
-    def test_gives_at_most_what_there_is(self, n: int, k: int, chosen: int):
-        assert retrieve(vectors(2), vectors(n, seed=1), torch.zeros(4), k).shape == (2, chosen)
-
-    def test_ties_go_to_the_first_row(self):
-        assert retrieve(vectors(1), vectors(1).expand(5, -1), None, 2).tolist() == [[0, 1]]
-
-    def test_a_candidate_equal_to_the_mean_has_cosine_zero(self):
-        """Not NaN, which would sort first: the token's own direction (row 1) is nearer, its opposite is not."""
-        mean, token = vectors(2)
-        candidates = torch.stack([mean, token, 2 * mean - token])
-        assert retrieve(token[None], candidates, mean, 3).tolist() == [[1, 0, 2]]
-
-    def test_rounding_noise_is_a_tie(self):
-        token = torch.tensor([[1.0, 0.0]])
-        assert retrieve(token, torch.tensor([[1.0, 5e-4], [1.0, 0.0]]), None, 2).tolist() == [[0, 1]]
-
-    def test_half_precision_tokens(self):
-        assert retrieve(vectors(2).bfloat16(), vectors(3), None, 1).tolist() == [[0], [1]]
-
-    def test_rejects_negative_k(self):
-        with pytest.raises(ValueError, match="k must be at least 0; got -1"):
-            retrieve(vectors(1), vectors(1), None, -1)
-
-
-class TestSphericalKmeans:
-    def test_one_centroid_is_the_normalised_mean(self):
-        tokens = vectors(20)
-        expected = tokens.mean(dim=0) / tokens.mean(dim=0).norm()
-        torch.testing.assert_close(spherical_kmeans(tokens, 1, seed=3), expected[None])
-
-    def test_finds_separated_clusters_largest_first(self):
-        """30 tokens around e0, 20 around e1, 10 around e2; centroids are the groups' normalised means."""
-        noise = 0.05 * vectors(60, seed=5)
-        tokens = normalize(torch.eye(4)[[0] * 30 + [1] * 20 + [2] * 10] + noise, dim=1)
-        expected = torch.stack([normalize(part.mean(dim=0), dim=0) for part in tokens.split([30, 20, 10])])
-        for seed in range(5):
-            torch.testing.assert_close(spherical_kmeans(tokens, 3, seed), expected)
-
-    def test_is_deterministic_and_leaves_the_global_generator_alone(self):
-        tokens = vectors(40)
-        state = torch.get_rng_state()
-        assert torch.equal(spherical_kmeans(tokens, 4, 1), spherical_kmeans(tokens, 4, 1))
-        assert torch.equal(torch.get_rng_state(), state)
-
-    def test_length_of_tokens_does_not_matter(self):
-        tokens = vectors(30)
-        scaled = tokens * torch.linspace(0.5, 3, 30)[:, None]
-        torch.testing.assert_close(spherical_kmeans(scaled, 3, 0), spherical_kmeans(tokens, 3, 0))
-
-    def test_centroids_are_unit(self):
-        torch.testing.assert_close(spherical_kmeans(vectors(50), 7, 0).norm(dim=1), torch.ones(7))
-
-    def test_fewer_tokens_than_centroids(self):
-        assert spherical_kmeans(vectors(3), 8, 0).shape == (3, 4)
-
-    def test_copies_and_opposites_are_no_nan(self):
-        assert torch.isfinite(spherical_kmeans(vectors(1).expand(6, -1), 3, 0)).all()
-        opposite = torch.cat([vectors(1), -vectors(1)])
-        torch.testing.assert_close(spherical_kmeans(opposite, 1, 0).norm(), torch.tensor(1.0))
-
-    def test_rejects(self):
-        with pytest.raises(ValueError, match="m and num_iterations must be at least 1; got 0, 20"):
-            spherical_kmeans(vectors(3), 0, 0)
-        with pytest.raises(ValueError, match=r"tokens must be finite and at least one; got shape \(0, 4\)"):
-            spherical_kmeans(torch.zeros(0, 4), 1, 0)
-        with pytest.raises(ValueError, match="tokens must be finite"):
-            spherical_kmeans(torch.full((2, 4), float("nan")), 1, 0)
 
 
 class TestBankKeepsWhatItCompares:
