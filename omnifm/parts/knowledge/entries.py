@@ -25,9 +25,9 @@ class Entry:
     def frequency(self, decay: float, even_share: float) -> float:
         """Share of the queries that chose this entry when they could, in [0, 1].
 
-        >>> Entry(0, "a", "MR", 0, hits=0.05, age=1).frequency(decay=0.9, even_share=0.2)
+        >>> Entry(0, "a", "MR", 0, hits=0.25, age=1).frequency(decay=0.5, even_share=0.2)
         0.5
-        >>> Entry(1, "a", "MR", 0).frequency(decay=0.9, even_share=0.2)
+        >>> Entry(1, "a", "MR", 0).frequency(decay=0.5, even_share=0.2)
         0.2
 
         Args:
