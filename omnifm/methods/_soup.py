@@ -1,38 +1,42 @@
-"""Ours, not the paper's: a site keeps the mixture of received and trained weights that its validation split likes best.
+"""Model soup (ours): a site keeps the mixture of received and trained weights with the best validation score.
 
-A model tuned on few cases forgets part of what it was tuned from, and a point between the two is often better than
-either (Wortsman et al. 2022, arXiv 2109.01903; own and shared model mixed: APFL, Deng et al. 2020, arXiv 2003.13461).
-It is the site's own model that is mixed, after what leaves was taken: the federation goes on as without it.
+A model that is trained further on few cases forgets part of what it knew.  A point between the two sets of weights is
+often better than either (Wortsman et al. 2022, arXiv 2109.01903; a mixture of own and shared model: APFL, Deng et al.
+2020, arXiv 2003.13461).  The mixture is made after the update was taken, and only the site's own model is mixed.  So
+the federation is the same with and without it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from omnifm.method import LocalRound
+from omnifm.method import LocalRound, Tensors
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Of what the site trained, in the order tried: only a strictly better validation score moves it away from that."""
+"""Shares of the trained weights, in the order of trial; a later share is taken only if its score is strictly better."""
 
 
 def mix_with_received(local: LocalRound) -> float:
-    """Set the shared weights of the site's model to the best mixture and return its share of what was trained.
+    """Set the shared weights of the site's model to the best mixture; return its share of trained weights, in [0, 1].
 
-    Each share costs one pass over the validation split.  What is personal stays as trained.
+    Each share of `SHARES` costs one pass over the validation split.  Personal weights stay as trained.
     """
     trained = local.partition.pick(local.model, "shared")
     if not trained:
         return 1.0
-    best, kept = None, 1.0
+    best = None
+    kept = 1.0
     for share in SHARES:
-        _set(local, trained, share)
+        _load_mixture(local, trained, share)
         scores = local.validate()
         if best is None or local.task.better(scores, best):
-            best, kept = scores, share
-    _set(local, trained, kept)
+            best = scores
+            kept = share
+    _load_mixture(local, trained, kept)
     return kept
 
 
-def _set(local: LocalRound, trained: dict[str, torch.Tensor], share: float) -> None:
+def _load_mixture(local: LocalRound, trained: Tensors, share: float) -> None:
+    """Load share * trained + (1 - share) * received into the model."""
     mixed = {name: torch.lerp(local.received[name].to(own), own, share) for name, own in trained.items()}
     local.model.load_state_dict(mixed, strict=False)

@@ -1,4 +1,4 @@
-"""Ditto: every site has a model of its own, held near the federation's (Li et al. 2021, arXiv 2012.04221)."""
+"""Ditto: every site trains a personal model that stays near the shared one (Li et al. 2021, arXiv 2012.04221)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import copy
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from omnifm.config import STRICT
 from omnifm.method import LocalRound, Method, Model, Output, Partition, Tensors
@@ -17,22 +19,25 @@ from omnifm.task import Backbone, Batch, Task
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """Ditto's section of a job."""
+    """The method section of a job that uses Ditto."""
 
     lam: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Pull lambda of the personal model towards the received one, >= 0; 0 is Local, a large one follows FedAvg."""
+    """Weight lambda of the pull of the personal model towards the received one, >= 0.  0 trains each site alone (as
+    `local`); a large value keeps the personal model near that of FedAvg.  The default is from the usual range 0.1 to
+    1."""
     share_buffers: bool = True
-    """Whether normalisation statistics of the shared model are averaged too."""
+    """Whether normalisation statistics of the shared model are averaged too.  False keeps each site's own."""
 
 
 class Pair(PlainModel):
-    """The shared model w beside the site's own v, which starts as its copy and alone predicts."""
+    """The shared model w and the personal model v, which starts as a copy of w.  Predictions are those of v."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.own = PlainModel(copy.deepcopy(backbone))
 
     def forward(self, batch: Batch, extra: Tensors) -> Output:
+        """What v predicts."""
         return self.own(batch, extra)
 
     def shared(self, batch: Batch, extra: Tensors) -> Output:
@@ -41,9 +46,9 @@ class Pair(PlainModel):
 
 
 class Ditto(Method):
-    """v minimises L(v) + lambda / 2 |v - w_received|^2 (eq. 2) while w is trained as by FedAvg.
+    """v minimises L(v) + lambda / 2 |v - w_received|^2 (eq. 2), while w is trained as by FedAvg.
 
-    Both take their steps on the same batches, so a round costs twice the time and memory; scores are v's.
+    Both models are trained on the same batches, so a round costs twice the time and memory.  Scores are those of v.
     """
 
     Settings = Settings
@@ -53,22 +58,23 @@ class Ditto(Method):
         return Pair(task.backbone())
 
     def partition(self, model: Model) -> Partition:
-        """v stays home."""
+        """v is personal."""
         assert isinstance(model, Pair)
         return Partition.of(model, personal=[model.own], share_buffers=self.settings.share_buffers)
 
     def step(self, local: LocalRound, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-        """One step of each model, which share no weight; returns the loss of v."""
+        """Take one step of each model; they have no weight in common.  Return the loss of v."""
         assert isinstance(local.model, Pair)
         optimizer.zero_grad(set_to_none=True)
         own, shared = (
             local.task.loss(model(batch, local.extra).prediction, batch) for model in (local.model, local.model.shared)
         )
-        (own + shared + 0.5 * self.settings.lam * self._distance(local)).backward()
+        (own + shared + 0.5 * self.settings.lam * self._squared_distance(local)).backward()
         optimizer.step()
         return own.item()
 
-    def _distance(self, local: LocalRound) -> torch.Tensor:
+    def _squared_distance(self, local: LocalRound) -> Float[Tensor, ""]:
+        """|v - w_received|^2 over the shared weights."""
         assert isinstance(local.model, Pair)
         owns = local.model.own.backbone.named_parameters()
         pairs = [(v, local.received.get(f"backbone.{name}")) for name, v in owns]

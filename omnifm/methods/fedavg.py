@@ -1,4 +1,4 @@
-"""FedAvg: everything is shared and averaged (McMahan et al. 2017, arXiv 1602.05629)."""
+"""FedAvg: one model for all sites, averaged every round (McMahan et al. 2017, arXiv 1602.05629, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from omnifm.task import Task
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedAvg's section of a job."""
+    """The method section of a job that uses FedAvg."""
 
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too; false keeps each site's own."""
+    """Whether normalisation statistics are averaged too.  False keeps each site's own (SiloBN)."""
 
 
 class FedAvg(Method):
-    """One global model; weights n_k / N (eq. 2)."""
+    """The new model is the mean of the sites' models with weights n_k / N: site k has n_k of N training cases."""
 
     Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
 
     def build(self, task: Task) -> Model:
-        """The plain or the matched model; notes the names of its trained weights, which others treat apart from
-        statistics."""
+        """Build the plain or the matched model, and note the names of its trained weights.
+
+        Subclasses treat trained weights and normalisation statistics differently.
+        """
         model = self.settings.around(task.backbone())
         self.weights = weights(model)
         return model
 
     def partition(self, model: Model) -> Partition:
-        """Everything, the head included."""
+        """Share everything, also the head."""
         return Partition.of(model, share_buffers=self.settings.share_buffers)
 
     def personalise(self, local: LocalRound) -> None:
-        """With `soup`, keep the mixture of received and trained weights that scores best on validation."""
+        """With `soup`, keep the mixture of received and trained weights with the best validation score."""
         if isinstance(self.settings, Capacity) and self.settings.soup:
             mix_with_received(local)

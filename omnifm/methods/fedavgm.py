@@ -1,9 +1,9 @@
-"""FedAvgM: momentum at the server (Hsu et al. 2019, arXiv 1909.06335)."""
+"""FedAvgM: FedAvg with momentum at the server (Hsu et al. 2019, arXiv 1909.06335)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -18,42 +18,47 @@ from omnifm.update import Update
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedAvgM's section of a job."""
+    """The method section of a job that uses FedAvgM."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum beta, [0, 1); 0 with lr 1 is FedAvg, near 1 the server hardly turns."""
+    """Momentum beta, in [0, 1).  0 (with lr 1) is FedAvg; near 1 the direction of the server's steps changes slowly."""
     lr: Positive = 1.0
-    """The server's learning rate, > 0; 1 takes the sites' mean step whole."""
+    """Learning rate of the server, > 0.  1 applies the full step; a smaller value is slower, a larger one less
+    stable."""
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too; they have no momentum."""
+    """Whether normalisation statistics are averaged too.  They have no momentum.  False keeps each site's own."""
 
 
 class FedAvgM(FedAvg):
-    """v <- beta v + (mean - w), w <- w + lr v; what rests at every site keeps its v for later."""
+    """v <- beta v + (mean - w), w <- w + lr v.
+
+    A tensor that no site trained in a round (frozen by a schedule) keeps its value and its v.
+    """
 
     Settings = Settings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.velocity: Tensors = {}
 
     def start(self, shared: Tensors) -> None:
-        """No velocity yet."""
+        """Set v = 0."""
         self.velocity = {name: torch.zeros_like(shared[name], dtype=torch.float64) for name in self.weights}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """The momentum step on the weights; statistics are plain means."""
+        """Take the step on the trained weights; normalisation statistics are plain means."""
         mean = weighted_mean(shared, updates)
         for name in moved(updates, lambda _site: shared).intersection(self.velocity):
-            w, v = shared[name].double(), self.velocity[name]
+            w = shared[name].double()
+            v = self.velocity[name]
             v.mul_(self.settings.momentum).add_(mean[name].double() - w)
             mean[name] = (w + self.settings.lr * v).to(shared[name].dtype)
         return mean
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """The velocity."""
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
+        """The velocity v."""
         return dict(self.velocity), {}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
         self.velocity = tensors

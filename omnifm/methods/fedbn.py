@@ -1,4 +1,4 @@
-"""FedBN: batch normalisation stays home, weights and statistics (Li et al. 2021, arXiv 2102.07623)."""
+"""FedBN: batch normalisation is personal, its weights and its statistics (Li et al. 2021, arXiv 2102.07623)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ logger = logging.getLogger("omnifm.methods.fedbn")
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedBN has nothing to set."""
+    """FedBN adds no settings."""
 
 
 class FedBN(FedAvg):
-    """Everything but batch normalisation is averaged; without any in the model this is FedAvg, and says so.
+    """Everything except batch normalisation is averaged.
 
-    SiloBN, which shares the weights of batch normalisation and keeps its statistics, is FedAvg with share_buffers
-    false.  A new site has no normalisation of its own and starts with the initial one.
+    In a model without batch normalisation this is FedAvg, and the server logs a warning.  For SiloBN, which averages
+    the weights of batch normalisation and keeps its statistics personal, use FedAvg with `share_buffers` false.  A site
+    that joins late starts with the initial batch normalisation.
     """
 
     Settings = Settings
 
     def partition(self, model: Model) -> Partition:
-        """Batch normalisation stays home."""
+        """Batch normalisation is personal."""
         norms = batch_norms(model)
         self.num_norms = len(norms)
         return Partition.of(model, personal=norms)
 
     def start(self, shared: Tensors) -> None:
-        """Say it once, at the server, if there is nothing to keep home."""
+        """Warn, once and at the server, if the model has no batch normalisation."""
         if not self.num_norms:
             logger.warning("fedbn: the model has no batch normalisation, so this is FedAvg (see model.norm)")

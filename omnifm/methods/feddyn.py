@@ -1,9 +1,8 @@
-"""FedDyn: local objectives that agree with the global one where they end (Acar et al. 2021, arXiv 2111.04263)."""
+"""FedDyn: a regulariser makes the sites' optima agree with the global one (Acar et al. 2021, arXiv 2111.04263)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -19,33 +18,37 @@ from omnifm.update import Update, prefixed, under
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedDyn's section of a job."""
+    """The method section of a job that uses FedDyn."""
 
     alpha: Positive = 0.1
-    """Regularisation alpha, > 0; a small one lets sites drift and the server overshoot, a large one holds both."""
+    """Weight alpha of the regulariser, > 0.  A small value lets the sites drift apart and makes the server's steps
+    large; a large value keeps both near the received model.  The paper uses 0.01 to 0.1."""
     max_norm: Positive = 10.0
-    """Largest norm of a gradient, > 0, clipped as in the authors' code; a small one is slow, a huge one no limit."""
+    """Maximum norm of a gradient, > 0; longer gradients are shortened, as in the authors' code.  A small value is slow,
+    a very large one is no limit."""
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too; they are not regularised."""
+    """Whether normalisation statistics are averaged too.  They are not regularised.  False keeps each site's own."""
 
 
 class FedDyn(FedAvg):
     """Sites minimise L - <h_k, w> + alpha / 2 |w - w_received|^2; then h_k <- h_k - alpha (w_k - w_received).
 
-    The server's model is the mean minus h / alpha, where h is the mean of all h_k, absent sites included (algorithm
-    1).  Sites count by n_k / N, where the paper counts them alike.  Libraries that leave the norm unsquared are not
-    followed.
+    The server's model is the mean minus h / alpha, where h is the mean of the h_k of all sites, also of absent ones
+    (algorithm 1).  Sites count by n_k / N; in the paper they count equally.  The norm is squared, as in the paper; some
+    libraries leave it unsquared.
 
-    Nothing but the weights leaves a site: the server works h_k out from them and keeps that of every site, so that
-    one may come to weigh more or less: N times what travels, in memory and in each checkpoint, 4 GB for a thousand
-    sites and a million weights.  The server tells a site in which round it last counted a reply of it; of one that was
-    lost, or that a run before this one has left, the site takes its h_k back, else the sum of all h_k would never be
-    zero and the optimum another.
+    Only the weights leave a site.  The server computes h_k from them and keeps one for every site, because the weight
+    n_k / N of a site can change.  This takes the size of the model for every site, in memory and in each checkpoint:
+    4 GB for a thousand sites and a million weights.
+
+    Server and site must hold the same h_k, or the method has another optimum.  So the server tells a site in which
+    round it last used a reply of this site.  If the site's last reply was lost, or belongs to an earlier run, the site
+    returns to the h_k that the server knows.
     """
 
     Settings = Settings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.h: dict[str, Tensors] = {}
         self.counted: dict[str, int] = {}
@@ -55,36 +58,40 @@ class FedDyn(FedAvg):
         """h_k <- h_k - alpha (w_k - w_received)."""
         return h - self.settings.alpha * (w - received)
 
-    # The server's half: `h` holds every site's h_k, `counted` the round of the last reply in it.
+    # The server's half: `h` holds every site's h_k, `counted` the round of the last reply that is in it.
     def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
-        """The model, and the round of the site's last reply that was counted, 0 before any."""
+        """The model, and the round of the site's last reply that was used; 0 before the first."""
         return shared, {"counted": torch.tensor(self.counted.get(site, 0))}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """Mean of those who replied, minus h / alpha of all."""
+        """Mean over the sites that replied, minus h / alpha over all sites."""
         nothing = {name: torch.zeros_like(shared[name]) for name in self.weights}
         for update in updates:
-            own, self.counted[update.site] = self.h.get(update.site, nothing), view.round
+            own = self.h.get(update.site, nothing)
+            self.counted[update.site] = view.round
             self.h[update.site] = {n: self.advance(h, update.shared[n], shared[n]) for n, h in own.items()}
-        mean, everyone = weighted_mean(shared, updates), sum(view.sizes.values())
+        mean = weighted_mean(shared, updates)
+        num_cases = sum(view.sizes.values())
         for name in moved(updates, lambda _site: shared).intersection(self.weights):
-            # What rests is left alone: its h has moved it already, in the last round that trained it.
+            # A tensor that no site trained keeps its value: the last round that trained it has already applied its h.
             h = sum(view.sizes[site] * self.h[site][name].double() for site in sorted(self.h))
-            mean[name] = (mean[name].double() - h / (everyone * self.settings.alpha)).to(shared[name].dtype)
+            mean[name] = (mean[name].double() - h / (num_cases * self.settings.alpha)).to(shared[name].dtype)
         return mean
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Every site's h_k, and the round that it is of."""
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
+        """Every site's h_k, and the round of the last reply in it."""
         return prefixed(**self.h), {"counted": self.counted}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
-        self.h, self.counted = to_sites(tensors), dict(record["counted"])
+        self.h = to_sites(tensors)
+        self.counted = dict(record["counted"])
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
-        """Take h_k from the site's memory, as the server knows it; zeros at first."""
-        counted, last = int(local.extra["counted"]), int(local.memory.get("round", torch.tensor(0)))
+        """Read from the site's memory the h_k that the server has too; zeros at first."""
+        counted = int(local.extra["counted"])
+        last = int(local.memory.get("round", torch.tensor(0)))
         known = "h" if counted == last else "before"
         own = under(local.memory, known) if counted else {}
         nothing = {name: torch.zeros_like(local.received[name]) for name in self.weights}
@@ -99,11 +106,11 @@ class FedDyn(FedAvg):
         return torch.stack(terms).sum()
 
     def correct_gradients(self, local: LocalRound) -> None:
-        """Clip: the linear term has no bound of its own."""
+        """Clip the gradients, because the linear term <h_k, w> has no lower bound."""
         torch.nn.utils.clip_grad_norm_(local.model.parameters(), self.settings.max_norm)
 
-    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """Remember h_k, and the one before it for as long as the server may not have counted this reply."""
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
+        """Store the new h_k, and the one before it: the server may not receive this reply."""
         local.memory["round"] = torch.tensor(local.round)
         for name, h in local.scratch["h"].items():
             now = self.advance(h, local.model.get_parameter(name).detach(), local.received[name])

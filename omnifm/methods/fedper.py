@@ -1,4 +1,4 @@
-"""FedPer: the backbone is shared, the head stays home (Arivazhagan et al. 2019, arXiv 1912.00818)."""
+"""FedPer: the backbone is shared, the head is personal (Arivazhagan et al. 2019, arXiv 1912.00818)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from omnifm.model import Capacity
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedPer's section of a job."""
+    """The method section of a job that uses FedPer."""
 
     share_buffers: bool = False
-    """Whether normalisation statistics are averaged."""
+    """Whether normalisation statistics of the backbone are averaged.  False keeps each site's own."""
 
 
 class FedPer(FedAvg):
-    """Personal head, shared backbone."""
+    """FedAvg of the backbone; every site keeps its own head."""
 
     Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
 
     def partition(self, model: Model) -> Partition:
-        """The head, and what belongs to it in the matched model, stays home."""
+        """The head is personal; in the matched model also the suffix and the reader."""
         return Partition.of(model, personal=model.personal(), share_buffers=self.settings.share_buffers)

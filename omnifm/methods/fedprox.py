@@ -1,4 +1,4 @@
-"""FedProx: local training is held near the received model (Li et al. 2020, arXiv 1812.06127)."""
+"""FedProx: a proximal term keeps local training near the received model (Li et al. 2020, arXiv 1812.06127)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from omnifm.task import Batch
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedProx's section of a job."""
+    """The method section of a job that uses FedProx."""
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    """Pull mu towards the round's first weights, >= 0; 0 is FedAvg, a large one keeps the model where it is."""
+    """Weight mu of the pull towards the received model, >= 0.  0 is FedAvg; a large value hardly lets the model
+    change."""
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too; they are never pulled."""
+    """Whether normalisation statistics are averaged too.  The pull does not act on them.  False keeps each site's
+    own."""
 
 
 class FedProx(FedAvg):
-    """Adds mu / 2 * |w - w_received|^2 (eq. 2) over the trained weights.
+    """Adds mu / 2 * |w - w_received|^2 (eq. 2) over the trained weights to the loss.
 
-    Libraries set mu to 0 by default (then it is FedAvg), or leave the norm unsquared; this is the paper's.
+    Some libraries have mu = 0 by default, which is FedAvg, or leave the norm unsquared; this is the paper's term.
     """
 
     Settings = Settings

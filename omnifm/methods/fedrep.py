@@ -1,4 +1,4 @@
-"""FedRep: first the personal head, then the shared representation (Collins et al. 2021, arXiv 2102.07078)."""
+"""FedRep: train the personal head first, then the shared backbone (Collins et al. 2021, arXiv 2102.07078)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from omnifm.methods import fedper
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(fedper.Settings):
-    """FedRep's section of a job."""
+    """The method section of a job that uses FedRep."""
 
     head_epochs: Count = 1
-    """Passes that train the head alone, before `local_epochs` that train the rest; the paper takes 10."""
+    """Number of passes that train the head alone, >= 1, before `local_epochs` passes train the backbone.  More passes
+    cost time and fit the head more closely.  The paper uses 10."""
 
 
 class FedRep(fedper.FedPer):
-    """Personal head and shared backbone, trained in turn (algorithm 1).
+    """Personal head and shared backbone, trained one after the other (algorithm 1).
 
-    What is not its turn is frozen with its normalisation statistics, which freezing weights alone would not do.
+    The part that is not trained is frozen together with its normalisation statistics; freezing its weights alone would
+    not stop them.
     """
 
     Settings = Settings
 
     def train(self, local: LocalRound) -> float:
-        """Head, then representation; returns the mean loss of the latter's steps."""
+        """Train the head, then the rest; return the mean loss of the steps that train the rest."""
         head = {module for part in local.model.personal() for module in _modules(part)}
         self._train_part(local, local.partition.personal, head, self.settings.head_epochs)
         rest = set(local.model.modules()) - head
         return self._train_part(local, local.partition.shared, rest, local.num_epochs)
 
     def _train_part(self, local: LocalRound, names: Collection[str], modules: set[nn.Module], num_epochs: int) -> float:
+        """Train only these parameters and modules; return the mean loss, 0 if there is nothing to train."""
         frozen = [p for name, p in local.model.named_parameters() if p.requires_grad and name not in names]
         for module in local.model.modules():
             module.training = module in modules
@@ -52,4 +55,5 @@ class FedRep(fedper.FedPer):
 
 
 def _modules(part: nn.Module | nn.Parameter) -> list[nn.Module]:
+    """A module with all modules inside it; a single parameter has none."""
     return list(part.modules()) if isinstance(part, nn.Module) else []

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: of each low-rank update only A is shared (Guo et al. 2024, arXiv 2410.01463)."""
+"""FedSA-LoRA: of LoRA's two matrices only A is shared (Guo et al. 2024, arXiv 2410.01463)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from omnifm.model import Capacity
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedSA-LoRA has nothing to set; rank and alpha are the model's."""
+    """FedSA-LoRA adds no settings; rank and alpha of LoRA are set in the model section."""
 
 
 class FedSALoRA(FedAvg):
-    """A, which holds what sites have in common, is averaged; B and every other trained weight stay home.
+    """A holds what the sites have in common and is averaged; B and every other trained weight are personal.
 
-    A stored configuration of the authors' keeps other names home than LoRA's, and so averages B as well; this is the
-    paper's.  A and B are what peft calls `lora_A` and `lora_B`.
+    This follows the paper.  A configuration in the authors' code names other parameters than LoRA's as personal, and so
+    averages B too.  A and B are the parameters that the library peft calls `lora_A` and `lora_B`.
 
     Raises:
         ValueError: from `partition`, where the model has no LoRA.
@@ -28,9 +28,9 @@ class FedSALoRA(FedAvg):
     Settings = Settings
 
     def partition(self, model: Model) -> Partition:
-        """All but A stays home."""
-        home = [parameter for name, parameter in model.named_parameters() if "lora_A" not in name.split(".")]
-        parts = Partition.of(model, personal=home, share_buffers=False)
+        """Everything except A is personal."""
+        personal = [parameter for name, parameter in model.named_parameters() if "lora_A" not in name.split(".")]
+        parts = Partition.of(model, personal=personal, share_buffers=False)
         if not parts.shared:
             raise ValueError("fedsa_lora needs a model with LoRA (weights named lora_A); this one has none")
         return parts

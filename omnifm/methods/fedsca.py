@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class FedSCA(FedAvg):
 
     Settings = Settings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.mixtures: dict[str, Tensors] = {}
 
@@ -89,11 +89,11 @@ class FedSCA(FedAvg):
             }
         return shared | {name: mean[name] for name in moving}
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
         """Every site's mixture."""
         return prefixed(**self.mixtures), {}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
         self.mixtures = to_sites(tensors)
 

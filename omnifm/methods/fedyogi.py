@@ -9,8 +9,11 @@ from omnifm.methods.fedadam import FedAdam
 
 
 class FedYogi(FedAdam):
-    """As FedAdam, with its settings, but v <- v - (1 - b2) d^2 sign(v - d^2): it grows as fast and falls slower."""
+    """FedAdam with v <- v - (1 - b2) d^2 sign(v - d^2): v grows as fast as in FedAdam and falls more slowly.
+
+    The settings are those of FedAdam.
+    """
 
     def second_moment(self, v: Tensor, squared: Tensor) -> None:
-        """Yogi's v, in place."""
+        """Update Yogi's v in place."""
         v.sub_((1 - self.settings.beta2) * squared * torch.sign(v - squared))

@@ -1,4 +1,4 @@
-"""Local: nothing is shared; what every site would have alone, with the same budget."""
+"""Local: nothing is shared; every site trains alone, for as many rounds and epochs as the federated methods."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from omnifm.model import Capacity
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """Local has nothing to set."""
+    """Local adds no settings."""
 
 
 class Local(FedAvg):
-    """No federation: the floor that a federated method must not fall below at any site."""
+    """No federation: the reference that a federated method should beat at every site."""
 
     Settings = Settings
 
     def partition(self, model: Model) -> Partition:
-        """Everything stays home."""
+        """Everything is personal."""
         return Partition.of(model, only=())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -73,7 +73,7 @@ class Moon(FedAvg):
             theirs, before = (backbone.encode(batch)[0].mean(dim=1) for backbone in local.scratch["fixed"])
         return self.settings.mu * contrastive(output.token, theirs, before, self.settings.temperature)
 
-    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
         """Remember the trained model, for however many rounds the site is not drawn."""
         for part in ("shared", "buffers"):
             local.memory.update(local.partition.pick(local.model, part))

@@ -118,7 +118,7 @@ class OmniFM(Method):
     sends = judges = frozenset({"centroids", "hits", "profile"})
     says = frozenset({"centroid_modalities"})
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         s = settings
         self.bank = KnowledgeBank(
@@ -240,14 +240,14 @@ class OmniFM(Method):
         """Size, effective rank, mean cosine and provenance counts of the bank."""
         return dict(self.bank.monitors())
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
         """The bank, and what each site last uploaded."""
         tensors, record = self.bank.state()
         mixed = prefixed(**self.mixed)
         parts = prefixed(bank=tensors, last=self.last, profile=self.profiles, mixed=mixed) | {"mean_sum": self.mean_sum}
         return parts, {"bank": record, "mean_count": self.mean_count}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
         self.bank = KnowledgeBank.from_state(under(tensors, "bank"), record["bank"])
         self.last, self.profiles = under(tensors, "last"), under(tensors, "profile")
@@ -307,7 +307,7 @@ class OmniFM(Method):
         return (self.mean_sum / max(1, self.mean_count))[None]
 
     # The site's half.
-    def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+    def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
         """Round 0: centroids of the training tokens under the initial tokenizer, and how far they spread.
 
         A site that was not there, or whose reply was lost, is asked for its profile with the next model.
@@ -331,7 +331,7 @@ class OmniFM(Method):
             return 0.0
         return self.settings.align_weight * spectral_alignment(output.token, output.retrieved)
 
-    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
         """Centroids, their modalities, and each prototype's share of the round's queries."""
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
@@ -363,7 +363,7 @@ class OmniFM(Method):
         if self.settings.soup:
             mix_with_received(local)
 
-    def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
+    def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, object]]:
         """At most m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
         rows, modalities = [], []
         for modality, means in patients.items():

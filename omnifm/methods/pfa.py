@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class PFA(FedAvg):
 
     Settings = Settings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.models: dict[str, Tensors] = {}
 
@@ -72,11 +72,11 @@ class PFA(FedAvg):
                 self.models.setdefault(site, {})[name] = own
         return shared | {name: mean[name] for name in moving}
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
         """Every site's model."""
         return prefixed(**self.models), {}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
         self.models = to_sites(tensors)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -42,7 +41,7 @@ class Scaffold(FedAvg):
     Settings = Settings
     sends = frozenset({"control"})
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.controls: Tensors = {}
         self.c = torch.zeros(0)
@@ -84,11 +83,11 @@ class Scaffold(FedAvg):
             total.add_(self.controls[site], alpha=sizes[site])
         return (total / sum(sizes.values())).float()
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
+    def server_state(self) -> tuple[Tensors, dict[str, object]]:
         """Every site's c_k."""
         return dict(self.controls), {}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
+    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
         """Invert `server_state`."""
         self.controls, self.counted = tensors, {}
 
@@ -111,7 +110,7 @@ class Scaffold(FedAvg):
                 noted += parameter.grad.flatten()
                 parameter.grad += shift.view_as(parameter)
 
-    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
+    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
         """c_k, which the site remembers too."""
         local.memory["control"] = local.scratch["sum"] / local.scratch["steps"]
         return {"control": local.memory["control"]}, {}
