@@ -47,7 +47,7 @@ class FedAdam(FedAvg):
 
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)
         self.moments: Tensors = {}
 

@@ -37,7 +37,7 @@ class FedAvgM(FedAvg):
 
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)
         self.velocity: Tensors = {}
 

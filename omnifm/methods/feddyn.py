@@ -12,6 +12,7 @@ from omnifm.config import STRICT, Positive
 from omnifm.method import LocalRound, Output, ServerView, Tensors, moved, to_sites, weighted_mean
 from omnifm.methods.fedavg import FedAvg
 from omnifm.model import Capacity
+from omnifm.records import Json
 from omnifm.task import Batch
 from omnifm.update import Update, prefixed, under
 
@@ -48,7 +49,7 @@ class FedDyn(FedAvg):
 
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)
         self.h: dict[str, Tensors] = {}
         self.counted: dict[str, int] = {}
@@ -82,7 +83,7 @@ class FedDyn(FedAvg):
         """Every site's h_k, and the round of the last reply in it."""
         return prefixed(**self.h), {"counted": self.counted}
 
-    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
+    def restore(self, tensors: Tensors, record: Json) -> None:
         """Invert `server_state`."""
         self.h = to_sites(tensors)
         self.counted = dict(record["counted"])

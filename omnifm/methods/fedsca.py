@@ -1,4 +1,4 @@
-"""FedSCA: low layers travel, and every site gets its own mixture of them (Zhang et al. 2025, arXiv 2503.15390)."""
+"""FedSCA: only low layers are shared, and every site gets its own mixture (Zhang et al. 2025, arXiv 2503.15390)."""
 
 from __future__ import annotations
 
@@ -26,53 +26,57 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """FedSCA's section of a job."""
+    """The method section of a job that uses FedSCA."""
 
     num_layers: Count | None = 1
-    """Lowest trained layers L that travel (LAT); the rest stays home; null sends all, the ablation SGCA alone."""
+    """Number L of trained layers that are shared, counted from the image, >= 1 (LAT); the others are personal.  More
+    layers cost more traffic.  Null shares all layers: the ablation with SGCA alone."""
     aggregation: Literal["similarity", "mean"] = "similarity"
-    """`similarity` is SGCA; `mean` sends everybody the average, the ablation LAT alone."""
+    """What a site receives.  `similarity`: its own mixture (SGCA).  `mean`: the same average for all sites, the ablation
+    with LAT alone."""
     alpha: Weight = 0.5
-    """Pull alpha of eq. 7 towards similar sites, >= 0; 0 is the plain average, a large one leaves a site to itself."""
+    """Weight alpha of the similarity in eq. (7), >= 0.  0 is the plain average; with a large value a site receives only
+    its own weights."""
     metric: Metric = "l2"
-    """How weights are compared (table 5)."""
+    """How the weights of two sites are compared (table 5): by L2 or L1 distance, cosine, or inner product."""
     beta: Weight = 0.01
-    """Weight beta of eq. 9, >= 0; 0 is none, a large one keeps the direction of the received layers."""
+    """Weight beta of the regulariser in eq. (9), >= 0.  0 is none; a large value keeps the direction of the received
+    layers."""
 
 
 class FedSCA(FedAvg):
     """Low-level transmission (LAT) and similarity-guided collaborative aggregation (SGCA) (algorithm 1).
 
-    Eq. 7 cannot be meant as printed, and is read so that the text is true.  Its distance has the sign of a similarity,
-    which would reward sites for being unlike: here `similarities` grow with likeness.  Its prior m_i is the same for
-    all j and so drops out of weights that sum to 1: here it is m_j, the size of the other site.  Similarities are in
-    units of their mean, or alpha would depend on the network.  The minimum is then a projection, W_i = P(m + alpha
-    s_i / 2), so no solver is needed.
+    Eq. (7) as printed contradicts the paper's text; we follow the text.  As printed, the distance would give unlike
+    sites a larger weight; here `similarities` grow with likeness.  As printed, the prior m_i is the same for all j, so
+    it has no effect on weights that sum to 1; here it is m_j, the size of the other site.  Similarities are in units of
+    their mean, so that alpha does not depend on the network.  The minimum is then a projection onto the simplex,
+    W_i = P(m + alpha s_i / 2), and needs no solver.
 
-    A layer is a matrix or kernel with the vectors that follow it, an adapter two of them.  The server keeps every
-    site's mixture: N times what travels.  A site absent from a round keeps its own; a new one gets the average.
-    Statistics stay home.
+    A layer is a matrix or kernel with the vectors that follow it, so an adapter has two.  The server keeps the mixture
+    of every site: the size of the shared part for each.  A site that misses a round keeps its mixture; a new site gets
+    the average.  Normalisation statistics are personal.
     """
 
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)
         self.mixtures: dict[str, Tensors] = {}
 
     def partition(self, model: Model) -> Partition:
-        """The lowest layers travel."""
+        """The lowest layers are shared; everything else is personal."""
         low = {name for layer in layers(model)[: self.settings.num_layers] for name in layer}
-        home = [parameter for name, parameter in model.named_parameters() if name not in low]
-        return Partition.of(model, personal=home, share_buffers=False)
+        personal = [parameter for name, parameter in model.named_parameters() if name not in low]
+        return Partition.of(model, personal=personal, share_buffers=False)
 
     # The server's half.
     def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
-        """The site's own mixture, which names no other site."""
+        """The site's own mixture; it names no other site."""
         return shared | self.mixtures.get(site, {}), {}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """Mix for every site that replied; the average is what new sites start from."""
+        """Compute a mixture for every site that replied; the average is the start of new sites."""
         mean = weighted_mean(shared, updates)
         if self.settings.aggregation == "mean":
             return mean
@@ -90,7 +94,7 @@ class FedSCA(FedAvg):
         return shared | {name: mean[name] for name in moving}
 
     def server_state(self) -> tuple[Tensors, dict[str, object]]:
-        """Every site's mixture."""
+        """The mixture of every site."""
         return prefixed(**self.mixtures), {}
 
     def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
@@ -99,7 +103,7 @@ class FedSCA(FedAvg):
 
     # The site's half.
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
-        """-beta times the cosine to the received layers (eq. 10)."""
+        """-beta times the cosine between the layers now and as received (eq. 10)."""
         names = local.partition.shared
         now = torch.cat([local.model.get_parameter(name).flatten() for name in names])
         received = torch.cat([local.received[name].flatten() for name in names])
@@ -107,8 +111,19 @@ class FedSCA(FedAvg):
 
 
 def similarities(flat: Float[Tensor, "n p"], metric: Metric) -> Float[Tensor, "n n"]:
-    """How much less than itself each site is like each other one, in units of the mean over pairs; never positive
-    but for `inner`, where a longer vector can beat a site's own.  Zeros where nobody differs."""
+    """Similarity of each site (row) to each other one, minus its similarity to itself, in units of the mean over pairs.
+
+    Never positive, except for `inner`, where a longer vector can be more similar than the site's own.  Zeros if no
+    sites differ.
+
+    >>> similarities(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), "l2")
+    tensor([[ 0., -1.],
+            [-1.,  0.]])
+
+    Args:
+        flat: all shared weights of each of n sites, one row per site.
+        metric: how two rows are compared.
+    """
     if metric in ("l2", "l1"):
         s = -torch.cdist(flat, flat, p=2.0 if metric == "l2" else 1.0, compute_mode="donot_use_mm_for_euclid_dist")
     else:
@@ -120,7 +135,11 @@ def similarities(flat: Float[Tensor, "n p"], metric: Metric) -> Float[Tensor, "n
 
 
 def simplex_projection(rows: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """The nearest row of weights >= 0 that sum to 1 (Duchi et al. 2008, ICML, figure 1)."""
+    """For each row the nearest row of weights >= 0 that sum to 1 (Duchi et al. 2008, ICML, figure 1).
+
+    >>> simplex_projection(torch.tensor([[0.5, 1.0, -2.0]]))
+    tensor([[0.2500, 0.7500, 0.0000]])
+    """
     ordered = rows.sort(dim=1, descending=True).values
     excess = (ordered.cumsum(dim=1) - 1) / torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype)
     last = (ordered > excess).sum(dim=1, keepdim=True) - 1

@@ -1,4 +1,4 @@
-"""GPFL: global and personal features side by side (Zhang et al. 2023, arXiv 2308.10279).  Classification only."""
+"""GPFL: each image gets a global and a personal feature (Zhang et al. 2023, arXiv 2308.10279).  Classification only."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """GPFL's section of a job."""
+    """The method section of a job that uses GPFL."""
 
     lam: Weight = 0.01
-    """Weight lambda of the pull towards the class embeddings, >= 0; 0 leaves only their directions to guide."""
+    """Weight lambda of the pull of global features towards their class embeddings, >= 0.  0 uses only the directions of
+    the embeddings; a large value makes the features of one class equal."""
     mu: Weight = 0.0
-    """L2 penalty mu on class embeddings and conditional valve, >= 0; 0 is none."""
+    """Weight mu of the L2 penalty on class embeddings and conditional valve, >= 0.  0 is no penalty; a large value keeps
+    both near zero."""
     share_buffers: bool = False
-    """Whether normalisation statistics are averaged."""
+    """Whether normalisation statistics are averaged.  False keeps each site's own."""
 
 
 class ConditionalValve(nn.Module):
-    """CoV: scales and shifts features as a condition says, relu((gamma + 1) f + beta) (eq. 3)."""
+    """CoV: scales and shifts features f, relu((gamma + 1) f + beta), where a condition gives gamma and beta (eq. 3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,8 +47,12 @@ class ConditionalValve(nn.Module):
 
 
 class Conditions(nn.Module):
-    """What the valve is told: `anchors` (c q), the class embeddings as the site last received them, and `share` (c),
-    how frequent each class is at the site, zeros at the server."""
+    """The constants from which the valve's conditions are computed; buffers, not trained.
+
+    Attributes:
+        share: (c) share of each class in the site's training cases; zeros at the server.
+        anchors: (c q) class embeddings as the site last received them.
+    """
 
     share: Tensor
     anchors: Tensor
@@ -58,33 +64,35 @@ class Conditions(nn.Module):
 
 
 class TwoFeatures(Model):
-    """Backbone, valve and class embeddings (c q); it predicts from the personal feature."""
+    """Backbone, valve and class embeddings (c q); the prediction is made from the personal feature."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        self.backbone, self.valve = backbone, ConditionalValve(backbone.width)
+        self.backbone = backbone
+        self.valve = ConditionalValve(backbone.width)
         self.embeddings = nn.Embedding(num_classes, backbone.width)
         self.conditions = Conditions(self.embeddings.weight)
 
     def forward(self, batch: Batch, extra: Tensors) -> Output:
-        """`token` is the global feature (b q)."""
+        """Predict; `token` of the output is the global feature (b q)."""
         tokens, features = self.backbone.encode(batch)
-        mean, told = tokens.mean(dim=1), self.conditions
-        personal = self.valve(mean, told.share @ told.anchors)
-        everyones = self.valve(mean, told.anchors.mean(dim=0))
-        return Output(self.backbone.decode(personal[:, None], features, batch), everyones)
+        mean = tokens.mean(dim=1)
+        conditions = self.conditions
+        personal_feature = self.valve(mean, conditions.share @ conditions.anchors)
+        global_feature = self.valve(mean, conditions.anchors.mean(dim=0))
+        return Output(self.backbone.decode(personal_feature[:, None], features, batch), global_feature)
 
     def personal(self) -> Sequence[nn.Module | nn.Parameter]:
-        """The head, and the conditions, which tell the site's class frequencies."""
+        """The head, and the conditions, which reveal how frequent each class is at the site."""
         return [*self.backbone.head(), self.conditions]
 
 
 class GPFL(Method):
-    """Cross-entropy of the personal feature, and guidance of the global one by class embeddings that all sites share.
+    """Cross-entropy of the personal feature, and guidance of the global feature by class embeddings that sites share.
 
-    The guidance is a softmax over cosines to the embeddings, and lambda |f - embedding of the class|^2, the mean over
-    the batch; published code leaves this norm unsquared, and computes the two conditions from the embeddings of the
-    round before.  The feature is the mean of the backbone's tokens.
+    The guidance has two terms: the cross-entropy of the cosines to the embeddings, and lambda |f - embedding of the
+    class|^2, averaged over the batch.  The published code leaves the norm unsquared, and computes the two conditions
+    from the embeddings of the round before.  The feature is the mean of the backbone's tokens.
 
     Raises:
         ValueError: from `build`, where the task does not give every image one class.
@@ -93,28 +101,29 @@ class GPFL(Method):
     Settings = Settings
 
     def build(self, task: Task) -> Model:
-        """The backbone with the valve and one embedding per class."""
+        """Build the backbone with the valve and one embedding per class."""
         backbone = task.backbone()
         if backbone.reads != "suffix" or "labels" not in task.spec:
             raise ValueError(f"gpfl needs a task with one class per image; got {type(task).__name__.lower()}")
         return TwoFeatures(backbone, len(task.spec["labels"]))
 
     def partition(self, model: Model) -> Partition:
-        """The head and the conditions stay home."""
+        """The head and the conditions are personal."""
         return Partition.of(model, personal=model.personal(), share_buffers=self.settings.share_buffers)
 
     def receive(self, local: LocalRound) -> None:
-        """Fix the conditions of this round, by which the received model is scored too; count classes once."""
+        """Set the conditions of this round before the received model is scored; count the classes once."""
         assert isinstance(local.model, TwoFeatures)
-        told = local.model.conditions
-        told.anchors.copy_(local.received["embeddings.weight"])
-        if not told.share.any():
+        conditions = local.model.conditions
+        conditions.anchors.copy_(local.received["embeddings.weight"])
+        if not conditions.share.any():
             labels = torch.cat([batch["label"] for batch in local.side_batches()])
-            told.share.copy_(torch.bincount(labels, minlength=len(told.share)) / len(labels))
+            conditions.share.copy_(torch.bincount(labels, minlength=len(conditions.share)) / len(labels))
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
-        """The two guidances of the global feature, and the penalty."""
-        model, labels = local.model, batch["label"]
+        """The two terms that guide the global feature, and the L2 penalty."""
+        model = local.model
+        labels = batch["label"]
         assert isinstance(model, TwoFeatures) and output.token is not None
         cosines = F.normalize(output.token) @ F.normalize(model.embeddings.weight).T
         distance = ((output.token - model.conditions.anchors[labels]) ** 2).sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""MOON: what a site sees shall look as the global model sees it (Li et al. 2021, arXiv 2103.16257)."""
+"""MOON: a contrastive loss keeps a site's features near the global model's (Li et al. 2021, arXiv 2103.16257)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from omnifm.task import Backbone, Batch, Task
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """MOON's section of a job."""
+    """The method section of a job that uses MOON."""
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Weight of the contrastive loss, >= 0; 0 is FedAvg, the paper's best are 1 to 10."""
+    """Weight mu of the contrastive loss, >= 0.  0 is FedAvg; a large value hardly lets the features change.  The best
+    values in the paper are 1 to 10."""
     temperature: Positive = 0.5
-    """Temperature tau, > 0; a small one makes the contrast hard, a large one makes it vanish."""
+    """Temperature tau of the contrastive loss, > 0.  A small value makes the loss react to small differences; with a large
+    value it has almost no gradient."""
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too."""
+    """Whether normalisation statistics are averaged too.  False keeps each site's own."""
 
 
 class Contrast(Model):
-    """The plain backbone, which also tells the mean of its tokens (b q)."""
+    """The plain backbone, which also returns the mean of its tokens (b q)."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, batch: Batch, extra: Tensors) -> Output:
+        """Predict; `token` of the output is the mean token (b q)."""
         tokens, features = self.backbone.encode(batch)
         return Output(self.backbone.decode(tokens, features, batch), token=tokens.mean(dim=1))
 
@@ -45,24 +48,24 @@ class Contrast(Model):
 class Moon(FedAvg):
     """Pulls the representation z towards the received model's and away from the site's own of its last round (eq. 3).
 
-    z is the mean of the backbone's tokens, whatever the task; the paper adds a projection head, and others flatten
-    the bottleneck, which makes z depend on where in the image something lies.  In a site's first round both models
-    are the same and the loss has no gradient, so there it is left out.  The two models are evaluated as they are
-    used, with normalisation statistics at rest.
+    z is the mean of the backbone's tokens, for every task.  The paper adds a projection head; others flatten the
+    bottleneck, so that z depends on positions in the image.  In a site's first round both models are the same and the
+    loss would have no gradient, so it is left out.  The two models run in evaluation mode, so that their normalisation
+    statistics do not change.
     """
 
     Settings = Settings
 
     def build(self, task: Task) -> Model:
-        """The plain backbone."""
+        """Build the plain backbone."""
         return Contrast(task.backbone())
 
     def begin(self, local: LocalRound) -> None:
-        """The received model, and the one that the site trained last."""
+        """Copy the received model, and load the one that the site trained last."""
         if local.memory:
-            fixed = [copy.deepcopy(local.model).eval().requires_grad_(False) for _ in range(2)]
-            fixed[1].load_state_dict(local.memory, strict=False)
-            local.scratch["fixed"] = [model.backbone for model in fixed]
+            received, previous = (copy.deepcopy(local.model).eval().requires_grad_(False) for _ in range(2))
+            previous.load_state_dict(local.memory, strict=False)
+            local.scratch["fixed"] = [received.backbone, previous.backbone]
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
         """mu times the contrastive loss."""
@@ -74,7 +77,7 @@ class Moon(FedAvg):
         return self.settings.mu * contrastive(output.token, theirs, before, self.settings.temperature)
 
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
-        """Remember the trained model, for however many rounds the site is not drawn."""
+        """Store the trained model at the site until it takes part again."""
         for part in ("shared", "buffers"):
             local.memory.update(local.partition.pick(local.model, part))
         return {}, {}
@@ -83,6 +86,17 @@ class Moon(FedAvg):
 def contrastive(
     z: Float[Tensor, "b q"], theirs: Float[Tensor, "b q"], before: Float[Tensor, "b q"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean of -log(e^(cos(z, theirs) / tau) / (e^(cos(z, theirs) / tau) + e^(cos(z, before) / tau)))."""
+    """Mean of -log(e^(cos(z, theirs) / tau) / (e^(cos(z, theirs) / tau) + e^(cos(z, before) / tau))) (eq. 3).
+
+    >>> z = torch.tensor([[1.0, 0.0]])
+    >>> contrastive(z, theirs=z, before=z, temperature=0.5)  # no difference: log 2
+    tensor(0.6931)
+
+    Args:
+        z: features of the model that is trained.
+        theirs: features of the received model.
+        before: features of the model that the site trained last.
+        temperature: tau, > 0.
+    """
     cosines = torch.stack([F.cosine_similarity(z, theirs), F.cosine_similarity(z, before)], dim=1)
     return F.cross_entropy(cosines / temperature, torch.zeros(len(z), dtype=torch.long, device=z.device))

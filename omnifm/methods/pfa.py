@@ -1,4 +1,4 @@
-"""PFA: progressive Fourier aggregation, the server's half of PRR-FL (Chen et al. 2021, arXiv 2110.00394)."""
+"""PFA: progressive Fourier aggregation, the server's part of PRR-FL (Chen et al. 2021, arXiv 2110.00394)."""
 
 from __future__ import annotations
 
@@ -24,33 +24,37 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings(Capacity):
-    """PFA's section of a job."""
+    """The method section of a job that uses PFA."""
 
     start: Rate = 0.7
-    """Share of each frequency axis whose amplitudes are averaged in round 0, [0, 1]; 0 is the mean value alone."""
+    """Share of each frequency axis whose amplitudes are averaged at the start of the run, in [0, 1].  0 averages only the
+    mean value of a kernel; 1 all amplitudes."""
     end: Rate = 0.95
-    """The share it grows to, [0, 1]; at 1 all amplitudes are common and only phases stay a site's own."""
+    """The share at the end, in [0, 1]; it grows linearly.  At 1 all amplitudes are common, and only phases stay a site's
+    own; at 0 kernels stay almost personal."""
     ramp: Count | None = None
-    """Rounds over which it grows; null is the paper's, all of the run's, a small one has its end early."""
+    """Number of rounds over which the share grows from `start` to `end`, >= 1; a small value reaches `end` early.  Null is
+    the paper's choice, all rounds of the run."""
 
 
 class PFA(FedAvg):
-    """Each site's kernels keep their phases and fine frequencies and get the average's coarse amplitudes.
+    """Each site's kernels keep their phases and high-frequency amplitudes, and get the average low-frequency amplitudes.
 
-    Biases and other vectors are averaged, batch normalisation stays home.  The local half of PRR-FL (deputy models) is
-    left out.  Sites count by n_k / N, and the band is symmetric, so that a real kernel stays real; published code
-    divides by four sites and drops the imaginary part that its lopsided band leaves.  The server keeps every site's
-    model: N times what travels.  A site absent from a round keeps its own; a new one gets the average.
+    Biases and other vectors are averaged; batch normalisation is personal.  The local part of PRR-FL (deputy models) is
+    left out.  Sites count by n_k / N, and the band is symmetric, so that a real kernel stays real.  The published code
+    divides by a fixed number of four sites, and drops the imaginary part that its asymmetric band produces.  The server
+    keeps the model of every site: the size of the shared part for each.  A site that misses a round keeps its model; a
+    new site gets the average.
     """
 
     Settings = Settings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)
         self.models: dict[str, Tensors] = {}
 
     def partition(self, model: Model) -> Partition:
-        """Batch normalisation stays home."""
+        """Batch normalisation is personal."""
         return Partition.of(model, personal=batch_norms(model))
 
     def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
@@ -58,8 +62,9 @@ class PFA(FedAvg):
         return shared | self.models.get(site, {}), {}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """Mix the amplitudes of kernels, average the rest."""
-        s, mean = self.settings, weighted_mean(shared, updates)
+        """Mix the amplitudes of kernels and matrices; average everything else."""
+        s = self.settings
+        mean = weighted_mean(shared, updates)
         rate = s.start + min(1.0, view.round / (s.ramp or view.num_rounds)) * (s.end - s.start)
         sent = {update.site: update.shared for update in updates}
         sizes = [update.num_samples for update in updates]
@@ -73,7 +78,7 @@ class PFA(FedAvg):
         return shared | {name: mean[name] for name in moving}
 
     def server_state(self) -> tuple[Tensors, dict[str, object]]:
-        """Every site's model."""
+        """The model of every site."""
         return prefixed(**self.models), {}
 
     def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
@@ -84,10 +89,17 @@ class PFA(FedAvg):
 def mix_amplitudes(kernels: Sequence[Tensor], sizes: Sequence[int], rate: float) -> list[Tensor]:
     """Give each kernel the weighted mean of all amplitudes at frequencies up to `rate` times the highest.
 
+    >>> mix_amplitudes([torch.ones(2, 2), 3 * torch.ones(2, 2)], sizes=[1, 1], rate=0.0)[0]  # equal means
+    tensor([[2., 2.],
+            [2., 2.]])
+
     Args:
         kernels: one per site, (out, in) or (out, in, *space), all of one shape.
-        sizes: training cases per site.
-        rate: in [0, 1].
+        sizes: number of training cases of each site.
+        rate: share of each frequency axis, in [0, 1]; 0 averages the mean value only, 1 all amplitudes.
+
+    Returns:
+        One kernel per site, of the given shape and type.
     """
     spectra = torch.stack([torch.fft.fft2(_as_matrix(kernel.double())) for kernel in kernels])
     rows, columns = (torch.fft.fftfreq(side).abs() <= rate / 2 for side in spectra.shape[1:])
@@ -99,7 +111,7 @@ def mix_amplitudes(kernels: Sequence[Tensor], sizes: Sequence[int], rate: float)
 
 
 def _as_matrix(kernel: Tensor) -> Float[Tensor, "h w"]:
-    """(out, in, *space, last) as (in * space, last * out); a matrix as it is."""
+    """Reshape (out, in, *space, last) to (in * space, last * out); a matrix stays as it is."""
     if kernel.ndim == 2:
         return kernel
     return kernel.movedim(0, -1).reshape(math.prod(kernel.shape[1:-1]), -1)
