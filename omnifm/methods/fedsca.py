@@ -32,8 +32,8 @@ class Settings(Capacity):
     """Number L of trained layers that are shared, counted from the image, >= 1 (LAT); the others are personal.  More
     layers cost more traffic.  Null shares all layers: the ablation with SGCA alone."""
     aggregation: Literal["similarity", "mean"] = "similarity"
-    """What a site receives.  `similarity`: its own mixture (SGCA).  `mean`: the same average for all sites, the ablation
-    with LAT alone."""
+    """What a site receives.  `similarity`: its own mixture (SGCA).  `mean`: the same average for all sites, the
+    ablation with LAT alone."""
     alpha: Weight = 0.5
     """Weight alpha of the similarity in eq. (7), >= 0.  0 is the plain average; with a large value a site receives only
     its own weights."""

@@ -27,8 +27,8 @@ class Settings:
     """Weight lambda of the pull of global features towards their class embeddings, >= 0.  0 uses only the directions of
     the embeddings; a large value makes the features of one class equal."""
     mu: Weight = 0.0
-    """Weight mu of the L2 penalty on class embeddings and conditional valve, >= 0.  0 is no penalty; a large value keeps
-    both near zero."""
+    """Weight mu of the L2 penalty on class embeddings and conditional valve, >= 0.  0 is no penalty; a large value
+    keeps both near zero."""
     share_buffers: bool = False
     """Whether normalisation statistics are averaged.  False keeps each site's own."""
 

@@ -26,8 +26,8 @@ class Settings:
     """Weight mu of the contrastive loss, >= 0.  0 is FedAvg; a large value hardly lets the features change.  The best
     values in the paper are 1 to 10."""
     temperature: Positive = 0.5
-    """Temperature tau of the contrastive loss, > 0.  A small value makes the loss react to small differences; with a large
-    value it has almost no gradient."""
+    """Temperature tau of the contrastive loss, > 0.  A small value makes the loss react to small differences; with a
+    large value it has almost no gradient."""
     share_buffers: bool = True
     """Whether normalisation statistics are averaged too.  False keeps each site's own."""
 

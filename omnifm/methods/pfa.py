@@ -27,18 +27,18 @@ class Settings(Capacity):
     """The method section of a job that uses PFA."""
 
     start: Rate = 0.7
-    """Share of each frequency axis whose amplitudes are averaged at the start of the run, in [0, 1].  0 averages only the
-    mean value of a kernel; 1 all amplitudes."""
+    """Share of each frequency axis whose amplitudes are averaged at the start of the run, in [0, 1].  0 averages only
+    the mean value of a kernel; 1 all amplitudes."""
     end: Rate = 0.95
-    """The share at the end, in [0, 1]; it grows linearly.  At 1 all amplitudes are common, and only phases stay a site's
-    own; at 0 kernels stay almost personal."""
+    """The share at the end, in [0, 1]; it grows linearly.  At 1 all amplitudes are common, and only phases stay a
+    site's own; at 0 kernels stay almost personal."""
     ramp: Count | None = None
-    """Number of rounds over which the share grows from `start` to `end`, >= 1; a small value reaches `end` early.  Null is
-    the paper's choice, all rounds of the run."""
+    """Number of rounds over which the share grows from `start` to `end`, >= 1; a small value reaches `end` early.  Null
+    is the paper's choice, all rounds of the run."""
 
 
 class PFA(FedAvg):
-    """Each site's kernels keep their phases and high-frequency amplitudes, and get the average low-frequency amplitudes.
+    """Each site's kernels keep phases and high-frequency amplitudes, and get the average low-frequency amplitudes.
 
     Biases and other vectors are averaged; batch normalisation is personal.  The local part of PRR-FL (deputy models) is
     left out.  Sites count by n_k / N, and the band is symmetric, so that a real kernel stays real.  The published code

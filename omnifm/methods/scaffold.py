@@ -21,7 +21,8 @@ class Settings(Capacity):
     """The method section of a job that uses SCAFFOLD."""
 
     share_buffers: bool = True
-    """Whether normalisation statistics are averaged too.  They have no control variate.  False keeps each site's own."""
+    """Whether normalisation statistics are averaged too.  They have no control variate.  False keeps each site's
+    own."""
 
 
 class Scaffold(FedAvg):
@@ -32,9 +33,9 @@ class Scaffold(FedAvg):
     rate is 1.  Sites count by n_k / N, in c as in the average; in the paper they count equally.  A site that has not
     replied yet counts in c with zeros.
 
-    A site sends c_k itself: one number per weight.  The paper sends the change of c_k.  With c_k itself, the site's next
-    reply repairs a lost one, the weight n_k / N of a site can change, and a site's first reply is as large as the
-    others'.  The server keeps the last c_k of every site, in memory and in each checkpoint: 4 GB for a thousand sites
+    A site sends c_k itself: one number per weight.  The paper sends the change of c_k.  With c_k itself, the next reply
+    repairs a lost one, the weight n_k / N of a site can change, and a site's first reply is as large as the others'.
+    The server keeps the last c_k of every site, in memory and in each checkpoint: 4 GB for a thousand sites
     and a million weights.
     """
 
@@ -94,7 +95,7 @@ class Scaffold(FedAvg):
 
     # The site's half.
     def begin(self, local: LocalRound) -> None:
-        """Read c_k from the site's memory; zeros if c includes none of this site: in its first round, after a warm start."""
+        """Read c_k from the site's memory; zeros if c includes none of it (first round, or after a warm start)."""
         c = local.extra["control"]
         own = local.memory.get("control") if local.extra["counted"] else None
         own = torch.zeros_like(c) if own is None else own.to(c.device)
