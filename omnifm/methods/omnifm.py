@@ -1,6 +1,6 @@
 """OmniFM: spectral retrieval, cross-attention, prompts and alignment (Liu et al. 2026, arXiv 2603.21660).
 
-Where the paper is silent the defaults are ours and say so; the ablations of table 8 are switches here.
+A default marked "ours" is our decision where the paper gives no value.  The ablations of table 8 are settings.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,92 +35,115 @@ from omnifm.parts.alignment import spectral_alignment
 from omnifm.parts.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
 from omnifm.parts.routing import contradict, is_profile, mixtures, profile
 from omnifm.parts.spectral import SpectralTokenizer
+from omnifm.records import Json
 from omnifm.task import Batch, Task
 from omnifm.update import Update, prefixed, under
 
 MIN_PATIENTS = 3
-"""Patients per centroid below which a modality sends none: the mean of one patient is that patient."""
+"""Minimum number of patients behind a centroid that leaves the site: the mean of one patient would be that patient."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """OmniFM's section of a job."""
+    """The method section of a job that uses OmniFM."""
 
     share: Literal["backbone", "spectral", "all"] = "backbone"
-    """What is averaged: backbone, tokenizer and cross-attention (eq. 2), the tokenizer alone (section 3.3), or the head
-    too (ours, for `reach`: alike sites have one head, others their own)."""
+    """What is averaged.  `backbone`: backbone, tokenizer and cross-attention (eq. 2).  `spectral`: the tokenizer only
+    (section 3.3).  `all`: the head too (ours, for use with `reach`, so that similar sites have one head)."""
     share_buffers: bool = False
-    """Whether normalisation statistics are averaged; false keeps each site's own."""
+    """Whether normalisation statistics are averaged too.  False keeps each site's own (ours)."""
     share_tokenizer: bool = True
-    """Whether the tokenizer is averaged; false is an ablation: only the bank is common."""
+    """Whether the tokenizer is averaged.  False is an ablation in which the sites have only the bank in common."""
     dim: Annotated[int, Field(ge=4, le=1024)] = 64
-    """Spectral width d; 32-64 keeps noise affordable when centroids are made private."""
+    """Width d of spectral tokens, 4 to 1024.  A small width holds less information; a large one needs more noise when
+    centroids are made private.  The default is ours; 32 to 64 suits private centroids."""
     num_bands: Annotated[int, Field(ge=4, le=256)] = 32
-    """Radial bands R; the same for every image size, so that one tokenizer serves all."""
+    """Number of radial bands of the spectrum, 4 to 256, for every image size.  Few bands blur the spectrum; with many,
+    small images have fewer frequencies than bands.  The default is ours."""
     keep: Fraction = 0.25
-    """Low-pass radius as a share of Nyquist, (0, 1]; 1 keeps the whole spectrum."""
+    """Radius of the low-pass filter as a share of the Nyquist frequency, in (0, 1].  A small value keeps only coarse
+    structure; 1 keeps the whole spectrum.  The default is ours."""
     low_pass: Literal["nyquist", "physical"] = "nyquist"
-    """Whether the radius is a share of Nyquist or `keep_per_mm` in cycles/mm, equal for every matrix size."""
+    """Unit of the radius.  `nyquist`: a share of Nyquist, see `keep`.  `physical`: cycles/mm, see `keep_per_mm`, which
+    is the same for scanners with different image sizes; the task must give the voxel size."""
     keep_per_mm: Positive | None = None
-    """Low-pass radius for `physical`, cycles/mm."""
+    """Radius of the low-pass filter in cycles/mm, > 0; needed for `physical`, and only there.  A small value keeps only
+    coarse structure; the maximum is the Nyquist frequency of the finest axis."""
     num_centroids: Annotated[int, Field(ge=1, le=64)] = 1
-    """Most centroids m per modality that a site uploads, one per MIN_PATIENTS patients; 1 is the paper's."""
+    """Maximum number m of centroids that a site sends per modality, 1 to 64; each needs at least three patients.  1 is
+    the paper's choice; more describe a site in more detail and reveal more about it."""
     num_retrieved: Count = 2
-    """Prototypes k per sample."""
+    """Number k of prototypes per sample, >= 1; more are averaged in alignment and attended to in fusion.  The default
+    is ours."""
     shortlist: Count = 32
-    """Bank entries that a site receives; it retrieves among them, offline."""
+    """Maximum number of bank entries that a site receives, >= 1; it retrieves among them, also without the server.  A
+    small number limits the choice; a large one sends more.  The default is ours."""
     center: bool = True
-    """Subtract the bank's mean before any cosine; without it all are above 0.96."""
+    """Whether the mean of the bank is subtracted before cosines are taken (ours).  Without it all cosines are above
+    0.96 in our measurements, and retrieval can hardly tell prototypes apart."""
     exclude_self: bool = True
-    """Leave a site's own entries out of its shortlist; with them nothing global arrives."""
+    """Whether a site's own entries are left out of its shortlist (ours).  With them it mostly retrieves itself, and
+    nothing from other sites."""
     local_key: bool = True
-    """Whether the image's own token is one more key; without it the tokenizer has no task gradient."""
+    """Whether the sample's own spectral token is one more key of the cross-attention (ours).  Without it the task's
+    loss gives the tokenizer no gradient, and all tokens become one vector."""
     align_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Lambda of eq. 6, >= 0; 0 is the ablation without SPAlign."""
+    """Weight lambda of the alignment loss in eq. (6), >= 0.  0 is the ablation without SPAlign; a large value makes the
+    tokens of all sites equal.  The default is ours."""
     retrieval: Literal["bank", "mean"] = "bank"
-    """`mean` is the ablation without GSKR: one prototype, the running mean of all uploaded centroids."""
+    """Source of the prototypes.  `bank`: the knowledge bank.  `mean`: one prototype, the running mean of all centroids
+    sent, the ablation without GSKR."""
     fusion: Literal["attention", "film"] = "attention"
-    """`film` is the ablation without ECA."""
+    """How prototypes act on the backbone's tokens.  `attention`: cross-attention.  `film`: one scale and shift per
+    sample, the ablation without ECA."""
     prompting: Literal["prefix_suffix", "linear"] = "prefix_suffix"
-    """`linear` is the ablation without PSP."""
+    """How the sequence is built.  `prefix_suffix`: [Z || r || c].  `linear`: a linear projection to as many tokens, the
+    ablation without PSP."""
     num_suffix: Annotated[int, Field(ge=1, le=64)] = 4
-    """Suffix tokens p, personal."""
+    """Number p of personal suffix tokens, 1 to 64; more give the personal part more capacity.  The default is ours."""
     bank_size: Count = 256
-    """Most entries M of the bank."""
+    """Maximum number M of entries in the bank, >= 1.  A small bank forgets; a large one keeps many similar entries.
+    The last entry of a site or modality always stays.  The default is ours."""
     ring: Count = 4
-    """Most entries of one site."""
+    """Maximum number of entries per site, >= 1; the oldest is removed first.  1 keeps only the latest; many let old
+    tokens stay longer.  The default is ours."""
     radius: Positive = 1.0
-    """Radius rho of the ball that entries are projected onto (eq. 7)."""
+    """Radius rho of the ball onto which entries are projected, > 0 (eq. 7).  Below 1 it shortens centroids, which have
+    length 1; from 1 on it changes nothing.  The default is ours."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Memory of the retrieval frequency, [0, 1)."""
+    """Decay of the moving average of the retrieval frequency, in [0, 1).  0 uses the last round only; near 1 old rounds
+    count almost as much.  The default is ours."""
     grace: Annotated[int, Field(ge=0)] = 3
-    """Rounds before an entry may be pruned."""
+    """Number of rounds in shortlists before an entry can be pruned, >= 0.  0 prunes after the first round; a large
+    number keeps unused entries longer.  The default is ours."""
     prune: Annotated[float, Field(ge=0)] = 0.25
-    """Delta of eq. 8 in units of k / M; 0 prunes nothing."""
+    """Delta of eq. (8): an entry retrieved less often than this is pruned, in units of k / M, the share of an average
+    entry; >= 0.  0 never prunes; above 1 also average entries are pruned.  The default is ours."""
     ttl: Count = 10
-    """Rounds after which an entry, made by an old tokenizer, expires."""
+    """Number of rounds after which an entry expires, because an old tokenizer made it; >= 1.  A small number keeps only
+    fresh entries; a large one compares tokens of different tokenizers.  The default is ours."""
     reach: Positive | None = None
-    """Squared distance of two sites' spectra, in units of their patients' spread, at which each counts 1/e in the
-    other's average of backbone and shared head (see `routing`, ours); sites whose label names contradict each other
-    count nothing.  A site absent from a round keeps its own average, unless those who replied weigh at least as much
-    as it does itself, by their likeness.  Null is the paper's one average for all, and so is a huge one where names
-    agree."""
+    """Routing of averages (ours, see `omnifm.parts.routing`): the squared distance of two sites' spectra, in units of
+    the spread of their patients, at which each counts 1/e in the other's average of backbone and shared head; > 0.  A
+    small value leaves every site to itself; a very large one is the plain average.  Sites whose label names contradict
+    each other do not count.  A site that misses a round keeps its own average, unless the replies of similar sites
+    together weigh at least as much as the site itself.  Null is the paper's method: one average for all."""
     soup: bool = False
-    """Whether a site keeps the mixture of received and trained weights that its validation split likes best
-    (`omnifm.methods._soup`, ours)."""
+    """Whether a site keeps a mixture of the received and its trained weights: the one that is best on its validation
+    split (ours).  False keeps the trained weights.  What the site sends does not change."""
 
 
 class OmniFM(Method):
-    """The paper's method; the server's memory is the knowledge bank."""
+    """The paper's method.  The server keeps the knowledge bank, and with `reach` an average for every site."""
 
     Settings = Settings
     seeds = True
     sends = judges = frozenset({"centroids", "hits", "profile"})
     says = frozenset({"centroid_modalities"})
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: object) -> None:
         super().__init__(settings)
-        s = settings
+        s: Settings = self.settings
         self.bank = KnowledgeBank(
             s.dim,
             max_size=s.bank_size,
@@ -133,56 +156,57 @@ class OmniFM(Method):
             center=s.center,
             exclude_self=s.exclude_self,
         )
-        self.sent: dict[str, list[int]] = {}
-        self.last: dict[str, Tensor] = {}
-        self.profiles: dict[str, Tensor] = {}
-        self.mixed: dict[str, Tensors] = {}
-        self.initial: Tensors = {}
-        self.mean_sum, self.mean_count = torch.zeros(s.dim), 0
+        self.sent: dict[str, list[int]] = {}  # by site: ids of the shortlist that it was sent
+        self.last: dict[str, Tensor] = {}  # by site: the centroids that it sent last
+        self.profiles: dict[str, Tensor] = {}  # by site, for routing
+        self.mixed: dict[str, Tensors] = {}  # by site: its own average, for routing
+        self.initial: Tensors = {}  # initial values of what is routed
+        self.mean_sum = torch.zeros(s.dim)  # of all centroids sent, for `retrieval` "mean"
+        self.mean_count = 0
 
     # Both ends.
     def build(self, task: Task) -> Model:
-        """OmniModel around the task's backbone."""
-        s = self.settings
-        names = (
-            "dim",
-            "num_bands",
-            "keep",
-            "low_pass",
-            "keep_per_mm",
-            "num_retrieved",
-            "num_suffix",
-            "local_key",
-            "fusion",
-            "prompting",
+        """Build an OmniModel around the task's backbone."""
+        s: Settings = self.settings
+        parts = Parts(
+            dim=s.dim,
+            num_bands=s.num_bands,
+            keep=s.keep,
+            low_pass=s.low_pass,
+            keep_per_mm=s.keep_per_mm,
+            num_retrieved=s.num_retrieved,
+            num_suffix=s.num_suffix,
+            local_key=s.local_key,
+            fusion=s.fusion,
+            prompting=s.prompting,
         )
-        parts, spacing = Parts(**{name: getattr(s, name) for name in names}), task.spec.get("spacing_mm")
+        spacing = task.spec.get("spacing_mm")
         model = OmniModel(task.backbone(), parts, tuple(spacing) if spacing else None)
-        self.first_tokenizer = copy.deepcopy(model.tokenizer).eval()  # of the same initial values everywhere
-        # Tokens are compared across sites, so the tokenizer and what attends to its tokens stay one for all.
+        self.first_tokenizer = copy.deepcopy(model.tokenizer).eval()  # its initial values are the same at all sites
+        # Tokens of different sites are compared, so routing never changes the tokenizer and the cross-attention.
         self.one_for_all = {f"tokenizer.{n}" for n in model.tokenizer.state_dict()}
         self.one_for_all |= {f"fusion.{n}" for n in model.fusion.state_dict()}
         return model
 
     def partition(self, model: Model) -> Partition:
-        """Head, suffix and reader stay home; with share="all" only the suffix does, with "spectral" everything but the
-        tokenizer."""
+        """Head, suffix and reader are personal; for `share` "all" the suffix only, for "spectral" all but the tokenizer."""
         assert isinstance(model, OmniModel)
-        personal = [model.prompts] if self.settings.share == "all" else [*model.personal()]
-        personal += [] if self.settings.share_tokenizer else [model.tokenizer]
+        personal = [model.prompts] if self.settings.share == "all" else list(model.personal())
+        if not self.settings.share_tokenizer:
+            personal.append(model.tokenizer)
         only = [model.tokenizer] if self.settings.share == "spectral" else None
         return Partition.of(model, personal=personal, only=only, share_buffers=self.settings.share_buffers)
 
     # The server's half.
     def start(self, shared: Tensors) -> None:
-        """Remember what routed sites start from; drawn again after a restart."""
+        """Keep the initial values of what is routed; after a restart they are drawn again, with the same seed."""
         if self.settings.reach:
             self.initial = {name: value for name, value in shared.items() if name not in self.one_for_all}
 
     def judge(self, update: Update, view: ServerView) -> dict[str, str]:
-        """Check the contribution to the bank and the profile; see `_refuse`."""
+        """Check a site's contribution to the bank, and its profile."""
         refused: dict[str, str] = {}
-        if "centroids" in update.extra and (reason := self._refuse(update, view)):
+        if "centroids" in update.extra and (reason := self._why_refused(update, view)):
             refused |= dict.fromkeys(("centroids", "hits"), f"nothing enters the bank: {reason}")
         profile = update.extra.get("profile")
         if profile is not None and update.site not in self.profiles and not is_profile(profile, self.settings.dim):
@@ -192,11 +216,15 @@ class OmniFM(Method):
     def receive_seeds(self, updates: Sequence[Update], view: ServerView) -> None:
         """Seed the bank: K(0) = {s_k}."""
         self._insert(updates, view.round)
-        self._profile(updates)
+        self._keep_profiles(updates)
 
     def payload(self, site: str, shared: Tensors, view: ServerView) -> tuple[Tensors, Tensors]:
-        """The shared part with this site's own shortlist, which names no site; an empty profile asks for the site's."""
-        shared, extra = self._routed(site, shared, view), dict[str, Tensor]()
+        """The shared part and the site's own shortlist, which names no site.
+
+        An empty `profile` asks the site to send its own.
+        """
+        shared = self._routed(site, shared, view)
+        extra: Tensors = {}
         if self.settings.reach and site not in self.profiles:
             extra["profile"] = torch.zeros(0)
         if self.settings.retrieval == "mean":
@@ -206,7 +234,7 @@ class OmniFM(Method):
         return shared, extra | {"mean": self.bank.mean.clone()} if self.settings.center else extra
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """Weighted mean of the shared part; then insert, project, prune, cap (eq. 7 and 8)."""
+        """Update the bank (eq. 7 and 8): insert, project, remove.  Then average the shared part (eq. 2)."""
         self._insert(updates, view.round)
         hits = {
             update.site: dict(zip(self.sent[update.site], update.extra["hits"].tolist(), strict=True))
@@ -217,18 +245,19 @@ class OmniFM(Method):
         mean = weighted_mean(shared, updates)
         if self.settings.reach is None:
             return mean
-        self._profile(updates)
+        self._keep_profiles(updates)
         moving = moved(updates, lambda site: self._routed(site, shared, view))
-        names, least = moving - self.one_for_all, {s: n for s, n in view.sizes.items() if s in self.mixed}
+        names = moving - self.one_for_all
+        least = {site: size for site, size in view.sizes.items() if site in self.mixed}
         for site, own in mixtures(updates, self.profiles, names, self.settings.reach, view.labels, least).items():
             self.mixed[site] = self.mixed.get(site, {}) | own
         return shared | {name: mean[name] for name in moving}
 
     def _routed(self, site: str, shared: Tensors, view: ServerView) -> Tensors:
-        """The shared part with the site's own mixture.
+        """The shared part with the site's own average, if routing has made one.
 
-        A site that has none yet gets the mean of all; where its label names contradict anybody's it starts from the
-        initial weights instead, as it would alone.
+        A site without one receives the average of all sites.  If its label names contradict those of another site, it
+        receives the initial weights instead, as if it trained alone.
         """
         if site in self.mixed:
             return shared | self.mixed[site]
@@ -236,33 +265,36 @@ class OmniFM(Method):
         foreign = any(contradict(names, others) for others in view.labels.values())
         return shared | self.initial if foreign else shared
 
-    def monitors(self) -> dict[str, Any]:
-        """Size, effective rank, mean cosine and provenance counts of the bank."""
+    def monitors(self) -> dict[str, object]:
+        """The state of the bank, see `omnifm.parts.knowledge.records.Monitors`."""
         return dict(self.bank.monitors())
 
     def server_state(self) -> tuple[Tensors, dict[str, object]]:
-        """The bank, and what each site last uploaded."""
+        """The bank, what each site sent last, and the routed averages."""
         tensors, record = self.bank.state()
         mixed = prefixed(**self.mixed)
         parts = prefixed(bank=tensors, last=self.last, profile=self.profiles, mixed=mixed) | {"mean_sum": self.mean_sum}
         return parts, {"bank": record, "mean_count": self.mean_count}
 
-    def restore(self, tensors: Tensors, record: dict[str, object]) -> None:
+    def restore(self, tensors: Tensors, record: Json) -> None:
         """Invert `server_state`."""
         self.bank = KnowledgeBank.from_state(under(tensors, "bank"), record["bank"])
-        self.last, self.profiles = under(tensors, "last"), under(tensors, "profile")
-        self.mean_sum, self.mean_count = tensors["mean_sum"], record["mean_count"]
+        self.last = under(tensors, "last")
+        self.profiles = under(tensors, "profile")
+        self.mean_sum = tensors["mean_sum"]
+        self.mean_count = record["mean_count"]
         self.mixed = to_sites(under(tensors, "mixed"))
 
-    def _profile(self, updates: Iterable[Update]) -> None:
-        """Keep the first profile of each site; all are of the initial tokenizer, or they could not be compared."""
+    def _keep_profiles(self, updates: Iterable[Update]) -> None:
+        """Keep the first profile of each site; all come from the initial tokenizer, so that they can be compared."""
         for update in updates:
             if "profile" in update.extra and update.site not in self.profiles:
                 self.profiles[update.site] = update.extra["profile"]
 
     def _insert(self, updates: Iterable[Update], round_number: int) -> None:
+        """Insert the sites' centroids into the bank, modality by modality, without near-duplicates."""
         for update in updates:
-            if "centroids" not in update.extra:  # too few patients for a mean that is nobody's
+            if "centroids" not in update.extra:  # the site has too few patients, or its centroids were refused
                 continue
             centroids = update.extra["centroids"]
             for modality in sorted(set(update.facts["centroid_modalities"])):
@@ -270,15 +302,17 @@ class OmniFM(Method):
                 own = centroids[rows]
                 self.bank.insert(own[distinct(own)], update.site, modality, round_number)
             self.last[update.site] = centroids
-            self.mean_sum, self.mean_count = self.mean_sum + centroids.sum(0), self.mean_count + len(centroids)
+            self.mean_sum = self.mean_sum + centroids.sum(0)
+            self.mean_count += len(centroids)
 
-    def _refuse(self, update: Update, view: ServerView) -> str | None:
-        """Why a contribution to the bank is not as it must be; the site's weights are judged apart from it.
+    def _why_refused(self, update: Update, view: ServerView) -> str | None:
+        """Why a contribution to the bank breaks a rule, or None; the site's weights are judged separately.
 
-        A site may send `num_centroids` per modality that it has described: the bank keeps the last entry of every
-        modality, so one that could name new ones without end would fill it.
+        A site may send `num_centroids` per modality that it has described.  The bank keeps the last entry of every
+        modality, so a site that could invent modalities could fill the bank.
         """
-        centroids, hits = update.extra.get("centroids"), update.extra.get("hits")
+        centroids = update.extra.get("centroids")
+        hits = update.extra.get("hits")
         modalities = update.facts.get("centroid_modalities")
         if centroids is None or centroids.ndim != 2 or not len(centroids) or centroids.dtype != torch.float32:
             return "it must hold centroids, float32 in rows"
@@ -303,27 +337,28 @@ class OmniFM(Method):
                 return f"hits must be {sent} shares in [0, 1]"
         return None
 
-    def _running_mean(self) -> Tensor:
+    def _running_mean(self) -> Float[Tensor, "1 d"]:
+        """The only prototype of `retrieval` "mean"; zeros before the first centroid."""
         return (self.mean_sum / max(1, self.mean_count))[None]
 
     # The site's half.
     def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
-        """Round 0: centroids of the training tokens under the initial tokenizer, and how far they spread.
+        """Round 0: centroids of the training tokens under the initial tokenizer; with `reach` also the profile.
 
-        A site that was not there, or whose reply was lost, is asked for its profile with the next model.
+        A site that missed round 0 is asked for its profile with its first model.
         """
-        extra, facts = self._centroids(self._patients(local))
+        extra, facts = self._centroids(self._patient_tokens(local))
         return extra | (self._own_profile(local) if self.settings.reach else {}), facts
 
     def begin(self, local: LocalRound) -> None:
-        """Centroids come from the tokenizer as received, never from the locally tuned one (algorithm.md 8)."""
-        local.scratch["centroids"] = self._centroids(self._patients(local))
+        """Compute centroids with the received tokenizer: the sensitivity bound of private centroids requires it."""
+        local.scratch["centroids"] = self._centroids(self._patient_tokens(local))
         local.scratch["profile"] = self._own_profile(local) if "profile" in local.extra else {}
         local.scratch["hits"] = torch.zeros(len(local.extra["prototypes"]), device=local.extra["prototypes"].device)
         local.scratch["queries"] = 0
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
-        """lambda * SPAlign (eq. 5 and 6); on the way, count which prototypes were retrieved."""
+        """lambda * SPAlign (eq. 5 and 6); also count which prototypes were retrieved."""
         assert output.token is not None and output.retrieved is not None and output.chosen is not None
         local.scratch["hits"] += torch.bincount(output.chosen.flatten(), minlength=len(local.scratch["hits"]))
         local.scratch["queries"] += len(output.token)
@@ -332,19 +367,21 @@ class OmniFM(Method):
         return self.settings.align_weight * spectral_alignment(output.token, output.retrieved)
 
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
-        """Centroids, their modalities, and each prototype's share of the round's queries."""
+        """Send the centroids, their modalities, and for each prototype the share of the queries that retrieved it."""
         extra, facts = local.scratch["centroids"]
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
         return extra | {"hits": hits} | local.scratch["profile"], facts
 
     def _own_profile(self, local: LocalRound) -> Tensors:
-        """How the patients' tokens spread under the initial tokenizer; nothing where no modality has enough of them."""
-        tokens = self._patients(local, self.first_tokenizer).values()
-        few = max(map(len, tokens)) < MIN_PATIENTS  # one patient in three modalities is one
-        return {} if few else {"profile": profile(torch.cat(list(tokens)))}
+        """Mean and spread of the patients' tokens under the initial tokenizer; empty if there are too few patients."""
+        tokens = list(self._patient_tokens(local, self.first_tokenizer).values())
+        # Per modality, because one patient with three modalities is still one patient.
+        if max(len(means) for means in tokens) < MIN_PATIENTS:
+            return {}
+        return {"profile": profile(torch.cat(tokens))}
 
-    def _patients(self, local: LocalRound, tokenizer: SpectralTokenizer | None = None) -> dict[str, Tensor]:
-        """Patients' mean tokens (n d) by modality, of the model's tokenizer or another."""
+    def _patient_tokens(self, local: LocalRound, tokenizer: SpectralTokenizer | None = None) -> dict[str, Tensor]:
+        """Mean token of every patient (n d) by modality; without a tokenizer, with the model's."""
         assert isinstance(local.model, OmniModel)
         tokenizer = tokenizer or local.model.tokenizer
         tokens: dict[str, dict[str, list[Tensor]]] = {}
@@ -359,22 +396,24 @@ class OmniFM(Method):
         }
 
     def personalise(self, local: LocalRound) -> None:
-        """With `soup`, keep the mixture of received and trained weights that scores best on validation."""
+        """With `soup`, keep the mixture of received and trained weights with the best validation score."""
         if self.settings.soup:
             mix_with_received(local)
 
     def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, object]]:
-        """At most m centroids per modality over patients' mean tokens; no per-image token leaves (algorithm.md 8)."""
-        rows, modalities = [], []
+        """At most m centroids per modality, each over several patients: no token of one image or patient leaves."""
+        rows: list[Tensor] = []
+        modalities: list[str] = []
         for modality, means in patients.items():
             if len(means) >= MIN_PATIENTS:
-                rows.append(_largest_safe_clustering(means, self.settings.num_centroids))
+                rows.append(_safe_centroids(means, self.settings.num_centroids))
                 modalities += [modality] * len(rows[-1])
         return ({"centroids": torch.cat(rows)} if rows else {}), {"centroid_modalities": modalities}
 
 
-def _largest_safe_clustering(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
-    """As many centroids as can be, at most `most`, each the nearest one of at least MIN_PATIENTS patients."""
+def _safe_centroids(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
+    """The largest number of centroids, up to `most`, such that each is the nearest one of MIN_PATIENTS patients or
+    more."""
     for num in range(min(most, len(means) // MIN_PATIENTS), 1, -1):
         centroids = spherical_kmeans(means, num, seed=0)
         nearest = retrieve(means, centroids, None, 1)[:, 0]
