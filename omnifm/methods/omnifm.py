@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.method import (
@@ -189,9 +189,11 @@ class OmniFM(Method):
         return model
 
     def partition(self, model: Model) -> Partition:
-        """Head, suffix and reader are personal; for `share` "all" the suffix only, for "spectral" all but the tokenizer."""
+        """Head, suffix and reader are personal; for `share` "all" the suffix, for "spectral" all but the tokenizer."""
         assert isinstance(model, OmniModel)
-        personal = [model.prompts] if self.settings.share == "all" else list(model.personal())
+        personal: list[nn.Module | nn.Parameter] = [model.prompts]
+        if self.settings.share != "all":
+            personal = list(model.personal())
         if not self.settings.share_tokenizer:
             personal.append(model.tokenizer)
         only = [model.tokenizer] if self.settings.share == "spectral" else None
