@@ -6,7 +6,6 @@ A default marked "ours" is our decision where the paper gives no value.  The abl
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -29,18 +28,15 @@ from omnifm.method import (
     to_sites,
     weighted_mean,
 )
+from omnifm.methods._contribution import centroids_of, patient_tokens, profile_of, why_refused
 from omnifm.methods._soup import mix_with_received
 from omnifm.model import OmniModel, Parts
 from omnifm.parts.alignment import spectral_alignment
-from omnifm.parts.knowledge import KnowledgeBank, distinct, retrieve, spherical_kmeans
-from omnifm.parts.routing import contradict, is_profile, mixtures, profile
-from omnifm.parts.spectral import SpectralTokenizer
+from omnifm.parts.knowledge import KnowledgeBank, distinct
+from omnifm.parts.routing import contradict, is_profile, mixtures
 from omnifm.records import Json
 from omnifm.task import Batch, Task
 from omnifm.update import Update, prefixed, under
-
-MIN_PATIENTS = 3
-"""Minimum number of patients behind a centroid that leaves the site: the mean of one patient would be that patient."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -308,36 +304,10 @@ class OmniFM(Method):
             self.mean_count += len(centroids)
 
     def _why_refused(self, update: Update, view: ServerView) -> str | None:
-        """Why a contribution to the bank breaks a rule, or None; the site's weights are judged separately.
-
-        A site may send `num_centroids` per modality that it has described.  The bank keeps the last entry of every
-        modality, so a site that could invent modalities could fill the bank.
-        """
-        centroids = update.extra.get("centroids")
-        hits = update.extra.get("hits")
-        modalities = update.facts.get("centroid_modalities")
-        if centroids is None or centroids.ndim != 2 or not len(centroids) or centroids.dtype != torch.float32:
-            return "it must hold centroids, float32 in rows"
-        if not isinstance(modalities, list) or not all(isinstance(m, str) and len(m) <= 16 for m in modalities):
-            return "it must hold the modality of each centroid"
-        if len(modalities) != len(centroids):
-            return f"{len(centroids)} centroids must have as many modalities; got {len(modalities)}"
-        if (
-            centroids.shape[1:] != (self.settings.dim,)
-            or max(Counter(modalities).values()) > self.settings.num_centroids
-        ):
-            return f"centroids must be at most {self.settings.num_centroids} per modality; got {tuple(centroids.shape)}"
-        if foreign := set(modalities) - view.modalities.get(update.site, set(modalities)) - {""}:
-            return f"centroids must be of modalities that the site has described; got {len(foreign)} others"
-        if not torch.isfinite(centroids).all() or (centroids.norm(dim=1) - 1).abs().max() > 1e-3:
-            return "centroids must be finite and of unit length"
-        if update.stage == "train" and self.settings.retrieval == "bank":
-            sent = len(self.sent.get(update.site, []))
-            if hits is None or (hits.dtype, hits.shape) != (torch.float32, (sent,)):
-                return f"hits must be {sent} shares, float32"
-            if not ((hits >= 0) & (hits <= 1)).all():
-                return f"hits must be {sent} shares in [0, 1]"
-        return None
+        """Why a contribution to the bank breaks a rule, or None."""
+        needs_hits = update.stage == "train" and self.settings.retrieval == "bank"
+        num_hits = len(self.sent.get(update.site, [])) if needs_hits else None
+        return why_refused(update, view, self.settings.dim, self.settings.num_centroids, num_hits)
 
     def _running_mean(self) -> Float[Tensor, "1 d"]:
         """The only prototype of `retrieval` "mean"; zeros before the first centroid."""
@@ -349,13 +319,14 @@ class OmniFM(Method):
 
         A site that missed round 0 is asked for its profile with its first model.
         """
-        extra, facts = self._centroids(self._patient_tokens(local))
-        return extra | (self._own_profile(local) if self.settings.reach else {}), facts
+        extra, facts = centroids_of(patient_tokens(local), self.settings.num_centroids)
+        return extra | (profile_of(patient_tokens(local, self.first_tokenizer)) if self.settings.reach else {}), facts
 
     def begin(self, local: LocalRound) -> None:
         """Compute centroids with the received tokenizer: the sensitivity bound of private centroids requires it."""
-        local.scratch["centroids"] = self._centroids(self._patient_tokens(local))
-        local.scratch["profile"] = self._own_profile(local) if "profile" in local.extra else {}
+        local.scratch["centroids"] = centroids_of(patient_tokens(local), self.settings.num_centroids)
+        asked = "profile" in local.extra
+        local.scratch["profile"] = profile_of(patient_tokens(local, self.first_tokenizer)) if asked else {}
         local.scratch["hits"] = torch.zeros(len(local.extra["prototypes"]), device=local.extra["prototypes"].device)
         local.scratch["queries"] = 0
 
@@ -374,51 +345,7 @@ class OmniFM(Method):
         hits = local.scratch["hits"] / max(1, local.scratch["queries"])
         return extra | {"hits": hits} | local.scratch["profile"], facts
 
-    def _own_profile(self, local: LocalRound) -> Tensors:
-        """Mean and spread of the patients' tokens under the initial tokenizer; empty if there are too few patients."""
-        tokens = list(self._patient_tokens(local, self.first_tokenizer).values())
-        # Per modality, because one patient with three modalities is still one patient.
-        if max(len(means) for means in tokens) < MIN_PATIENTS:
-            return {}
-        return {"profile": profile(torch.cat(tokens))}
-
-    def _patient_tokens(self, local: LocalRound, tokenizer: SpectralTokenizer | None = None) -> dict[str, Tensor]:
-        """Mean token of every patient (n d) by modality; without a tokenizer, with the model's."""
-        assert isinstance(local.model, OmniModel)
-        tokenizer = tokenizer or local.model.tokenizer
-        tokens: dict[str, dict[str, list[Tensor]]] = {}
-        local.model.eval()
-        with torch.no_grad():
-            for view, patient, modality in local.views():
-                token = tokenizer.to(view.device)(view, local.model.spacing_mm)[0].cpu()
-                tokens.setdefault(modality, {}).setdefault(patient, []).append(token)
-        return {
-            modality: torch.stack([torch.stack(own).mean(0) for _, own in sorted(patients.items())])
-            for modality, patients in sorted(tokens.items())
-        }
-
     def personalise(self, local: LocalRound) -> None:
         """With `soup`, keep the mixture of received and trained weights with the best validation score."""
         if self.settings.soup:
             mix_with_received(local)
-
-    def _centroids(self, patients: dict[str, Tensor]) -> tuple[Tensors, dict[str, object]]:
-        """At most m centroids per modality, each over several patients: no token of one image or patient leaves."""
-        rows: list[Tensor] = []
-        modalities: list[str] = []
-        for modality, means in patients.items():
-            if len(means) >= MIN_PATIENTS:
-                rows.append(_safe_centroids(means, self.settings.num_centroids))
-                modalities += [modality] * len(rows[-1])
-        return ({"centroids": torch.cat(rows)} if rows else {}), {"centroid_modalities": modalities}
-
-
-def _safe_centroids(means: Float[Tensor, "n d"], most: int) -> Float[Tensor, "m d"]:
-    """The largest number of centroids, up to `most`, such that each is the nearest one of MIN_PATIENTS patients or
-    more."""
-    for num in range(min(most, len(means) // MIN_PATIENTS), 1, -1):
-        centroids = spherical_kmeans(means, num, seed=0)
-        nearest = retrieve(means, centroids, None, 1)[:, 0]
-        if nearest.bincount(minlength=len(centroids)).min() >= MIN_PATIENTS:
-            return centroids
-    return spherical_kmeans(means, 1, seed=0)
