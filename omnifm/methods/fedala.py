@@ -94,9 +94,8 @@ class FedALA(FedAvg):
     def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, object]]:
         """Store the trained upper layers at the site."""
         for name in self.upper:
-            local.memory[f"own/{name}"] = (
-                local.model.get_parameter(name).detach().clone()
-            )  # a copy, because soup changes the model
+            # A copy, because soup changes the model after this.
+            local.memory[f"own/{name}"] = local.model.get_parameter(name).detach().clone()
         return {}, {}
 
     def _some(self, batches: Iterator[Batch]) -> Iterator[Batch]:
