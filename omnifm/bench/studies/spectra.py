@@ -17,7 +17,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from omnifm.bench.inputs import federation, out_folder, site_names
 from omnifm.bench.studies.spectra_page import markdown, page
+from omnifm.bench.studies.spectra_records import Compared, Described, Measured, Numbers, Result, SiteImages, When
 from omnifm.data.datalist import read_datalist
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.parts.spectral import EDGE, low_band, radial_bands
@@ -38,7 +38,6 @@ NUM_BANDS = 32
 """Rings of the low band whose means are compared by their cosines."""
 RESAMPLES = 300
 """Bootstrap samples for the interval `nearer`."""
-Moments = Literal["before", "after"]
 SPECTRA = {
     "raw": "magnitude of the intensities as read",
     "standardised": "magnitude of the image with mean 0 and standard deviation 1",
@@ -48,71 +47,6 @@ SPECTRA = {
     "standardised log, unit": "the same, to unit length within the band; nearest to what OmniFM's tokenizer reads",
 }
 """The spectra that are compared, by name."""
-
-
-class Compared(TypedDict):
-    """What one kind of spectrum says of the inequality.
-
-    Distances are means over pairs of images.
-    """
-
-    groups: dict[str, dict[str, float]]
-    """Group of pairs (`site`, `modality`, `across`) -> distance in the `low` band and the `full` spectrum; a group
-    without a pair is left out."""
-    low_over_full: float
-    """Mean over pairs across modalities of low / full distance."""
-    even: float
-    """The same if differences were spread evenly over frequencies; 1 where each band has its own unit length."""
-    apart_low: float
-    """Distance across modalities / distance within a site, in the low band."""
-    apart_full: float
-    """The same in the full spectrum."""
-    nearer: list[float]
-    """[2.5 %, 97.5 %] of apart_full - apart_low over bootstrap samples of each site's images; above 0 where the low
-    band brings modalities together."""
-
-
-class Described(Compared):
-    """`Compared`, with the spectrum in words."""
-
-    what: str
-
-
-class SiteImages(TypedDict):
-    """Whose images were measured."""
-
-    modality: str
-    num_images: int
-
-
-class Numbers(TypedDict):
-    """All numbers of a federation."""
-
-    side: int
-    """Of the squares, in pixels."""
-    low_share_of_frequencies: float
-    sites: dict[str, SiteImages]
-    spectra: dict[str, Described]
-    cosines: dict[Moments, list[list[float]]]
-    """Between sites' mean low-band log spectra, `before` and `after` subtracting the mean over sites."""
-
-
-class Result(Numbers):
-    """The content of spectra.json."""
-
-    schema: int
-    data: str
-    keep: float
-    limit: int
-    seed: int
-
-
-class Measured(NamedTuple):
-    """What `measure` returns."""
-
-    numbers: Numbers
-    pictures: dict[str, Tensor]
-    """Mean log spectrum (s, s // 2 + 1) of each site, for the figure."""
 
 
 def run(data: Path, out: Path, *, limit: int = 40, keep: float = 0.25, seed: int = 0) -> Result:
@@ -327,7 +261,7 @@ def distances(values: Float[Tensor, "n f"], unit: bool) -> Float[Tensor, "n n"]:
     return torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def cosines(means: Float[Tensor, "k r"]) -> dict[Moments, list[list[float]]]:
+def cosines(means: Float[Tensor, "k r"]) -> dict[When, list[list[float]]]:
     """Cosines between sites' mean bands, before and after subtracting the mean over sites."""
     centred = means - means.mean(dim=0)
     return {"before": _cosine_matrix(means), "after": _cosine_matrix(centred)}

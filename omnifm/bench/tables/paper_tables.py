@@ -12,23 +12,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnifm.bench.cells import Incomplete, cell
 from omnifm.bench.inputs import keep_few, out_folder, site_names
-from omnifm.bench.tables import course, document, lint
+from omnifm.bench.tables import document, lint
 from omnifm.bench.tables.captions import caption
+from omnifm.bench.tables.column_runs import ColumnRuns
 from omnifm.bench.tables.comparison import Column as ColumnPlan
 from omnifm.bench.tables.comparison import Row, Scale, Table
 from omnifm.bench.tables.papers import SCALES, TABLES
-from omnifm.bench.tables.records import Changes, Column, Document, Metrics, Point, Rows
-from omnifm.bench.tables.scores import Cells, compare
-from omnifm.bench.tables.tuning import changed, grid, num_points, tune
+from omnifm.bench.tables.records import Changes, Column, Document
+from omnifm.bench.tables.tuning import changed, grid, num_points
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
 from omnifm.data.demo import demo_site
 from omnifm.data.site_folder import new_folder
 from omnifm.metrics.rivals import rivals
-from omnifm.plugins import plugin
-from omnifm.records import Summary
 
 
 def run(
@@ -185,7 +182,7 @@ class _Bench:
         folder = self._folder(column)
         experiment = self._experiment(column, demo=folder is None)
         where = self._demo(column, experiment.task["name"]) if folder is None else folder
-        runs = _ColumnRuns(self, f"{name}, {column.name}", experiment, where)
+        runs = ColumnRuns(experiment, where, self.out, self.scale, self.bar, f"{name}, {column.name}")
         for row in self.rows(table, column):
             runs.add(row, chosen.get(row.name))
         return {
@@ -237,65 +234,3 @@ class _Bench:
                     if cases:
                         keep_few(work / "dataset.json", dict(zip(SPLITS, cases, strict=True)))
         return root
-
-
-class _ColumnRuns:
-    """The runs of one column.
-
-    Args:
-        label: table and column, for the progress bar.
-        where: the federation's folder.
-    """
-
-    def __init__(self, bench: _Bench, label: str, experiment: Experiment, where: Path) -> None:
-        self.bench, self.label, self.experiment, self.where = bench, label, experiment, where
-        self.sites = site_names(where)
-        self.metrics: Metrics = plugin("tasks", experiment.task["name"]).metrics
-        self.main = next(iter(self.metrics))
-        self.cells: Cells = {}
-        self.budgets: dict[str, tuple[int, int]] = {}
-        self.chosen: dict[str, Changes] = {}
-        self.tried: dict[str, list[Point]] = {}
-        self.failed: dict[str, str] = {}
-
-    def add(self, row: Row, chosen: Changes | None) -> None:
-        """Run every seed of a row, with what was chosen for it; None tunes it first."""
-        start = _contender(self.experiment, row)
-        if chosen is None:
-            values = grid(row, self.bench.scale, start)
-            chosen, self.tried[row.name] = tune(start, values, self._validation, self.metrics[self.main])
-            self.bench.bar.total += len(self.tried[row.name]) - num_points(values)
-        self.chosen[row.name] = chosen
-        best = changed(start, chosen)
-        try:
-            runs = [self._run(replace(best, seed=seed), row.name) for seed in range(self.bench.scale.num_seeds)]
-        except Incomplete as error:
-            self.failed[row.name] = str(error)
-            return
-        self.cells[row.name] = runs
-        self.budgets[row.name] = (best.train.batch_size, best.train.local_epochs + row.extra_epochs)
-
-    def compared(self, rival: str) -> Rows:
-        """The rows of the column."""
-        if not self.cells:
-            return {"rows": {}, "trivial": {}}
-        return compare(self.cells, self.budgets, self.metrics, rival)
-
-    def _run(self, experiment: Experiment, what: str) -> Summary:
-        self.bench.bar.set_description(f"{self.label}, {what}")
-        self.bench.bar.update()
-        return cell(experiment, self.where, self.sites, self.bench.out, self.bench.scale.device)
-
-    def _validation(self, experiment: Experiment) -> float | None:
-        """The validation score of one value that tuning tries; None if the run failed, so that it is never chosen."""
-        try:
-            return course.validation(self._run(experiment, "tuning"), self.main, self.metrics[self.main])
-        except Incomplete as error:
-            self.bench.bar.write(f"{self.label}, a value of tuning is left out: {error}")
-            return None
-
-
-def _contender(experiment: Experiment, row: Row) -> Experiment:
-    """The experiment with a row's method; passes that the method adds are subtracted from the local epochs."""
-    epochs = max(1, experiment.train.local_epochs - row.extra_epochs)
-    return replace(experiment, method=dict(row.method), train=replace(experiment.train, local_epochs=epochs))
