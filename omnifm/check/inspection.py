@@ -305,7 +305,7 @@ def _warnings(
     if read and not any(split.patients for split in read):
         warnings.append("no item names its patient: whether one is in several splits cannot be told")
     if min(findings.num_2d[True], findings.num_2d[False]):
-        kinds = f"{findings.flats[True]} of {findings.num_2d.total()} 2-D images are pictures without patient axes"
+        kinds = f"{findings.num_2d[True]} of {findings.num_2d.total()} 2-D images are pictures without patient axes"
         warnings.append(f"{kinds}: the others, in RAS, may lie another way round")
     if num_within:
         warnings.append(f"{num_within} image(s) stand more than once within a split")
