@@ -183,7 +183,7 @@ class ServerView:
         round: 0 for the answers of the seed stage, else the number of the training round, from 1.
         num_rounds: number of rounds of the run.
         sizes: number of training cases of every site of the federation, present or not, after the limit on a site's
-            weight (`federation.intake.capped`).  The same numbers come back as `Update.num_samples`.
+            weight (`federation.limits.capped`).  The same numbers come back as `Update.num_samples`.
         modalities: modalities that each site has described.
         labels: label names by label value that each site has described; empty for tasks without labels.
     """

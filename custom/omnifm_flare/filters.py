@@ -81,7 +81,7 @@ def check_update(update: Update, asked: Asked | None, method: Method | None, sou
 
 
 def _check_names(update: Update, method: Method) -> None:
-    from omnifm.federation.intake import malformed
+    from omnifm.federation.limits import malformed
     from omnifm.method import Method
 
     metrics = {*update.before, *update.after}  # this process does not load the task, so any short word passes

@@ -1,104 +1,143 @@
-"""Whether a site's reply may take part in a round, and how much one site may weigh.
-
-The manifest (`Partition.refuse`) says which tensors a reply must hold.  Here is the rest: that its plain fields are
-what they should be, that its change is of the size of the others', and that no site outweighs them all.
-"""
+"""What the server accepts: every reply is checked here, and nothing of a refused one is used."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
+from pathlib import Path
 
-from omnifm.method import Method, ServerView, Tensors
-from omnifm.update import Update
+from omnifm.federation.journal import Journal
+from omnifm.federation.limits import Change, change, malformed, outliers
+from omnifm.federation.roster import Roster
+from omnifm.federation.spool import Spool
+from omnifm.method import Method, Partition, ServerView
+from omnifm.update import Payload, Update
 
-COUNT_KEYS = ("num_train", "num_validation", "num_test", "num_refused")
-MAX_COUNT = 10**9
-"""Cases of a site above which a count is no count."""
-MAX_MODALITIES = 32
-"""Modalities of a site; the bank keeps an entry of each, whatever its size."""
-MIN_PEERS = 3
-"""Replies from which a median tells the odd one: of two, nobody can say which is wrong."""
-
-
-def malformed(update: Update) -> str | None:
-    """Why the plain fields are not numbers as declared, or None if they are."""
-    if type(update.num_samples) is not int:
-        return f"num_samples must be a positive integer; got {update.num_samples!r:.20}"
-    for name, value in (("train_loss", update.train_loss), ("seconds", update.seconds)):
-        if not _finite(value) and not (value is None and name == "train_loss"):
-            return f"{name} must be finite; got {value!r:.20}"
-    for name, score in [*update.before.items(), *update.after.items()]:
-        if score.mean is not None and not _finite(score.mean):
-            return f"metric {name!r:.30} must be finite or None; got {score.mean!r:.20}"
-        if not all(type(count) is int and count >= 0 for count in (score.support, score.undefined)):
-            return f"metric {name!r:.30} must count its cases; got {score.support!r:.20}, {score.undefined!r:.20}"
-    return _malformed_facts(update) if update.stage == "describe" else None
+WEIGHTS = ""
+"""Key of the change of the weights, beside the names of the method's own tensors; no tensor has an empty name."""
 
 
-def _malformed_facts(update: Update) -> str | None:
-    facts, modalities = update.facts, update.facts.get("modalities")
-    if not isinstance(modalities, dict) or len(modalities) > MAX_MODALITIES:
-        return f"facts must count the cases of at most {MAX_MODALITIES} modalities"
-    counts = [facts.get(key) for key in COUNT_KEYS] + list(modalities.values())
-    if not all(type(count) is int and 0 <= count <= MAX_COUNT for count in counts):
-        return f"facts must hold counts of cases per split and modality, 0 to {MAX_COUNT}"
-    if facts.get("source") not in ("demo", "site"):
-        return "facts must hold the source of the data, demo or site"
-    return None
+class Intake:
+    """The replies of one stage of one round.
 
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def change(sent: Tensors, received: Tensors) -> tuple[float, str]:
-    """L2 norm of what a site changed in the shared part, in float64, and the tensor that changed most ("" for none)."""
-    squares = {name: float((value.double() - sent[name].double()).square().sum()) for name, value in received.items()}
-    return math.sqrt(sum(squares.values())), max(squares, key=lambda name: squares[name], default="")
-
-
-def outliers(
-    norms: Mapping[str, float], weights: Mapping[str, int], past: Sequence[float], ratio: float
-) -> dict[str, float]:
-    """Sites whose change is too large to be trusted, with the most that it could have been.
-
-    The reference is the median of the round's norms.  With fewer than MIN_PEERS replies it is the smallest of them or
-    the median of `past`, whichever is larger: honest changes may grow from round to round (LoRA starts near zero), so
-    a reply must stick out from both.  A site may change `ratio` times as much, and as many times more as it weighs
-    more than the median site: it takes more steps.  Without a reference, or where nobody changed anything, there is
-    no bound.
-
-    Args:
-        norms: norm of each reply's change.
-        weights: capped number of training cases of each of these sites.
-        past: norms of earlier rounds' accepted replies.
-        ratio: greater than 1.
+    Attributes:
+        partition: which tensors a reply must hold; None until the model is built.
+        sent: payload by site, as it was sent.
+        spool: accepted updates, on disk.
+        changes: for each accepted training reply, the change of the weights (`WEIGHTS`) and the size of each tensor
+            of the method that the method does not check itself.
     """
-    if len(norms) < MIN_PEERS:
-        reference = max(min(norms.values()), median(past)) if norms and past else 0.0
-    else:
-        reference = median(norms.values())
-    if not reference:
-        return {}
-    usual = median(weights[site] for site in norms)
-    bounds = {site: ratio * reference * max(1.0, weights[site] / usual) for site in norms}
-    return {site: bounds[site] for site in sorted(norms) if not norms[site] <= bounds[site]}
 
+    def __init__(self, folder: Path, method: Method, roster: Roster, journal: Journal) -> None:
+        self.method, self.roster, self.journal = method, roster, journal
+        self.partition: Partition | None = None
+        self.view = ServerView()
+        self.spool = Spool(folder)
+        self.sent: dict[str, Payload] = {}
+        self.changes: dict[str, dict[str, Change]] = {}
+        self.refused: set[str] = set()
 
-def capped(counts: Mapping[str, int], ratio: float) -> dict[str, int]:
-    """Weights of the sites: their training cases, but at most `ratio` times the median site's.
+    def open(self, view: ServerView) -> None:
+        """Discard the replies of the stage before and begin a new one."""
+        self.spool.clear()
+        self.view = view
+        self.sent = {}
+        self.changes = {}
+        self.refused = set()
 
-    The median is over all sites of the federation with any case, not over one round's replies: a site weighs the same
-    whoever else was drawn, until others join.  Fewer than MIN_PEERS sites are not capped.
-    """
-    present = [count for count in counts.values() if count > 0]
-    if len(present) < MIN_PEERS:
-        return dict(counts)
-    most = max(1, int(ratio * median(present)))
-    return {site: min(count, most) for site, count in counts.items()}
+    def accept(self, update: Update) -> str | None:
+        """Take one reply; return why it is refused, or None.  Nothing of a refused update is used."""
+        reason = self._refuse(update) or self._keep(update)
+        if reason is not None:
+            self.refused.add(update.site)
+            self.journal.audit(update.stage, update.round, update.site, reason)
+        return reason
+
+    def unanswered(self, missing: Mapping[str, str]) -> dict[str, str]:
+        """Return the reason by asked site that has no accepted reply, and audit those that were not audited yet."""
+        gone = {site: missing.get(site, "no reply") for site in self.sent if site not in self.spool}
+        for site in sorted(set(gone) - self.refused):  # lost on the way, or refused by the site itself
+            self.journal.audit(self.sent[site].stage, self.sent[site].round, site, gone[site])
+        return gone
+
+    def withhold(self, ratio: float) -> dict[str, str]:
+        """Drop the replies whose change is much larger than the other sites', when all replies of a round are there.
+
+        Args:
+            ratio: see `Train.max_norm_ratio`.
+
+        Returns:
+            Reason by site.
+        """
+        reasons: dict[str, str] = {}
+        for part in sorted({part for parts in self.changes.values() for part in parts}):
+            found = {site: parts[part] for site, parts in self.changes.items() if part in parts}
+            norms = {site: measured.norm for site, measured in found.items()}
+            past = self.journal.recent_norms() if part == WEIGHTS else []
+            for site, most in outliers(norms, self.view.sizes, past, ratio).items():
+                norm, tensor = found[site]
+                reasons[site] = f"its change must have norm at most {most:.3g}; got {norm:.3g}, most in {tensor!r:.80}"
+        for site, reason in reasons.items():
+            self.spool.drop(site)
+            self.journal.audit("train", self.view.round, site, reason)
+        return reasons
+
+    def _keep(self, update: Update) -> str | None:
+        """Store a sound update; return why that failed, or None."""
+        kept, reasons = update, list[str]()
+        if update.stage in ("seed", "train"):
+            kept, reasons = remove_refused(self.method, update, self.view)
+        if update.stage == "train":
+            kept = replace(kept, num_samples=self.view.sizes[update.site])
+        try:
+            self.spool.add(kept)
+        except OSError as error:
+            return f"the server cannot store it: {error.strerror}"
+        if update.stage == "train":
+            self.changes[update.site] = self._changes(update)
+        for reason in reasons:
+            rule = f"weights kept, the rest dropped: {reason}"
+            self.journal.audit(update.stage, update.round, update.site, rule)
+        return None
+
+    def _changes(self, update: Update) -> dict[str, Change]:
+        weights = change(self.sent[update.site].shared, update.shared)
+        own = {name: value for name, value in update.extra.items() if name not in self.method.judges}
+        return {WEIGHTS: weights} | {name: Change(float(value.double().norm()), name) for name, value in own.items()}
+
+    def _refuse(self, update: Update) -> str | None:
+        """Why the reply does not answer what was asked, or holds what it must not; None if it is sound."""
+        payload = self.sent.get(update.site)
+        if payload is None or update.site in self.spool:
+            return "it was not asked, or has replied already"
+        if (update.stage, update.round, update.answers) != (payload.stage, payload.round, payload.digest()):
+            return "it answers another request"
+        metrics = self.roster.task.metrics
+        if reason := malformed(update) or self.method.undeclared(update, metrics):
+            return reason
+        if update.stage == "describe":
+            return self.roster.misfit(update)
+        return self._refuse_model(update)
+
+    def _refuse_model(self, update: Update) -> str | None:
+        """The rules for the stages that need the model: seed, train and evaluate."""
+        assert self.partition is not None
+        metrics, facts = self.roster.task.metrics, self.roster.facts[update.site]
+        if update.partition != self.partition.hash():
+            return "its partition manifest differs from the server's"
+        if update.pictures and facts.get("source") != "demo":
+            return "it holds pictures of cases that are not synthetic"
+        if update.stage == "seed":
+            return None
+        if not set(update.before) == set(update.after) == set(metrics):
+            return f"it must score {sorted(metrics)} before and after; got {sorted(update.after)!r:.80}"
+        if update.stage == "evaluate":
+            return None
+        if not 0 < update.num_samples == facts["num_train"]:
+            return f"num_samples must be positive and as described; got {update.num_samples!r:.20}"
+        if update.train_loss is None:
+            return "train_loss must be finite; got None"
+        return self.partition.refuse(update.shared)
 
 
 def remove_refused(method: Method, update: Update, view: ServerView) -> tuple[Update, list[str]]:

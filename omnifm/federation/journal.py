@@ -1,27 +1,121 @@
-"""What a run says of itself: the parts of summary.json and of a round's line, from facts and accepted updates."""
+"""What a run writes down: rounds.jsonl, audit.jsonl, summary.json and report.html."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from omnifm.federation.intake import COUNT_KEYS
-from omnifm.update import Score, Update
+from omnifm.records import Aggregate, Facts, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
+from omnifm.report.run import write_report
+from omnifm.state import write_atomic
+from omnifm.update import Payload, Score, Update
 
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
+"""Packages whose versions the summary records."""
+RECENT = 5
+"""Number of past rounds whose changes show what is usual, where too few sites reply to show it among themselves."""
+logger = logging.getLogger("omnifm.federation")
 
 
-def site_row(facts: Mapping[str, Any], update: Update) -> dict[str, Any]:
-    """A site's counts and test scores, before and after local training.
+class Journal:
+    """The files in a run's results folder, and its history of rounds.
+
+    Args:
+        folder: results folder, made when the first file is written.
+        num_rounds: planned number of rounds, for the lines of progress.
+        metric: the metric that the lines of progress show.
+    """
+
+    def __init__(self, folder: Path, num_rounds: int, metric: str) -> None:
+        self.folder, self.num_rounds, self.metric = folder, num_rounds, metric
+        self.history: list[RoundEntry] = []
+
+    def audit(self, stage: str, number: int, site: str, rule: str) -> None:
+        """Write one line for a reply that is left out, to the log and to audit.jsonl: the site and the broken rule."""
+        logger.warning("left out: site %s, %s %d: %s", site, stage, number, rule)
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "round": number, "stage": stage, "site": site}
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / "audit.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"rule": rule}) + "\n")
+
+    def restart(self, history: list[RoundEntry]) -> None:
+        """Begin with the history of the checkpoint, or with none, and write rounds.jsonl anew."""
+        self.history = history
+        write_atomic(self.folder / "rounds.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+
+    def add(self, entry: RoundEntry) -> None:
+        """Append a round to the history and to rounds.jsonl, and log a line per site."""
+        self.history.append(entry)
+        for site, row in entry["sites"].items():
+            logger.info("round %d/%d  %s  %s", entry["round"], self.num_rounds, site, progress(row, self.metric))
+        for site, reason in entry["missing"].items():
+            logger.warning("round %d/%d  %s  missing: %s", entry["round"], self.num_rounds, site, reason)
+        with (self.folder / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._warn_of_collapse()
+
+    def _warn_of_collapse(self) -> None:
+        """Warn when the bank's effective rank falls below 2: once, not in every round that it stays there."""
+        collapsed = [entry["bank"].get("collapsed", False) for entry in self.history[-2:]]
+        if collapsed in ([True], [False, True]):
+            entry = self.history[-1]
+            logger.warning(
+                "round %d: the bank has collapsed (effective rank %.2f < 2): its prototypes hardly differ between sites",
+                entry["round"],
+                entry["bank"]["effective_rank"],
+            )
+
+    def recent_norms(self) -> list[float]:
+        """Norms of the changes that were accepted in the last RECENT rounds."""
+        return [row["norm"] for entry in self.history[-RECENT:] for row in entry["sites"].values()]
+
+    def missing_sites(self) -> set[str]:
+        """Sites that should have taken part in a training round and did not."""
+        return {site for entry in self.history for site in entry["missing"]}
+
+    def finish(self, summary: Summary, pictures: Mapping[str, bytes], *, draw_report: bool) -> None:
+        """Write summary.json and, if wanted, report.html; a page that cannot be drawn does not fail the run."""
+        write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        if not draw_report:
+            return
+        try:
+            write_report(summary, self.folder / "report.html", pictures)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with the page, the run is complete
+            logger.error("report.html could not be written (%s); summary.json is complete", type(error).__name__)
+
+
+def site_round(update: Update, sent: Payload, norm: float) -> SiteRound:
+    """An accepted training reply as a row of its round.
+
+    Args:
+        norm: L2 norm of the change of the shared part.
+    """
+    return {
+        "train_loss": update.train_loss,
+        "metrics": means(update.after),
+        "before": means(update.before),
+        "num_samples": update.num_samples,
+        "seconds": update.seconds,
+        "bytes_up": update.num_bytes(),
+        "bytes_down": sent.num_bytes(),
+        "norm": norm,
+    }
+
+
+def site_record(facts: Facts, update: Update) -> SiteRecord:
+    """A site's counts and its test scores, before and after local training.
 
     Args:
         facts: what the site described.
         update: its evaluation.
     """
-    metrics = {
+    metrics: dict[str, MetricRecord] = {
         name: {
             "before": update.before[name].mean,
             "after": after.mean,
@@ -30,52 +124,73 @@ def site_row(facts: Mapping[str, Any], update: Update) -> dict[str, Any]:
         }
         for name, after in update.after.items()
     }
-    return {key: facts[key] for key in (*COUNT_KEYS, "modalities")} | {"metrics": metrics}
+    return {
+        "num_train": facts["num_train"],
+        "num_validation": facts["num_validation"],
+        "num_test": facts["num_test"],
+        "num_refused": facts["num_refused"],
+        "modalities": facts["modalities"],
+        "metrics": metrics,
+    }
 
 
-def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Any]:
-    """Mean, spread and worst over the sites where a metric is defined, after local training.
+def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Aggregate]:
+    """Mean, standard deviation and worst value of each metric after local training, over the sites that define it.
 
     Args:
-        metrics: name -> whether higher is better.
-        results: site -> its evaluation.
+        metrics: whether higher is better, by name.
+        results: evaluation by site.
     """
-    out = {}
-    for name, higher in metrics.items():
+    found: dict[str, Aggregate] = {}
+    for name, higher_is_better in metrics.items():
         scores = {site: update.after[name].mean for site, update in sorted(results.items())}
         values = {site: value for site, value in scores.items() if value is not None}
-        if values:
-            worst = (min if higher else max)(values, key=lambda site: values[site])
-            numbers = list(values.values())
-            out[name] = {
-                "mean": float(np.mean(numbers)),
-                "std": float(np.std(numbers)),
-                "worst": values[worst],
-                "worst_site": worst,
-            }
-    return out
+        if not values:
+            continue
+        worst_site = (min if higher_is_better else max)(values, key=lambda site: values[site])
+        numbers = list(values.values())
+        found[name] = {
+            "mean": float(np.mean(numbers)),
+            "std": float(np.std(numbers)),
+            "worst": values[worst_site],
+            "worst_site": worst_site,
+        }
+    return found
 
 
-def progress(row: Mapping[str, Any], metric: str) -> str:
-    """A site's row of a round's history in words.
+def pictures(results: Iterable[Update]) -> dict[str, bytes]:
+    """PNG files of predictions by caption.  Only sites with synthetic data send any."""
+    return {
+        f"{update.site}, {caption} (synthetic)": value.numpy().tobytes()
+        for update in sorted(results, key=lambda update: update.site)
+        for caption, value in update.pictures.items()
+    }
+
+
+def progress(row: SiteRound, metric: str) -> str:
+    """A site's row of a round in words.
 
     Args:
-        metric: the one to show, on validation.
+        metric: the validation metric to show.
     """
-    scores = [f"{row[when][metric]:.3f}" if metric in row[when] else "undefined" for when in ("before", "metrics")]
+    scores = [_shown(row["before"].get(metric)), _shown(row["metrics"].get(metric))]
     return (
         f"loss {row['train_loss']:.4f}  {metric} {' -> '.join(scores)} (validation)  {row['seconds']:.1f} s  "
         f"up {row['bytes_up'] / 1e6:.2f} MB  down {row['bytes_down'] / 1e6:.2f} MB"
     )
 
 
+def _shown(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.3f}"
+
+
 def means(scores: Mapping[str, Score]) -> dict[str, float]:
-    """The defined ones."""
+    """The mean of each score that is defined."""
     return {name: score.mean for name, score in scores.items() if score.mean is not None}
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, of those installed."""
+    """Version by package, of those that are installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from omnifm.federation.intake import capped, change, outliers
+from omnifm.federation.limits import capped, change, outliers
 
 EQUAL = {"a": 1, "b": 1, "c": 1}
 

@@ -1,0 +1,107 @@
+"""The sites of a federation: what they described, who is missing and why, and whether their data fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from omnifm.federation.intake import capped
+from omnifm.method import ServerView
+from omnifm.records import Facts, Json
+from omnifm.task import Task
+from omnifm.update import Update
+
+MALFORMED = (KeyError, TypeError, IndexError, ArithmeticError)
+"""Errors that a task raises on data facts that do not have its form."""
+
+
+class Roster:
+    """Who takes part.
+
+    Attributes:
+        facts: data facts by site that has described its data.
+        absent: reason by site that should have taken part, and did not when it was asked before or after training.
+        spec: what the federation agreed on; empty until then.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.facts: dict[str, Facts] = {}
+        self.absent: dict[str, str] = {}
+        self.spec: Json = {}
+
+    def add(self, update: Update) -> str | None:
+        """Add a site that has described its data; return why it does not fit, or None.
+
+        Two sites that come at once may each fit alone and contradict each other, so the second one is checked again.
+        """
+        if self.spec and (reason := self.misfit(update)):
+            return reason
+        self.facts[update.site] = cast(Facts, update.facts)
+        return None
+
+    def agree(self) -> Json:
+        """Fix the common specification of all sites.
+
+        Raises:
+            ValueError: the sites contradict each other, or their facts do not have the task's form.
+        """
+        try:
+            return self.task.agree({site: facts["data"] for site, facts in sorted(self.facts.items())})
+        except MALFORMED as error:
+            raise ValueError(f"sites' data facts must have one form; got {type(error).__name__}") from None
+
+    def misfit(self, update: Update) -> str | None:
+        """Return why a site's data facts are unusable or contradict those of the sites that already take part."""
+        others = {site: facts["data"] for site, facts in self.facts.items() if site != update.site}
+        try:
+            agreed = self.task.agree(others | {update.site: update.facts["data"]})
+        except ValueError as error:
+            return str(error)
+        except MALFORMED as error:
+            return f"its data facts must have the task's form; got {type(error).__name__}"
+        return self._too_large_for_network(agreed) if self.spec else None
+
+    def _too_large_for_network(self, agreed: Mapping[str, Json]) -> str | None:
+        """Why the network, which is already built, cannot take what a late site adds: each of its rounds would fail."""
+        labels: Mapping[str, str] = self.spec.get("labels", {})
+        if more := sorted({*agreed.get("labels", {})} - {*labels}):
+            return f"its labels must be among the {len(labels)} that this run began with; got {more[:5]}"
+        most, wanted = self.spec.get("channels"), agreed.get("channels")
+        if most is not None and wanted > most:
+            return f"its images must have at most the {most} channel(s) that this run began with; got {wanted}"
+        return None
+
+    def late(self, connected: list[str]) -> list[str]:
+        """Connected sites that have not described their data yet."""
+        return sorted(set(connected) - set(self.facts))
+
+    def present(self, connected: list[str]) -> list[str]:
+        """Connected sites that have described their data."""
+        return sorted(set(connected) & set(self.facts))
+
+    def missing(self, connected: list[str]) -> dict[str, str]:
+        """Reason by site that should take part in a round and is not connected, or could not describe its data."""
+        gone = dict.fromkeys(sorted(set(self.facts) - set(connected)), "disconnected")
+        return gone | {site: reason for site, reason in self.absent.items() if site not in self.facts}
+
+    def view(self, round_number: int, num_rounds: int, max_size_ratio: float) -> ServerView:
+        """What a method may know of the federation in this round.
+
+        Args:
+            max_size_ratio: see `Train.max_size_ratio`.
+        """
+        counts = {site: facts["num_train"] for site, facts in sorted(self.facts.items())}
+        return ServerView(
+            round=round_number,
+            num_rounds=num_rounds,
+            sizes=capped(counts, max_size_ratio),
+            modalities={site: frozenset(facts["modalities"]) for site, facts in self.facts.items()},
+            labels={site: _label_names(facts["data"]) for site, facts in self.facts.items()},
+        )
+
+
+def _label_names(data: Json) -> dict[str, str]:
+    """Names by label value.  A task without labels has not checked what a site wrote there, so it may be anything."""
+    labels = data.get("labels")
+    return {value: str(name) for value, name in labels.items()} if isinstance(labels, dict) else {}
