@@ -1,6 +1,7 @@
-"""The contract of a method: who sends what and how it is combined.  The defaults are FedAvg.
+"""The contract of a method: which tensors travel, and how the server combines them.  The defaults are FedAvg.
 
-One class holds both halves of a federated algorithm, so that FedProx reads top to bottom in one file.
+One class holds both halves of a federated algorithm, the server's and the site's, so that a method such as FedProx can
+be read in one file from top to bottom.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from omnifm.records import Json
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
 
@@ -34,7 +36,7 @@ class Output:
 
 
 class Model(nn.Module):
-    """What a method trains: `forward(batch, extra) -> Output`, where `extra` is the method's part of the payload."""
+    """What a method trains.  `forward(batch, extra)` returns an `Output`; `extra` are the method's received tensors."""
 
     backbone: Backbone
 
@@ -48,10 +50,14 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class Partition:
-    """Who owns each tensor of a model: shared travels; personal and buffers stay; frozen is never trained.
+    """Which part each tensor of a model belongs to.
 
-    Decided by module type and ownership, never by a substring of a name.  Integer buffers (batch norm's counter of
-    local steps) are always buffers.
+    `shared` travels between server and sites.  `personal` and `buffers` stay at the site.  `frozen` is never trained.
+    The part follows from the module that owns the tensor, never from a substring of its name.  Integer buffers, such
+    as batch normalisation's counter of steps, always belong to `buffers`.
+
+    Attributes:
+        sizes: dtype and shape by name of tensor.
     """
 
     shared: tuple[str, ...]
@@ -72,7 +78,7 @@ class Partition:
         """Divide a model.
 
         Args:
-            personal: modules or parameters that stay home.
+            personal: modules or parameters that stay at the site.
             only: if given, nothing outside these modules is shared.
             share_buffers: whether floating-point buffers of shared modules are averaged.
         """
@@ -95,7 +101,7 @@ class Partition:
         return cls(**{name: tuple(names) for name, names in kept.items()}, sizes=sizes)
 
     def hash(self) -> str:
-        """SHA-256 of the manifest; every reply of a model carries it, and the server compares it."""
+        """SHA-256 of the names, dtypes and shapes of all parts.  Every reply carries it and the server compares it."""
         record = {part: {name: self.sizes[name] for name in getattr(self, part)} for part in self.parts()}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -104,7 +110,7 @@ class Partition:
         return sum(torch.Size(self.sizes[name][1]).numel() for name in getattr(self, part))
 
     def refuse(self, tensors: Tensors) -> str | None:
-        """Why these are not exactly the shared part with finite values, or None if they are."""
+        """Return why these tensors are not exactly the shared part with finite values, or None if they are."""
         if missing := sorted(set(self.shared) - set(tensors)):
             return f"lacks {len(missing)} shared tensors, first {missing[0]!r}"
         if foreign := sorted(set(tensors) - set(self.shared)):
@@ -118,7 +124,7 @@ class Partition:
         return None
 
     def pick(self, model: nn.Module, part: str) -> Tensors:
-        """The current values of one part, copied."""
+        """Copy the current values of one part to the CPU."""
         state = model.state_dict()
         return {name: clean(state[name]) for name in getattr(self, part)}
 
@@ -140,21 +146,24 @@ def _owned(owners: Sequence[nn.Module | nn.Parameter]) -> set[int]:
 
 @dataclass
 class LocalRound:
-    """What a method sees at a site during one round; everything in it stays there.
+    """What a method sees at a site during one round.  Nothing in it leaves the site.
 
     Attributes:
-        model, task, partition: the site's model holding the received shared and its own personal part.
+        site, round, seed: name of the site, number of the round, and the seed of the round's random draws.
+        num_epochs: number of passes over the training cases.
+        model: the site's model, holding the received shared part and its own personal part.
+        task, partition: the task, and which part each tensor of the model belongs to.
         received: shared tensors as received.
-        extra: the method's own tensors as received.
-        memory: the method's tensors that persist at this site from round to round; written to its disk.
-        batches: () -> the epoch's training batches on the device, in a new random order each call.
+        extra: the method's own tensors, as received.
+        memory: tensors that the method keeps at this site from round to round; they are written to its disk.
+        batches: () -> one epoch of training batches on the device, in a new random order at each call.
         side_batches: a second stream of shuffled batches, for anything that a method learns besides the model (for
             example FedALA's mixing weights).  Its own random order leaves `batches` identical for every method.
-        views: () -> (view (1, c, *space), patient, modality) of every training case, in order, without augmentation.
-            Where the list names no patient, all cases of one image are one patient's.
-        optimizer: makes the round's optimiser for some parameters.
-        validate: () -> the scores on the validation split of the model as it is now.
-        scratch: for the method's own use until the round ends.
+        views: () -> (view (1, c, *space), patient, modality) of every training case, in order and without
+            augmentation.  If dataset.json names no patient, all cases of one image count as one patient's.
+        optimizer: makes the round's optimiser for the given parameters.
+        validate: () -> scores of the current model on the validation split.
+        scratch: storage for the method's own use until the round ends.
     """
 
     site: str
@@ -172,7 +181,7 @@ class LocalRound:
     views: Callable[[], Iterator[tuple[Tensor, str, str]]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     validate: Callable[[], dict[str, Score]]
-    scratch: dict[str, Any] = field(default_factory=dict)
+    scratch: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,11 +209,11 @@ class Method:
 
     Settings: ClassVar[type]
     seeds: ClassVar[bool] = False
-    """Whether round 0 asks every site for `seed` before training starts."""
+    """Whether the server asks every site for `seed` before the first training round."""
     sends: ClassVar[frozenset[str]] = frozenset()
-    """Names of the tensors that the method may put into `Update.extra`; anything else is stopped at both ends."""
+    """Names of the tensors that the method may put into `Update.extra`.  Site and server refuse any other name."""
     says: ClassVar[frozenset[str]] = frozenset()
-    """Keys that the method may put into `Update.facts`."""
+    """Keys that the method may put into `Update.facts`.  Site and server refuse any other key."""
     judges: ClassVar[frozenset[str]] = frozenset()
     """Names among `sends` that the method checks itself, in `judge`.  The size of any other tensor that a site sends
     after training is limited by the size of the other sites', as that of the weights is."""
@@ -214,16 +223,16 @@ class Method:
 
     # Both ends.
     def build(self, task: Task) -> Model:
-        """Build the model from the current random state; the same at the server and at every site."""
+        """Build the model from the current random state; the server and every site build the same."""
         raise NotImplementedError
 
     def partition(self, model: Model) -> Partition:
-        """Say what is shared; everything by default."""
+        """Decide which tensors are shared; all of them by default."""
         return Partition.of(model)
 
     # The server's half.
     def start(self, shared: Tensors) -> None:
-        """Prepare the server's memory for the initial shared part."""
+        """Called once at the server with the initial shared part, also after a restart."""
 
     def judge(self, update: Update, view: ServerView) -> dict[str, str]:
         """Return the tensors of `judges` that must not be used, each with the reason; the weights are still used.
@@ -240,22 +249,31 @@ class Method:
         return shared, {}
 
     def aggregate(self, shared: Tensors, updates: Iterable[Update], view: ServerView) -> Tensors:
-        """Combine accepted updates, which come sorted by site and can be iterated again, into the new shared part."""
+        """Combine accepted updates into the new shared part.
+
+        Args:
+            shared: the shared part that the round began with.
+            updates: sorted by site; they are read from disk, and can be iterated more than once.
+        """
         return weighted_mean(shared, updates)
 
-    def monitors(self) -> dict[str, Any]:
-        """State of the knowledge bank for the history, if the method has one."""
+    def monitors(self) -> Json:
+        """Return the state of the knowledge bank for the history; empty if the method has none."""
         return {}
 
-    def server_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """The server's memory as tensors and a JSON record, for the checkpoint."""
+    def server_state(self) -> tuple[Tensors, Json]:
+        """Return what the server must remember, as tensors and a JSON record, for the checkpoint."""
         return {}, {}
 
-    def restore(self, tensors: Tensors, record: dict[str, Any]) -> None:
-        """Invert `server_state`."""
+    def restore(self, tensors: Tensors, record: Json) -> None:
+        """Take back what `server_state` returned."""
 
     def undeclared(self, update: Update, metrics: Iterable[str]) -> str | None:
-        """What an update holds that its stage, method and task do not declare, or None."""
+        """Return what an update holds that its stage, the method and the task do not declare, or None.
+
+        Args:
+            metrics: names of the task's metrics.
+        """
         described = {"num_train", "num_validation", "num_test", "num_refused", "modalities", "source", "data"}
         keys = described if update.stage == "describe" else self.says
         for kind, found, allowed in (
@@ -269,32 +287,32 @@ class Method:
         return None
 
     # The site's half.
-    def seed(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """Answer round 0: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
+    def seed(self, local: LocalRound) -> tuple[Tensors, Json]:
+        """Answer the seed stage: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
 
     def receive(self, local: LocalRound) -> None:
-        """Before the received model is scored: what it needs beside its tensors."""
+        """Called before the received model is scored, to set what it needs besides its tensors."""
 
     def begin(self, local: LocalRound) -> None:
-        """Before the first step."""
+        """Called before the first training step."""
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
-        """Added to the task's loss of one batch."""
+        """Return a term that is added to the task's loss of one batch."""
         return 0.0
 
     def correct_gradients(self, local: LocalRound) -> None:
-        """After backward, before the step."""
+        """Called after the backward pass and before the optimiser's step."""
 
-    def finish(self, local: LocalRound) -> tuple[Tensors, dict[str, Any]]:
-        """After the last step: (tensors, JSON record) for `Update.extra` and `Update.facts`."""
+    def finish(self, local: LocalRound) -> tuple[Tensors, Json]:
+        """Called after the last step; return (tensors, JSON record) for `Update.extra` and `Update.facts`."""
         return {}, {}
 
     def personalise(self, local: LocalRound) -> None:
         """Change the model that the site keeps, after the update was taken from it; by default nothing changes."""
 
     def train(self, local: LocalRound) -> float:
-        """The local round: `num_epochs` passes; returns the mean loss of all steps, steadier than that of one pass."""
+        """Train for `num_epochs` passes; return the mean loss over all steps."""
         local.model.train()
         optimizer = local.optimizer(p for p in local.model.parameters() if p.requires_grad)
         losses: list[float] = []
@@ -303,7 +321,7 @@ class Method:
         return sum(losses) / len(losses)
 
     def step(self, local: LocalRound, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-        """One optimisation step; returns the batch's loss."""
+        """Make one optimisation step; return the batch's loss."""
         optimizer.zero_grad(set_to_none=True)
         output = local.model(batch, local.extra)
         loss = local.task.loss(output.prediction, batch) + self.extra_loss(local, batch, output)
@@ -314,7 +332,12 @@ class Method:
 
 
 def to_sites(tensors: Tensors) -> dict[str, Tensors]:
-    """Invert `update.prefixed` where the parts are sites."""
+    """Split tensors named `<site>/<name>` by site.
+
+    >>> import torch
+    >>> to_sites({"site-1/w": torch.ones(1)})
+    {'site-1': {'w': tensor([1.])}}
+    """
     models: dict[str, Tensors] = {}
     for key, value in tensors.items():
         site, _, name = key.partition("/")
@@ -323,13 +346,14 @@ def to_sites(tensors: Tensors) -> dict[str, Tensors]:
 
 
 def moved(updates: Iterable[Update], received: Callable[[str], Tensors]) -> set[str]:
-    """Names of the shared tensors that any site changed in any bit.
+    """Return the names of the shared tensors that at least one site changed, in any bit.
 
-    The others rest (`Backbone.schedule`), so a method that does more than average must not step or mix them either.
+    The others are frozen for now (`Backbone.schedule`).  A method that does more than average must leave them as they
+    are.
 
     Args:
-        updates: gone through until every tensor has been seen to move, so mostly the first one only.
-        received: what a site was sent, by its name.
+        updates: read until every tensor has been seen to change, so that mostly only the first one is read.
+        received: returns what a site was sent, given its name.
     """
     found: set[str] = set()
     for update in updates:
@@ -341,9 +365,10 @@ def moved(updates: Iterable[Update], received: Callable[[str], Tensors]) -> set[
 
 
 def weighted_mean(shared: Tensors, updates: Iterable[Update]) -> Tensors:
-    """Mean of the shared parts with weights n_k / N (eq. 2), summed in float64 in the order given.
+    """Mean of the shared parts with weights n_k / N (McMahan et al. 2017; OmniFM eq. 2).
 
-    Returns `shared` itself when there is no update.
+    The sum is in float64 and in the order given, so that it does not depend on which site was faster.  Without any
+    update, `shared` is returned unchanged.
     """
     total, sums = 0, dict[str, Tensor]()
     for update in updates:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
-from omnifm.federation.server import Accept, Federation, Transport
+from omnifm.federation.server import Federation
+from omnifm.federation.transport import Accept, Transport
+from omnifm.records import Summary
 from omnifm.site.stages import Site
 from omnifm.update import Payload
 
@@ -61,7 +63,7 @@ def run(
     state_dir: str | Path | None = None,
     results_dir: str | Path | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Summary:
     """Run a job in this process.
 
     Args:

@@ -1,4 +1,4 @@
-"""The contract of a task: how cases become a loss, predictions and metrics; which parameters are its head.
+"""The contract of a task: how cases become a loss, predictions and metrics, and which parameters are its head.
 
 A task is one file in `omnifm/tasks/`.  Letters: b batch, c channels, l tokens, q backbone width.
 """
@@ -15,78 +15,102 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from omnifm.data.prediction import Prediction
+from omnifm.records import Json
 from omnifm.update import Score
 
-Batch = dict[str, Any]
+Batch = Json
+"""One case or one batch of cases: tensors, texts and numbers by the task's own names."""
 Forward = Callable[[Batch], Tensor]
 
 
 class Backbone(nn.Module, ABC):
-    """A network cut in two: `encode` gives tokens, `decode` takes tokens back and predicts."""
+    """A network in two halves: `encode` turns images into tokens, `decode` turns tokens into a prediction."""
 
     width: int
     """Token width q."""
     reads: Literal["middle", "suffix", "all"]
-    """What the prediction is read from: the image tokens (dense maps), the suffix (one answer), or every token."""
+    """Which tokens the prediction is read from: the image's (dense maps), the suffix (one answer), or all of them."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> tuple[Tensor, Any]:
-        """Return (tokens b l q, whatever `decode` needs beside them)."""
+        """Return (tokens b l q, whatever else `decode` needs)."""
 
     @abstractmethod
     def decode(self, tokens: Tensor, features: Any, batch: Batch) -> Tensor:
-        """Return the prediction; with the tokens of `encode` unchanged this is the plain network."""
+        """Return the prediction.  With the tokens of `encode` unchanged, it is that of the plain network."""
 
     @abstractmethod
     def head(self) -> Sequence[nn.Module]:
-        """Modules that stay at the site: the task's head."""
+        """Return the modules of the task's head, which stay at the site."""
 
     def schedule(self, progress: float) -> None:
-        """Freeze what is not trained when this share of the rounds, in [0, 1), is over; nothing by default.
+        """Freeze what is not trained at this point of the run; nothing by default.
 
-        The partition is fixed before: what is frozen for a while travels unchanged, to the last bit, and no method
-        moves it meanwhile.
+        The partition was fixed before.  A tensor that is frozen for some rounds still travels, unchanged to the last
+        bit, and no method changes it meanwhile.
+
+        Args:
+            progress: share of the rounds that are over, in [0, 1).
         """
 
 
 class Task(ABC):
-    """One kind of work.  `Settings` and `Model` are strict dataclasses: the task and model sections of a job."""
+    """One kind of work, such as segmentation.
+
+    `Settings` and `Model` are strict dataclasses for the task and model sections of a job.
+    """
 
     Settings: ClassVar[type]
     Model: ClassVar[type]
     required: ClassVar[tuple[str, ...]]
-    """Keys that every item of dataset.json has."""
+    """Keys that every item of dataset.json must have."""
     given: ClassVar[tuple[str, ...]]
-    """Those of them that a new case has too: all but its truth."""
+    """The keys among them that a new case also has: all except the truth."""
     metrics: ClassVar[Mapping[str, bool]]
     """Metric name -> whether higher is better; the first one picks checkpoints on validation."""
 
     def __init__(self, settings: Any, model: Any) -> None:
-        self.settings, self.model, self.spec = settings, model, dict[str, Any]()
+        self.settings, self.model = settings, model
+        self.spec: Json = {}
 
     # Before round 0: what the data are.
     @abstractmethod
-    def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
-        """Read and check one case; raises RefusedImage with a reason, nothing else."""
+    def read(self, item: Json, labels: Mapping[int, str]) -> Batch:
+        """Read and check one case.
+
+        Raises:
+            RefusedImage: the case cannot be used; no other error may be raised.
+        """
 
     @abstractmethod
-    def case_facts(self, case: Batch) -> dict[str, Any]:
-        """What one case says about the data: dimensions, channels, spacing."""
+    def case_facts(self, case: Batch) -> Json:
+        """Return what one case says about the data, such as dimensions, channels and spacing."""
 
     @abstractmethod
-    def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
-        """What a site tells the server about its data, and nothing else; raises ValueError if its cases disagree."""
+    def facts(self, cases: Sequence[Json], labels: Mapping[int, str]) -> Json:
+        """Return everything that a site tells the server about its data.
+
+        Raises:
+            ValueError: the site's cases contradict each other.
+        """
 
     @abstractmethod
-    def agree(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Fix the common specification; raises ValueError naming who differs in what."""
+    def agree(self, facts: Mapping[str, Json]) -> Json:
+        """Fix the common specification from the facts of all sites.
 
-    def configure(self, spec: Mapping[str, Any]) -> None:
-        """Take the agreed specification; everything below may rely on `self.spec`."""
+        Raises:
+            ValueError: sites contradict each other; the message says which site differs in what.
+        """
+
+    def configure(self, spec: Json) -> None:
+        """Take the agreed specification.  All methods below may rely on `self.spec`."""
         self.spec = dict(spec)
 
-    def observe(self, training: Sequence[Mapping[str, Any]]) -> None:
-        """See a site's own training items, once, for what is scored beside the model; none of it may leave."""
+    def observe(self, training: Sequence[Json]) -> None:
+        """See a site's own training items once, for trivial rivals that are scored beside the model.
+
+        Nothing of it may leave the site.
+        """
 
     # The network and its loss.
     @abstractmethod
@@ -95,49 +119,56 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar."""
 
     # Cases as the network sees them.
     @abstractmethod
     def prepare(self, case: Batch) -> Batch:
-        """Deterministic preprocessing of one case; the result is cached.  `image` is (c, *space)."""
+        """Preprocess one case without randomness; the result is cached.  Its `image` has shape (c, *space)."""
 
     @abstractmethod
     def augment(self) -> Compose:
-        """Random transforms (MONAI's) from a prepared case to a training sample; they need no metadata."""
+        """Return MONAI's random transforms from a prepared case to a training sample; they must not need metadata."""
 
     @abstractmethod
     def view(self, case: Batch) -> Tensor:
-        """The fixed view (c, *space) of a prepared case from which its spectral token is computed."""
+        """Return the image (c, *space) from which a prepared case's spectral token is computed, without randomness."""
 
     # Evaluation.
     @abstractmethod
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
-        """Metrics of one prepared case; None where a metric is undefined."""
+        """Return the metrics of one prepared case; None where a metric is undefined."""
 
     def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterable[Mapping[str, float | None]]:
-        """`score` of every case; a task whose cases are small and of one size may predict several at once."""
+        """Return the `score` of every case.  A task with small cases of one size may predict several at once."""
         return (self.score(forward, case) for case in cases)
 
     def summarise(self, scores: Iterable[Mapping[str, float | None]]) -> dict[str, Score]:
-        """Mean over the cases where a metric is defined, with the number of those and of the others."""
+        """Average each metric over the cases that define it, and count these cases and the others."""
         rows = list(scores)
         return {name: _mean([row[name] for row in rows]) for name in self.metrics}
 
     @abstractmethod
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:
-        """A case beside its prediction, uint8 (rows, columns, 3); for the site's own report."""
+        """Draw a case beside its prediction, uint8 (rows, columns, 3), for the site's own report."""
 
     # Use.
     @abstractmethod
-    def infer(self, forward: Forward, item: Mapping[str, Any]) -> Prediction:
-        """What the model says of a new case, on the grid of its image; of the item only `given` is looked at.
+    def infer(self, forward: Forward, item: Json) -> Prediction:
+        """Predict a new case on the grid of its image.
 
-        Raises RefusedImage where the image cannot be read correctly, or the model was made for others.
+        Args:
+            item: only the keys in `given` are used.
+
+        Raises:
+            RefusedImage: the image cannot be read correctly, or is of another kind than the model was made for.
         """
 
     def better(self, new: Mapping[str, Score], old: Mapping[str, Score]) -> bool:
-        """Whether `new` beats `old` strictly in the first metric; an undefined score beats nothing and loses to all."""
+        """Return whether `new` is strictly better than `old` in the first metric.
+
+        An undefined score is worse than any defined one, and not better than another undefined one.
+        """
         name, higher = next(iter(self.metrics.items()))
         values = [scores[name].mean if name in scores else None for scores in (new, old)]
         sign = 1.0 if higher else -1.0

@@ -1,7 +1,7 @@
-"""What travels: `Update` is the complete list of what leaves a hospital, `Payload` of what one receives.
+"""The messages: `Update` is the complete list of what leaves a hospital, `Payload` of what a hospital receives.
 
-Both are split into named tensors and a JSON record, so that any transport (a FLARE message, a file, a pipe)
-carries them without pickling.  Neither has a field for an image, a file name or a patient.
+Both are packed as named tensors and a JSON record, so that any transport (a FLARE message, a file, a pipe) carries
+them without pickle.  Neither has a field for an image, a file name or a patient.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from omnifm.records import Json
 
 Stage = Literal["describe", "seed", "train", "evaluate"]
 VERSION = 1
@@ -21,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over a site's cases: `mean` over `support` cases where it is defined, `undefined` others."""
+    """One metric over a site's cases: the mean over the `support` cases that define it; `undefined` cases do not."""
 
     mean: float | None
     support: int
@@ -35,34 +37,34 @@ class Payload:
     Attributes:
         stage: what the site is asked to do.
         round: 0 for describe and seed, 1..num_rounds for train, num_rounds for evaluate.
-        run_id: one run of one job; a site's personal state belongs to exactly one.
-        spec: what the federation agreed on before round 0 (dimensions, channels, labels, spacing); empty before.
+        run_id: identifies one run of one job; a site's personal state belongs to exactly one run.
+        spec: what the federation agreed on (dimensions, channels, labels, spacing); empty in the stage describe.
         shared: the shared part of the model, by parameter name.
         extra: the method's own tensors for this site (retrieved prototypes, control variates).
-        warm_start: the personal state of an earlier run may be kept.
+        warm_start: whether the personal state of an earlier run may be kept.
     """
 
     stage: Stage
     round: int
     run_id: str
-    spec: dict[str, Any] = field(default_factory=dict)
+    spec: Json = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     warm_start: bool = False
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def pack(self) -> tuple[dict[str, Tensor], Json]:
         """Return (tensors by prefixed name, JSON record)."""
         record = {name: getattr(self, name) for name in ("stage", "round", "run_id", "spec", "warm_start")}
         return prefixed(shared=self.shared, extra=self.extra), record | {"version": VERSION}
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Payload:
-        """Invert `pack`; raises ValueError on another version."""
+    def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> Payload:
+        """Make the message again from what `pack` returned; raises ValueError if its version is another one."""
         fields = _checked(record)
         return cls(shared=under(tensors, "shared"), extra=under(tensors, "extra"), **fields)
 
     def digest(self) -> str:
-        """SHA-256 of everything in it: the site echoes it, so that a reply belongs to exactly one request."""
+        """SHA-256 of the whole payload.  The site returns it, so that a reply belongs to exactly one request."""
         return digest(*self.pack())
 
     def num_bytes(self) -> int:
@@ -72,21 +74,21 @@ class Payload:
 
 @dataclass(frozen=True)
 class Update:
-    """Everything that one site sends for one stage of one round.  Nothing else may leave.
+    """Everything that one site sends for one stage of one round.  Nothing else may leave the hospital.
 
     Attributes:
-        site, stage, round: who answers what.
-        answers: digest of the payload that this answers.
+        site, stage, round: name of the site, and the stage and round that it answers.
+        answers: digest of the payload that it answers.
         partition: hash of the partition manifest at the site.
         shared: trained values of the shared part, by parameter name (train only).
         extra: the method's own tensors (spectral centroids, control variates), named by the method.
-        facts: counts per split and modality, and the data facts the task asks for (describe only).
-        num_samples: training cases, the weight n_k of the average.
-        train_loss: mean over the round's steps.
+        facts: in the stage describe `records.Facts`; in others what the method declares in `says`.
+        num_samples: number of training cases, the weight n_k of the average.
+        train_loss: mean over the round's steps; None outside training.
         before, after: scores of the received model and of the locally trained one;
             on the validation split (train) or the test split (evaluate).
-        seconds: time the site took.
-        pictures: PNG files of predictions; only a site on synthetic demo data may fill it.
+        seconds: time that the site took.
+        pictures: PNG files of predictions, as bytes; only a site with synthetic demo data may fill it.
     """
 
     site: str
@@ -96,7 +98,7 @@ class Update:
     partition: str = ""
     shared: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
     num_samples: int = 0
     train_loss: float | None = None
     before: dict[str, Score] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Update:
     seconds: float = 0.0
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def pack(self) -> tuple[dict[str, Tensor], Json]:
         """Return (tensors by prefixed name, JSON record)."""
         plain = ("site", "stage", "round", "answers", "partition", "facts", "num_samples", "train_loss", "seconds")
         record = {name: getattr(self, name) for name in plain}
@@ -113,8 +115,8 @@ class Update:
         return prefixed(shared=self.shared, extra=self.extra, pictures=self.pictures), record | {"version": VERSION}
 
     @classmethod
-    def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Update:
-        """Invert `pack`; raises ValueError on another version."""
+    def unpack(cls, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> Update:
+        """Make the message again from what `pack` returned; raises ValueError if its version is another one."""
         fields = _checked(record)
         for when in ("before", "after"):
             fields[when] = {name: Score(**score) for name, score in fields.get(when, {}).items()}
@@ -126,8 +128,8 @@ class Update:
         return num_bytes(*self.pack())
 
 
-def digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 over names, types, shapes and values in sorted order of names, and the record."""
+def digest(tensors: Mapping[str, Tensor], record: Mapping[str, object] | None = None) -> str:
+    """SHA-256 over the names, dtypes, shapes and values in sorted order of names, and over the record if given."""
     sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode() if record is not None else b"")
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -136,29 +138,34 @@ def digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = Non
     return sha.hexdigest()
 
 
-def num_bytes(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> int:
-    """Bytes of the values, plus those of the names, shapes and record as JSON."""
+def num_bytes(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> int:
+    """Number of bytes of the values, plus those of the names, shapes and record as JSON."""
     header = {name: [str(value.dtype), list(value.shape)] for name, value in tensors.items()}
     values = sum(value.numel() * value.element_size() for value in tensors.values())
     return values + len(json.dumps(header)) + len(json.dumps(record))
 
 
 def clean(tensor: Tensor) -> Tensor:
-    """A copy that any transport accepts: no gradient, on the CPU, contiguous, sharing memory with nothing."""
+    """Copy a tensor so that any transport accepts it: without gradient, on the CPU, contiguous, memory not shared."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of several parts under one roof, as `<part>/<name>`."""
+    """Join the tensors of several parts, named `<part>/<name>`.
+
+    >>> import torch
+    >>> list(prefixed(shared={"w": torch.ones(1)}, extra={"c": torch.ones(1)}))
+    ['shared/w', 'extra/c']
+    """
     return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
 def under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """One part of what `prefixed` joined, by its own names."""
+    """Take one part out of what `prefixed` joined, with its own names again."""
     return {name.removeprefix(f"{part}/"): v for name, v in tensors.items() if name.startswith(f"{part}/")}
 
 
-def _checked(record: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(record: Mapping[str, object]) -> Json:
     fields = dict(record)
     version = fields.pop("version", None)
     if version != VERSION:

@@ -8,7 +8,7 @@ from statistics import fmean
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
-from omnifm.federation.server import Accept
+from omnifm.federation.transport import Accept
 from omnifm.method import Tensors
 from omnifm_flare import wire
 

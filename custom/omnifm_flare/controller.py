@@ -17,7 +17,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from omnifm.config import Experiment
-from omnifm.federation.server import Accept, Federation, Transport
+from omnifm.federation.server import Federation
+from omnifm.federation.transport import Accept, Transport
 from omnifm.method import Tensors
 from omnifm.update import Payload, Update
 from omnifm_flare import wire

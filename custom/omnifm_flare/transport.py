@@ -12,7 +12,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from omnifm.config import Train
-from omnifm.federation.server import Accept
+from omnifm.federation.transport import Accept
 from omnifm.update import Payload, Update
 from omnifm_flare import wire
 

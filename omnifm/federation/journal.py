@@ -66,7 +66,7 @@ class Journal:
         if collapsed in ([True], [False, True]):
             entry = self.history[-1]
             logger.warning(
-                "round %d: the bank has collapsed (effective rank %.2f < 2): its prototypes hardly differ between sites",
+                "round %d: the bank has collapsed (effective rank %.2f < 2): its prototypes hardly differ",
                 entry["round"],
                 entry["bank"]["effective_rank"],
             )

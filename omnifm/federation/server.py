@@ -116,7 +116,7 @@ class Federation:
     def _begin(self) -> None:
         """Let every site describe its data, then build the model or restore it from the checkpoint of this run."""
         found = self.checkpoints.load()
-        record = found[2] if found else {}
+        record = found.record if found else {}
         same = (record.get("config"), record.get("seed")) == (self.experiment.hash(), self.experiment.seed)
         resumes = bool(found and same and not record["complete"])
         self.run_id = record["run_id"] if resumes else secrets.token_hex(8)
@@ -131,7 +131,7 @@ class Federation:
         self.roster.absent.update(missing)
         self._build(record["spec"] if resumes else self._agreed())
         if found and resumes:
-            self._restore(found[1], record)
+            self._restore(found.tensors, record)
         else:
             self.checkpoints.clear()
             self._seed()

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
-from omnifm.federation.server import Federation, Transport
+from omnifm.federation.server import Federation
 from omnifm.federation.spool import Spool
+from omnifm.federation.transport import Transport
 from omnifm.simulation import InProcess
 from omnifm.state import StateError, locked
 from omnifm.tasks.segmentation import Segmentation
@@ -22,7 +23,7 @@ from tests.conftest import experiment, write_site
 def _no_report(request, monkeypatch):
     """Drawing plots is slow; one test looks at the real page."""
     if "keeps_the_contract" not in request.node.name:
-        monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+        monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
 
 
 class Network(InProcess):

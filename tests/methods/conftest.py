@@ -24,7 +24,7 @@ def _toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, no waiting for the disk, and a site's pictures are checked once per session: not what is tested."""
-    monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+    monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
     monkeypatch.setattr("os.fsync", lambda _handle: None)
 
     def checked(experiment: Experiment, config: SiteConfig, task: Task, name: str) -> CheckedCases:

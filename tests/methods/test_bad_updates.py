@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from omnifm.config import SiteConfig
-from omnifm.federation.server import Federation, Transport
+from omnifm.federation.server import Federation
+from omnifm.federation.transport import Transport
 from omnifm.update import Score
 from tests.methods.reference import SIZES, Watched, toy_job
 

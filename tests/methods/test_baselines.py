@@ -18,7 +18,7 @@ from tests.methods.test_roster import SPEC
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
-    monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+    monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
 
 
 def federate(federation, tmp_path, **changes):

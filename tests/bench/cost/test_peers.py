@@ -72,7 +72,7 @@ class TestRows:
 class TestPeerProcess:
     def test_ours_ends_with_the_plain_loops_weights(self, federation, tmp_path, monkeypatch):
         """To the last bit, over sites of different size; another seed ends elsewhere."""
-        monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+        monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
         (tmp_path / "data").symlink_to(federation)
         tiny = experiment(method={"name": "fedavg"})
         record = {

@@ -24,7 +24,7 @@ TRAIN = {"num_rounds": 1, "local_epochs": 1, "batch_size": 2, "lr": 0.01, "num_t
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
-    monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+    monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
 
 
 @pytest.fixture(scope="module")

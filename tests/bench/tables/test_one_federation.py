@@ -262,7 +262,7 @@ class TestRun:
 @pytest.mark.slow
 def test_runs_and_resumes(tmp_path: Path, federation, monkeypatch):
     """Every side starts from the same seed, finished cells are not run again, and the table names every method."""
-    monkeypatch.setattr("omnifm.federation.server.write_report", lambda *_args: None)
+    monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
     monkeypatch.setattr(tables, "ABLATIONS", {})
     monkeypatch.setattr(tables, "MAIN", {k: tables.MAIN[k] for k in ("Local", "FedPer (matched)", "OmniFM")})
     monkeypatch.setattr(tables, "CONTENDERS", tables.MAIN)
