@@ -55,7 +55,7 @@ class OmniController(ModelController):
             self.panic(f"the server's state or results cannot be read or written: {error.strerror}")
         else:
             if summary["status"] == "FAILED":
-                self.panic(wire.one_line(summary["reason"]))
+                self.panic(wire.one_line(summary["reason"] or "the run failed"))
 
 
 class FlareTransport(Transport):

@@ -38,7 +38,7 @@ def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, de
             raise Incomplete(
                 f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"
             )
-        return summary
+        return dict(summary)
 
     return cast(Summary, kept(out, key_of(experiment, data, sites), data, sites, run))
 

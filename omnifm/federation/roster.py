@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from omnifm.federation.intake import capped
+from omnifm.federation.limits import capped
 from omnifm.method import ServerView
 from omnifm.records import Facts, Json
 from omnifm.task import Task

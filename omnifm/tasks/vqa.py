@@ -126,7 +126,7 @@ class VQA(Task):
             raise ValueError(f"sites must hold the server's pretrained vision and language model; others at {other}")
         return {"pretrained": own}
 
-    def configure(self, spec: Mapping[str, Any]) -> None:
+    def configure(self, spec: dict[str, Any]) -> None:
         """Take the specification, if this machine's pretrained models and tokenizer are those that it was agreed on.
 
         Raises:
