@@ -84,8 +84,7 @@ class FedALA(FedAvg):
         """Improve `mix` (W) by one pass of gradient descent; return the loss of the last batch."""
         for batch in self._some(local.side_batches()):
             loss = local.task.loss(local.model(batch, local.extra).prediction, batch)
-            slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-            for name, slope in zip(weights, slopes, strict=True):
+            for name, slope in zip(weights, _slopes(loss, weights), strict=True):
                 change = self.settings.eta * slope * (local.received[name] - old[name])
                 mix[name] = (mix[name] - change).clamp(0, 1)
             _load_mixture(weights, old, local.received, mix)
@@ -108,3 +107,8 @@ def _load_mixture(weights: dict[str, nn.Parameter], old: Tensors, new: Tensors, 
     """Set each weight to old + (new - old) * mix."""
     for name, weight in weights.items():
         weight.data = torch.lerp(old[name], new[name], mix[name])
+
+
+def _slopes(loss: Tensor, weights: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:
+    """Gradient of the loss by each weight; zeros where the loss does not depend on it."""
+    return torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
