@@ -8,7 +8,7 @@ from statistics import pstdev
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from omnifm.config import STRICT, Count, Fraction, Positive
 from omnifm.method import LocalRound, Model, Tensors
