@@ -11,6 +11,7 @@ from omnifm.config import SiteConfig
 from omnifm.federation.intake import remove_refused
 from omnifm.federation.server import Federation
 from omnifm.method import ServerView
+from omnifm.methods._contribution import centroids_of
 from omnifm.methods.omnifm import OmniFM, Settings
 from omnifm.plugins import load_task
 from omnifm.site.stages import Site
@@ -120,7 +121,7 @@ class TestCentroids:
     def test_each_stands_for_three_patients(self, alike, odd, expected):
         """A cluster of one or two patients would be those patients: there are fewer centroids instead."""
         patients = torch.stack([unit((0, 1.0), (1, 0.01 * n)) for n in range(alike)] + [unit((5, 1.0))] * odd)
-        extra, facts = OmniFM(Settings(dim=8, num_centroids=2))._centroids({"CT": patients})
+        extra, facts = centroids_of({"CT": patients}, most=2)
         centroids = extra.get("centroids", torch.zeros(0, 8))
         assert len(centroids) == len(facts["centroid_modalities"]) == expected
         if expected:
@@ -130,7 +131,7 @@ class TestCentroids:
     def test_one_too_many_costs_one_only(self):
         """Groups of 4, 4 and 1: two centroids are left of three."""
         patients = torch.stack([unit((0, 1.0))] * 4 + [unit((3, 1.0))] * 4 + [unit((5, 1.0), (3, 0.5))])
-        extra, _ = OmniFM(Settings(dim=8, num_centroids=3))._centroids({"CT": patients})
+        extra, _ = centroids_of({"CT": patients}, most=3)
         assert extra["centroids"].shape == (2, 8)
 
 
