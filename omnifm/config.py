@@ -1,5 +1,7 @@
-"""What a run is told: one experiment per job, one configuration per site.  Strict: unknown, missing, mistyped
-or out-of-range keys are refused by name before anything starts."""
+"""The settings of a run: one experiment per job, one configuration per site.
+
+Unknown or missing keys, wrong types and values out of range are refused by name before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def parse(kind: type[T], text: str | bytes, where: str) -> T:
     Raises:
         ValueError: one line naming every key that is wrong, its rule and its value.
     """
-    with suppress(json.JSONDecodeError, UnicodeDecodeError):  # pydantic says better where
+    with suppress(json.JSONDecodeError, UnicodeDecodeError):  # pydantic's message names the place
         reject_duplicate_keys(text, where)
     try:
         return TypeAdapter(kind).validate_json(text)
@@ -41,10 +43,10 @@ def parse(kind: type[T], text: str | bytes, where: str) -> T:
 
 
 def reject_duplicate_keys(text: str | bytes, where: str) -> Any:
-    """What JSON says, if every key stands once in its object: of two values one would be dropped unsaid.
+    """Parse JSON, and refuse a key that occurs twice in one object: one of its values would be lost without a word.
 
     Raises:
-        ValueError: a key stands twice, or the text is nested too deeply; JSONDecodeError where it is no JSON.
+        ValueError: a key occurs twice, or the text is nested too deeply; JSONDecodeError if it is not JSON.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -64,19 +66,19 @@ def _line(error: Any) -> str:
         return f"key {key!r} is missing"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r}"
-    if error["type"] == "json_invalid":  # its input is the whole text, of whatever file was named by mistake
+    if error["type"] == "json_invalid":  # its input is the whole text, perhaps of the wrong file
         return f"{error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """The data section: how cases are held; where they lie is the site's business alone."""
+    """The data section: how cases are kept in memory.  Where they are stored is set by each site."""
 
     name: str
-    """Name of the data set, shown in reports."""
+    """Name of the data set; reports show it."""
     cache_gib: Positive = 4.0
-    """Memory for preprocessed cases, GiB; more cases than fit are read again each epoch."""
+    """Memory for preprocessed cases, GiB, > 0.  Cases that do not fit are read again in each epoch."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,38 +86,47 @@ class Train:
     """The train section: rounds, local optimisation, and who must take part."""
 
     num_rounds: Count
-    """Communication rounds."""
+    """Number of communication rounds, >= 1."""
     local_epochs: Count
-    """Passes over a site's training cases per round."""
+    """Passes over a site's training cases per round, >= 1."""
     batch_size: Count
-    """Cases per optimisation step."""
+    """Cases per optimisation step, >= 1."""
     lr: Positive
-    """Learning rate of a round's fresh optimiser."""
+    """Learning rate, > 0.  Each round starts with a new optimiser."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Local optimiser; sgd has no momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled (adamw) or L2 decay, [0, 1]; 0 is none."""
+    """Weight decay in [0, 1]: decoupled for adamw, an L2 penalty otherwise.  0 disables it."""
     participation: Fraction = 1.0
-    """Share of the connected sites drawn each round, (0, 1]; 1 is all of them."""
+    """Fraction of the connected sites drawn in each round, in (0, 1].  1 draws all of them."""
     min_sites: Count = 2
-    """Accepted replies without which a round changes nothing; three such rounds in a row, or no other, fail the run."""
+    """Minimum number of accepted replies per round, >= 1.  A round with fewer leaves the model unchanged.
+
+    The run fails after three such rounds in a row, or if no round reaches the minimum.
+    """
     round_timeout_s: Positive = 86400.0
-    """Seconds until a round closes without the missing sites."""
+    """Seconds until a round ends without the missing sites, > 0."""
     grace_s: Positive = 86400.0
-    """Seconds that the others still have once min_sites have replied; keep it long where sites take turns."""
+    """Seconds that the other sites still have after min_sites have replied, > 0.  Keep it long if sites take turns."""
     max_norm_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
-    """Times the median change of a round's replies above which a reply is refused, > 1; more lets more through."""
+    """A reply is refused if its change is larger than this multiple (> 1) of the round's median change.
+
+    A very large value disables the check.
+    """
     max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
-    """Times the median site's cases up to which a site's own count in the average, >= 1; more caps nobody."""
+    """Upper limit on a site's weight in the average: this multiple (>= 1) of the median site's number of training cases.
+
+    A very large value disables the limit.
+    """
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """CPU threads of one trainer; part of the job because sums depend on it in the last bit."""
+    """CPU threads of one trainer, 1 to 1024.  It belongs to the job because it changes the last bit of sums."""
     warm_start: bool = False
-    """Start from the personal state that the job's last run left instead of afresh."""
+    """Start from the personal state that the last run of this job left, instead of a new one."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Experiment:
-    """One job: what differs between jobs, and nothing else (contract: experiment.json)."""
+    """One job: the content of its experiment.json."""
 
     job: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
     """Name of the job; it also names folders, so it holds letters, digits, _ and - only."""
@@ -150,7 +161,7 @@ class Experiment:
 
     @classmethod
     def from_json(cls, text: str, **changes: object) -> Experiment:
-        """Read experiment.json; the block of `presets` named by `preset`, if any, is laid over the rest.
+        """Read experiment.json; the block of `presets` named by `preset`, if any, replaces values of the rest.
 
         Raises:
             ValueError: not JSON, or a key is unknown, missing, mistyped or out of range.
@@ -175,7 +186,7 @@ class Experiment:
         return parse(cls, json.dumps(raw), "experiment.json")
 
     def hash(self) -> str:
-        """SHA-256 of everything but the seed: with job and seed it tells whether a run may be resumed."""
+        """SHA-256 of everything except the seed.  Job name, seed and this hash decide whether a run may be resumed."""
         record = asdict(self)
         del record["seed"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
@@ -188,15 +199,15 @@ class SiteConfig:
     data_root: str
     """Folder that holds dataset.json."""
     state_dir: str
-    """Folder for personal state; made if absent, readable by its owner only."""
+    """Folder for personal state.  It is made if it does not exist, and only its owner can read it."""
     device: str = "auto"
-    """auto, cpu or cuda:N; auto takes the first GPU if there is one."""
+    """auto, cpu or cuda:N.  auto uses the first GPU, or the CPU if there is none."""
     max_refused_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of cases that may be refused before the site declines to train."""
+    """Fraction of cases in [0, 1] that may be refused.  If more are, the site does not train.  1 accepts any number."""
     allowed_roots: list[str] = Field(default_factory=list)
     """Folders outside data_root that dataset.json may point into."""
     source: Literal["demo", "site"] = "site"
-    """Whether the data are the embedded synthetic ones."""
+    """`demo` for the synthetic data in the package, `site` for all others."""
 
 
 def site_config(
@@ -205,10 +216,10 @@ def site_config(
     """The site's file, else OMNIFM_DATA and OMNIFM_STATE (`<folder>/<site>`), else None.
 
     Args:
-        state: the site's state folder if OMNIFM_STATE is not set; None if then there is none.
+        state: the site's state folder if OMNIFM_STATE is not set; None makes OMNIFM_STATE required.
 
     Raises:
-        ValueError: the file or a folder it names is not as it must be.
+        ValueError: the file breaks a rule, or a folder that it names does not exist.
     """
     if file.exists():
         return _existing(read_site_file(file))
@@ -225,7 +236,7 @@ def read_site_file(file: Path) -> SiteConfig:
     """A site's own configuration.
 
     Raises:
-        ValueError: it is not as it must be, or a folder in it hangs on where the command was typed.
+        ValueError: the file breaks a rule, or a folder in it is not an absolute path.
     """
     config = parse(SiteConfig, file.read_bytes(), file.name)
     for key, folders in (
@@ -246,7 +257,7 @@ def require_absolute(where: str, key: str, folders: Iterable[str]) -> None:
 def env_folder(variable: str, environ: Mapping[str, str] = os.environ) -> Path | None:
     """The folder an environment variable names, None if it is unset or empty.
 
-    A relative one is meant from where the user's command was typed, and FLARE changes folder.
+    A relative path starts at the folder in which the user typed the command (PWD), because FLARE changes folder.
     """
     value = environ.get(variable)
     return Path(environ.get("PWD") or Path.cwd()) / value if value else None
