@@ -114,7 +114,7 @@ class Train:
     A very large value disables the check.
     """
     max_size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
-    """Upper limit on a site's weight in the average: this multiple (>= 1) of the median site's number of training cases.
+    """Upper limit on a site's weight in the average, as a multiple (>= 1) of the median site's number of cases.
 
     A very large value disables the limit.
     """
