@@ -129,6 +129,7 @@ class TestRun:
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
@@ -238,6 +239,7 @@ class TestRefusals:
         )
 
 
+@pytest.mark.slow
 class TestParticipation:
     def test_half_of_the_sites_are_drawn_by_the_seed(self, tmp_path, federation):
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 4, "participation": 0.4, "min_sites": 1})
@@ -380,6 +382,7 @@ class Power(Exception):
     """Somebody pulled the plug."""
 
 
+@pytest.mark.slow
 class TestResume:
     @pytest.mark.parametrize(
         "method", [{"name": "omnifm", "dim": 8, "num_bands": 8}, {"name": "fedper", "capacity": "matched"}]

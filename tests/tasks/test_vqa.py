@@ -308,6 +308,7 @@ class TestAgreement:
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_two_stages_of_lora_in_a_federation(tmp_path, monkeypatch):
     """Only what is tuned travels or is stored, and in its first round the language model stays as it was."""
     import omnifm.data.demos.vqa as demo
