@@ -38,6 +38,7 @@ def test_every_command_explains_itself(command):
     assert "Usage: omnifm" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -47,6 +47,7 @@ class TestRegistry:
         assert not table.smoke_rows or table.rival in table.smoke_rows
         assert all(set(row.only) <= set(columns) for row in table.rows)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scale", SCALES)
     @pytest.mark.parametrize(("name", "column"), CELLS, ids=lambda value: getattr(value, "name", value))
     def test_every_cell_parses(self, name, column, scale):
