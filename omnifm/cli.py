@@ -112,10 +112,11 @@ def _case_counts(folder: Path) -> str:
     return ", ".join(sites)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
