@@ -14,22 +14,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from omnifm import __version__, shipped
 from omnifm.bench.commands import bench
 from omnifm.data import importers, redaction
 
 
-class ImporterCommands(typer.core.TyperGroup):
+class ImporterCommands(TyperGroup):
     """One command per importer.  An importer is loaded when its command is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Names of the importers."""
         return list(importers.names())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: object, cmd_name: str) -> TyperCommand | None:
         """The command of one importer, None if there is no such importer."""
         return importer_command(cmd_name) if cmd_name in importers.names() else None
 
@@ -70,7 +70,7 @@ def _one_line(error: Exception) -> str:
 
 
 @functools.cache
-def importer_command(name: str) -> click.Command:
+def importer_command(name: str) -> TyperCommand:
     """An importer's own `prepare` as a command: its signature becomes the arguments and options."""
     module = importers.load(name)
     function = module.prepare
@@ -92,6 +92,7 @@ def importer_command(name: str) -> click.Command:
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     one.command(name, help=(module.__doc__ or "").splitlines()[0])(command)
     built = typer.main.get_command(one)
+    assert isinstance(built, TyperCommand)
     built.name = name
     return built
 
