@@ -307,14 +307,15 @@ def _hashes(summary: Summary) -> Table:
         "shared, start": summary["init_hash"],
         "shared, end": summary["final_hash"],
     }
-    rows = [[name, Code(value or NONE)] for name, value in hashes.items()]
+    rows: list[list[Cell]] = [[name, Code(value or NONE)] for name, value in hashes.items()]
     return Table(["Hash of", "SHA-256"], rows, text=(0, 1))
 
 
 def _first_metric(summary: Summary) -> str | None:
     """Return the task's first metric; a failed run has metrics in its history only."""
-    rows = [*summary["sites"].values(), *(row for entry in summary["history"] for row in entry["sites"].values())]
-    return next((name for row in rows for name in row["metrics"]), None)
+    tested = [name for site in summary["sites"].values() for name in site["metrics"]]
+    rounds = [row for entry in summary["history"] for row in entry["sites"].values()]
+    return next(iter([*tested, *(name for row in rounds for name in row["metrics"])]), None)
 
 
 def _site_names(summary: Summary) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -134,7 +135,7 @@ def _cosines(names: list[str], matrix: list[list[float]]) -> Table:
 def _figure(result: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> bytes:
     """Draw each site's mean spectrum with the edge of the low band; below, radial profiles and distances."""
     figure = Figure(figsize=(11.0, 6.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1)
+    upper, lower = np.ravel(figure.subfigures(2, 1))
     planes = {name: _plane(half) for name, half in pictures.items()}
     _draw_planes(upper, planes, result)
     profile, bars = lower.subplots(1, 2)
