@@ -1,8 +1,11 @@
-"""Importers: one file per public data set, found by its name.
+"""Importers: one file per public data set (or per folder layout), found by the file's name.
 
-Each has `prepare(source, destination, *, seed=0, ...)`, which writes `destination/<site>/dataset.json`.  The module's
-first line is the command's help; the signature and the Args of the docstring become its arguments and options.
-What they share: `_source` reads a data set's own files and counts what is left out, `_sites` deals and writes.
+Each file has a function `prepare(source, destination, *, seed=0, ...)` that writes `destination/<site>/dataset.json`.
+`omnifm prepare NAME` runs it: the module's first line and the "Args" of the docstring become the text of `--help`, and
+the signature becomes the arguments and options.  Only the first line of each entry under "Args" is shown.
+
+Files that start with an underscore are shared helpers: `_source` reads the data set's own files and counts what is
+left out, `_sites` distributes the cases over sites and writes them, `_questions` does both for questions about images.
 """
 
 import importlib
@@ -11,12 +14,16 @@ from types import ModuleType
 
 
 def names() -> tuple[str, ...]:
-    """Every importer there is, in alphabetical order."""
+    """The names of all importers, in alphabetical order.
+
+    >>> "medmnist" in names()
+    True
+    """
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
 def load(name: str) -> ModuleType:
-    """The importer's module; call its `prepare`.
+    """Import one importer; the caller then calls its `prepare`.
 
     Raises:
         ValueError: there is no importer of this name.

@@ -1,10 +1,10 @@
-"""From a data set's cases to one folder per site: deal, split, link, write."""
+"""Distribute a data set's cases over sites and splits, and write one folder per site."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from omnifm.data.items import Item
 from omnifm.data.partition import PARTITIONS, deal, split_sites
@@ -17,16 +17,16 @@ MAX_SITES = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """One item of a data set before it goes to a site.
+    """One case of a data set, before it is assigned to a site.
 
     Attributes:
-        item: as it will stand in dataset.json, without "modality".
-        patient: whom it belongs to, or what else must not be cut apart (an image and its questions).
+        item: the case as it will stand in dataset.json, without "modality".
+        patient: the patient, or whatever must stay in one split (for example an image with all its questions).
         modality: DICOM code.
-        label: what a Dirichlet partition skews.
-        files: path in the site's folder -> the source's file.
-        home: the data set's own site it comes from; "" where it has none.
-        split: "training", "validation" or "test" where the data set says so.
+        label: the property that the partition "dirichlet" distributes unevenly.
+        files: path inside the site's folder -> file of the source.
+        home: the institution (or subset) of the data set that the case comes from; "" if it has none.
+        split: "training", "validation" or "test" if the data set has an official split; otherwise "".
     """
 
     item: Item
@@ -40,15 +40,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """How cases become sites; every importer offers these options.
+    """How cases become sites.  Every importer offers these options.
 
     Attributes:
         partition: one of `partition.PARTITIONS`.
-        sites: number of sites of "dirichlet" and "count"; None is the usual one.
-        gamma: skew of "dirichlet", > 0; None is 0.5.
-        seed: of the partition and of the splits.
-        first: number of the first site, so that several data sets can share a destination.
-        usual: number of sites where none is named.
+        sites: number of sites, 1 to `MAX_SITES`, for "dirichlet" and "count" only; None means `usual`.
+        gamma: for "dirichlet" only, > 0: small values make the sites very different; None means 0.5.
+        seed: random seed of the partition and of the splits, >= 0.
+        first: number of the first site, 1 to `MAX_SITES`; lets several data sets share one destination.
+        usual: the importer's own default for `sites`.
+
+    Raises:
+        ValueError: a value is out of range, or an option does not belong to the partition.
     """
 
     partition: str
@@ -66,61 +69,69 @@ class Plan:
         if not self.skew > 0 or self.seed < 0:
             raise ValueError(f"gamma must be > 0 and seed >= 0; got {self.skew} and {self.seed}")
         if self.sites is not None and self.partition not in ("dirichlet", "count"):
-            raise ValueError(f"sites must go with the partition dirichlet or count; got {self.partition!r}")
+            raise ValueError(f"sites can only be set for the partitions dirichlet and count; got {self.partition!r}")
         if self.gamma is not None and self.partition != "dirichlet":
-            raise ValueError(f"gamma must go with the partition dirichlet; got {self.partition!r}")
+            raise ValueError(f"gamma can only be set for the partition dirichlet; got {self.partition!r}")
 
     @property
     def num_sites(self) -> int:
-        """Number of sites of "dirichlet" and "count"."""
+        """Number of sites for "dirichlet" and "count"."""
         return self.usual if self.sites is None else self.sites
 
     @property
     def skew(self) -> float:
-        """Gamma of "dirichlet"."""
+        """Gamma for "dirichlet"."""
         return 0.5 if self.gamma is None else self.gamma
 
 
+class Head(TypedDict):
+    """The entries of dataset.json that all sites of a data set share."""
+
+    name: str
+    labels: NotRequired[dict[str, str]]
+    """Label value or class number (as text) -> name."""
+
+
 def read_files(case: Case) -> None:
-    """Read a case's images and drop them.
+    """Read all images of a case, to see whether they can be read.
 
     Raises:
-        RefusedImage: one cannot be read.
+        RefusedImage: an image is missing or cannot be read.
     """
     for file in case.files.values():
-        if not file.is_file():  # a data set without its images costs thousands of these
+        if not file.is_file():  # cheaper than starting the reader: a data set without its images has thousands of these
             raise RefusedImage("missing_file", "image file must exist and be a regular file; it is not")
         read_volume(file)
 
 
 Fill = Callable[[Path, Sequence[Case]], list[Item]]
+"""Writes the files of cases into a site's folder and returns the cases' items, in the same order."""
 
 
 def link_files(folder: Path, cases: Sequence[Case]) -> list[Item]:
-    """Give the cases' files a place in the site's folder; returns their items."""
-    for target, file in {target: file for case in cases for target, file in case.files.items()}.items():
+    """Link (or copy) the files of the cases into a site's folder; returns the cases' items."""
+    files = {target: file for case in cases for target, file in case.files.items()}
+    for target, file in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(file, folder / target)
     return [dict(case.item) for case in cases]
 
 
-def write_sites(
-    destination: Path, plan: Plan, cases: Sequence[Case], head: Mapping[str, Any], fill: Fill = link_files
-) -> None:
-    """Write `site-<first>`, `site-<first + 1>`, ...; each is written whole or not at all.
+def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head, fill: Fill = link_files) -> None:
+    """Write the folders `site-<first>`, `site-<first + 1>`, ...; each is written completely or not at all.
 
     Args:
-        destination: folder for the sites; made if needed.
-        plan: of the sites.
+        destination: folder for the sites; created if it does not exist.
+        plan: how cases become sites.
         cases: at least one.
-        head: of dataset.json: "name" and "labels"; "modality" is each site's most frequent one.
-        fill: writes a site's files and returns the cases' items, in their order.
+        head: the shared entries of dataset.json.  "modality" is added: the most frequent one of each site.
+        fill: writes the files of a site.
 
     Raises:
-        ValueError: a site is already there, the cases do not fit the plan, a site has no case to train on, or two
-            files of the source would take one place.
+        ValueError: a site folder already exists, the cases do not fit the plan, a site has no training case, or two
+            files of the source would be written to the same path.
     """
-    _check_places(cases)
+    _reject_shared_paths(cases)
     patients = [case.patient for case in cases]
     sites = deal(
         plan.partition,
@@ -135,42 +146,45 @@ def write_sites(
     names = [f"site-{number}" for number, _ in enumerate(sites, plan.first)]
     for name in names:
         if (destination / name).exists():
-            raise ValueError(f"destination must not hold {name!r} yet; it does")
+            raise ValueError(already_there(name))
     splits, num_cut = split_sites(sites, patients, [case.split for case in cases], plan.seed)
     if num_cut:
-        print(f"the official split cuts through {num_cut} patients or images: dealt anew, each in one split")
+        print(f"the official split puts {num_cut} patients or images into several splits: a new split is made")
     for name, split in zip(names, splits, strict=True):
         if not split["training"]:
-            raise ValueError(f"{name!r} must have a case to train on; it has none: take another seed or fewer sites")
+            raise ValueError(f"{name!r} must have a training case; it has none: try another seed or fewer sites")
     for name, split in zip(names, splits, strict=True):
         _write_site(destination / name, cases, split, head, fill)
 
 
-def _check_places(cases: Sequence[Case]) -> None:
-    files = {placed for case in cases for placed in case.files.items()}  # questions share their image
-    num_places = len({target for target, _ in files})
-    if num_places < len(files):
+def already_there(site: str) -> str:
+    """The message that refuses to overwrite a site folder."""
+    return f"destination must not hold {site!r} yet; it does: remove it or choose another destination"
+
+
+def _reject_shared_paths(cases: Sequence[Case]) -> None:
+    files = {placed for case in cases for placed in case.files.items()}  # a set: several questions share one image
+    num_paths = len({target for target, _ in files})
+    if num_paths < len(files):
         rule = "source must hold each image once: keep one copy of the data set"
-        raise ValueError(f"{rule}; {len(files) - num_places} of {len(files)} have the place of another")
+        raise ValueError(f"{rule}; {len(files) - num_paths} of {len(files)} images have the path of another image")
 
 
-def _write_site(
-    site: Path, cases: Sequence[Case], split: Mapping[str, Sequence[int]], head: Mapping[str, Any], fill: Fill
-) -> None:
-    mine = {part: [cases[i] for i in indices] for part, indices in split.items()}
-    everyone = [case for part in mine.values() for case in part]
-    modality = Counter(case.modality for case in everyone).most_common(1)[0][0]
-    homes = {case.home for case in everyone}
-    home = f", {homes.pop()}" if len(homes) == 1 and "" not in homes else ""
-    content = {**head, "name": head["name"] + home, "modality": {"0": modality}}
+def _write_site(site: Path, cases: Sequence[Case], split: Mapping[str, Sequence[int]], head: Head, fill: Fill) -> None:
+    own = {part: [cases[i] for i in indices] for part, indices in split.items()}
+    all_own = [case for part in own.values() for case in part]
+    modality = Counter(case.modality for case in all_own).most_common(1)[0][0]
+    homes = {case.home for case in all_own}
+    ending = f", {homes.pop()}" if len(homes) == 1 and "" not in homes else ""
+    content: dict[str, object] = {**head, "name": head["name"] + ending, "modality": {"0": modality}}
     try:
         with new_folder(site) as folder:
-            items = iter(fill(folder, everyone))
-            for part, own in mine.items():
-                content[part] = [_with_modality(next(items), case.modality, modality) for case in own]
+            items = iter(fill(folder, all_own))
+            for part, part_cases in own.items():
+                content[part] = [_with_modality(next(items), case.modality, modality) for case in part_cases]
             write_datalist(folder, content)
     except FileExistsError:
-        raise ValueError(f"destination must not hold {site.name!r} yet; it does") from None
+        raise ValueError(already_there(site.name)) from None
 
 
 def _with_modality(item: Item, own: str, of_site: str) -> Item:

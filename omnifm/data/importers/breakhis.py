@@ -1,9 +1,9 @@
-"""BreakHis: breast tumour histology in eight types, for super-resolution (the label is its type).
+"""BreakHis: microscope images of eight types of breast tumour, for super-resolution (the label is the type).
 
-Source layout: `BreaKHis_v1/histology_slides/breast/{benign,malignant}/SOB/<type>/<slide>/<magnification>X/*.png`;
-only the names count (SOB_B_TA-14-4659-40-001.png: benign, tubular adenoma, slide 14-4659, 40X, image 1), so any
-folder of such files will do, crops with a suffix _x<column>_y<row> too.  Spanhol et al. 2016,
-doi 10.1109/TBME.2015.2496264.
+Source layout: `BreaKHis_v1/histology_slides/breast/{benign,malignant}/SOB/<type>/<slide>/<magnification>X/*.png`.
+Only the file names are used (SOB_B_TA-14-4659-40-001.png: benign, tubular adenoma, slide 14-4659, 40X, image 1), so any
+folder with such files will do.  Crops whose names end in _x<column>_y<row> are accepted too.
+Spanhol et al. 2016, doi 10.1109/TBME.2015.2496264.
 """
 
 import re
@@ -37,23 +37,25 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write sites split 60/20/20 by patient.  "natural" is one site: BreakHis comes from one laboratory.
+    """Write sites with the patients split 60/20/20 into training, validation and test.
 
-    A slide's letters (22549AB, 22549CD) name parts of one patient's biopsy, and some patients have two tumour types:
-    the number alone is the patient.
+    The partition "natural" gives one site, because all BreakHis images come from one laboratory.  The number in a
+    slide's name identifies the patient.  Its letters (22549AB, 22549CD) only name parts of the biopsy, and some
+    patients have two tumour types, so neither is used to tell patients apart.
 
     Args:
-        source: BreakHis' folder, or any folder with its images.
-        destination: folder for the sites; made if needed.
-        seed: of the partition and the splits.
-        magnification: 40, 100, 200 or 400; images of other magnifications are left alone.
-        partition: natural (one site), dirichlet (skewed tumour types), modality (one site) or count (alike).
-        sites: number of sites of dirichlet and count, 4 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        source: folder of BreakHis, or any folder with its images.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
+        magnification: 40, 100, 200 or 400; images of other magnifications are not used.
+        partition: natural (one site), dirichlet (uneven tumour types), modality (one site) or count (similar sites).
+        sites: number of sites for dirichlet and count; 4 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, the source is not BreakHis, or a site is already there.
+        ValueError: an option is out of range, the source holds no BreakHis images, too many images cannot be read,
+            or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first, usual=4)
     if magnification not in MAGNIFICATIONS:
@@ -71,11 +73,12 @@ def prepare(
 
 
 def _case(source: Path, file: Path) -> tuple[int, Case] | None:
-    """(magnification, case), or None for a name that is not BreakHis'."""
+    """(magnification, case), or None if the file name is not one of BreakHis."""
     match = NAME.fullmatch(file.name)
     if match is None or match[2] not in TYPES or TYPES[match[2]][0] != match[1].lower():
         return None
     target = f"images/{file.relative_to(source).as_posix()}"
-    label, patient = list(TYPES).index(match[2]), f"{match[3]}-{match[4]}"
+    label = list(TYPES).index(match[2])
+    patient = f"{match[3]}-{match[4]}"
     item = {"image": target, "label": label, "patient": patient}
     return int(match[5]), Case(item, patient, "SM", label, {target: file})

@@ -1,26 +1,30 @@
-"""The embedded synthetic demo data, written out as a federation (no source needed)."""
+"""Synthetic demo data, written as the site folders of a federation; no source is needed."""
 
 from pathlib import Path
 
 from omnifm.data.demo import make_site
+from omnifm.data.importers._sites import already_there
+
+MAX_SITES = 100
 
 
 def prepare(destination: Path, *, seed: int = 0, task: str = "segmentation", sites: int = 2) -> None:
-    """Write `site-1` ... `site-K` of demo data.
+    """Write demo data for `site-1`, `site-2`, ...
 
     Args:
-        destination: folder for the sites; made if needed.
-        seed: another seed gives other cases and other sites.
-        task: a task with demo data.
-        sites: how many, 1 to 100.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed; another seed gives other cases and other differences between the sites.
+        task: name of a task that has demo data, for example segmentation or classification.
+        sites: number of sites, 1 to 100.
 
     Raises:
-        ValueError: an option is out of range, or a site is already there.
+        ValueError: an option is out of range, or a site folder already exists.
     """
-    if not 1 <= sites <= 100:
-        raise ValueError(f"sites must be a whole number, 1 to 100; got {sites!r}")
+    if not 1 <= sites <= MAX_SITES:
+        raise ValueError(f"sites must be a whole number, 1 to {MAX_SITES}; got {sites!r}")
     for number in range(1, sites + 1):
+        site = f"site-{number}"
         try:
-            make_site(task, f"site-{number}", destination / f"site-{number}", seed)
+            make_site(task, site, destination / site, seed)
         except FileExistsError:
-            raise ValueError(f"destination must not hold 'site-{number}' yet; it does") from None
+            raise ValueError(already_there(site)) from None

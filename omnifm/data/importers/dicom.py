@@ -1,9 +1,10 @@
-"""A folder tree of DICOM, as a PACS exports it: one site, its series paired with their SEG, RTSTRUCT or NIfTI masks.
+"""A DICOM export of a PACS: one site, its series with their masks (SEG, RTSTRUCT or NIfTI).
 
-Files are grouped by series whatever their folders and names.  Folders and files of the result are named by salted
-digests; the salt stays beside them in `.omnifm-salt`, readable by its owner only, and links a patient who comes again.
-The split follows seed and salt: nothing else about a patient may order them, and a copy of the salt in another
-destination gives the same split there.
+Files are grouped by series; their folders and names do not matter.  In the result, patients and series are named by
+salted digests (hashes made with a secret, the salt).  The salt is stored in the destination as `.omnifm-salt`, readable
+by its owner only.  With the same salt a patient gets the same name in a later export.  The split depends on the seed
+and the salt only, so that it reveals nothing about the patients.  To get the same split in another destination, copy
+the salt there first.
 """
 
 import hashlib
@@ -14,15 +15,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from tqdm import tqdm
 
+from omnifm.data.importers._sites import already_there
 from omnifm.data.items import MODALITY
 from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
+from omnifm.records import Json
 from omnifm.state import write_atomic
 
 SALT_FILE = ".omnifm-salt"
@@ -30,25 +33,38 @@ SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 Labels = dict[int, str]
 
 
+class Selection(NamedTuple):
+    """Which series are prepared; an empty text selects everything (for `exclude`: excludes nothing)."""
+
+    modality: str
+    description: str
+    exclude: str
+
+
 @dataclass
 class Series:
-    """One series found in the tree."""
+    """One series of the export."""
 
     modality: str
     study: str
     patients: set[str] = field(default_factory=set)
-    """One in the end, or several where the headers contradict each other."""
+    """Digests of the patients that its headers name; more than one means that the headers contradict each other."""
     files: list[tuple[str, Path]] = field(default_factory=list)
-    """With the instance that each says it is."""
+    """(instance, file): the header of each file says which instance of the series it is."""
     labels: list[Path] = field(default_factory=list)
-    """SEG and RTSTRUCT objects that name this series as their image."""
+    """SEG and RTSTRUCT objects that refer to this series."""
     sections: bool = False
-    """Whether its files are slices, of which one may be missing."""
+    """Whether its files are slices, so that a missing file would leave a gap in the volume."""
     wanted: bool = False
+    """Whether at least one file matches the selection; then all are used, because part of a series is no volume."""
     excluded: bool = False
-    """What one file of it says of both counts for all: a part of a series is no volume."""
-    whole: bool = True
-    """False for slices beside a file that cannot be read: it may be one of them."""
+    """Whether at least one file matches `exclude`; then none is used."""
+    complete: bool = True
+    """False if a file in the folder of its slices cannot be read: that file may be one of the slices."""
+
+
+Index = dict[str, Series]
+"""Digest of a series -> the series."""
 
 
 def prepare(
@@ -63,30 +79,32 @@ def prepare(
     labels: str = "",
     mask: str = "",
 ) -> None:
-    """Write one site, split 60/20/20 by patient; what cannot be read or has no mask is counted and left out.
+    """Write one site with the patients split 60/20/20 into training, validation and test.
 
-    A patient is a PatientID whatever its issuer: two people of two issuers who share a number stay in one split.
-    A file that should be DICOM and cannot be read may be a slice of any volume in its folder: they are left out with
-    it, until it is mended or taken away.
+    Series that cannot be read or have no mask are left out and counted.  Two patients with the same PatientID from
+    different issuers count as one patient, so that they are in one split.  If a file that should be DICOM cannot be
+    read, it may be a slice of any series in its folder.  All series with slices in that folder are then left out, until
+    the file is repaired or removed.
 
     Args:
-        source: folder tree with DICOM files in any order.
-        destination: folder for the site; made if needed.
-        seed: of the split, with the destination's salt: another salt splits otherwise.
+        source: folder of the DICOM export; files may lie in any subfolder.
+        destination: folder in which the site folder is written; it is created if it does not exist.
+        seed: random seed of the split; another seed, or another salt in the destination, gives another split.
         site: name of the site's folder: letters, digits, _ and -.
-        modality: DICOM code such as MR or CT that a series must have; empty takes all.
-        description: pattern that a series' description or protocol must hold, e.g. "t1.*(gd|post)"; empty takes all.
-        exclude: pattern that it must not hold.
-        labels: names of structures or segments, e.g. "liver,tumour" for values 1 and 2; empty prepares images only.
-        mask: name of a NIfTI mask in a series' own folder, used where no SEG or RTSTRUCT is wanted.
+        modality: DICOM code such as MR or CT; only series of this modality are used. Empty: all.
+        description: regular expression in a series' description or protocol, e.g. "t1.*(gd|post)". Empty: all.
+        exclude: regular expression; series with it in their description or protocol are not used. Empty: none.
+        labels: names of segments or structures, "liver,tumour" for mask values 1 and 2. Empty: images only.
+        mask: file name of a NIfTI mask in each series' own folder, to use instead of SEG or RTSTRUCT.
 
     Raises:
-        ValueError: an option is wrong, the site is already there, or nothing usable is found.
+        ValueError: an option is wrong, the site folder already exists, or no series can be used.
     """
-    _check(source, site, modality, (description, exclude), mask, labels)
-    meanings: Labels = dict(enumerate(["background", *[name.strip() for name in labels.split(",")]])) if labels else {}
+    selection = Selection(modality, description, exclude)
+    _check(source, site, selection, mask, labels)
+    meanings = dict(enumerate(["background", *(name.strip() for name in labels.split(","))])) if labels else {}
     left_out: Counter[str] = Counter()
-    found = _index(source, _salt(destination), (modality, description, exclude), left_out)
+    found = _index(source, _salt(destination), selection, left_out)
     try:
         with new_folder(destination / site) as folder:
             items = _write_all(folder, found, meanings, mask, left_out)
@@ -95,18 +113,18 @@ def prepare(
                 raise ValueError(f"source must hold a usable series; {len(found)} matched, left out: {counts}")
             _write_list(folder, items, meanings, seed)
     except FileExistsError:
-        raise ValueError(f"destination must not hold {site!r} yet; it does") from None
+        raise ValueError(already_there(site)) from None
     print(f"{len(items)} of {len(found)} matching series prepared; left out: {counts}")
 
 
-def _check(source: Path, site: str, modality: str, patterns: Sequence[str], mask: str, labels: str) -> None:
+def _check(source: Path, site: str, selection: Selection, mask: str, labels: str) -> None:
     if not source.is_dir():
         raise ValueError("source must be an existing folder; it is not")
     if not SITE.fullmatch(site):
         raise ValueError(f"site must be 1 to 64 letters, digits, _ or -; got {site!r}")
-    if modality and not MODALITY.fullmatch(modality):
-        raise ValueError(f"modality must be a DICOM code such as MR; got {modality!r}")
-    for pattern in patterns:
+    if selection.modality and not MODALITY.fullmatch(selection.modality):
+        raise ValueError(f"modality must be a DICOM code such as MR; got {selection.modality!r}")
+    for pattern in (selection.description, selection.exclude):
         try:
             re.compile(pattern)
         except re.error as error:
@@ -114,14 +132,14 @@ def _check(source: Path, site: str, modality: str, patterns: Sequence[str], mask
     if mask and (Path(mask).name != mask or not mask.endswith((".nii", ".nii.gz"))):
         raise ValueError(f"mask must be the plain name of a NIfTI file; got {mask!r}")
     if mask and not labels:
-        raise ValueError("labels must name what the mask's values mean; got none")
+        raise ValueError("labels must name what the mask's values mean; got none: add --labels")
 
 
 def _salt(destination: Path) -> str:
-    """The site's secret, made on first use; hexadecimal."""
+    """The destination's secret, 64 hexadecimal digits; created at the first import."""
     destination.mkdir(parents=True, exist_ok=True)
     file = destination / SALT_FILE
-    if not file.exists() or file.stat().st_size == 0:  # earlier versions left it empty when they were killed
+    if not file.exists() or file.stat().st_size == 0:  # earlier versions could leave it empty
         write_atomic(file, secrets.token_hex(32).encode())
     text = file.read_text().strip()
     if not re.fullmatch(r"[0-9a-f]{64}", text):
@@ -129,16 +147,15 @@ def _salt(destination: Path) -> str:
     return text
 
 
-def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Counter[str]) -> dict[str, Series]:
-    """Every matching series of the tree, its labels attached."""
-    found: dict[str, Series] = {}
+def _index(source: Path, salt: str, selection: Selection, left_out: Counter[str]) -> Index:
+    """The selected series of the export, with the SEG and RTSTRUCT objects that refer to them."""
+    found: Index = {}
     labels: list[tuple[Path, list[str]]] = []
-    keys: dict[str, Any] = dict(zip(("modality", "description", "exclude"), wanted, strict=True))
     files = sorted(file for file in source.rglob("*") if file.is_symlink() or not file.is_dir())
     unread: set[Path] = set()
     for file in tqdm(files, unit="file", desc="indexing", disable=None):
         try:
-            facts, _ = READER.ask(file, what="header", max_bytes=MAX_BYTES, salt=salt, **keys)
+            facts, _ = READER.ask(file, what="header", max_bytes=MAX_BYTES, salt=salt, **selection._asdict())
         except RefusedImage as refusal:
             left_out[f"file {refusal.reason}"] += 1
             unread.add(file.parent)
@@ -147,37 +164,43 @@ def _index(source: Path, salt: str, wanted: tuple[str, str, str], left_out: Coun
             labels.append((file, facts["refers"]))
         elif facts["kind"] == "image":
             series = found.setdefault(facts["series"], Series(facts["modality"], facts["study"]))
-            series.patients |= {facts["patient"]} - {""}
-            series.files.append((facts["instance"], file))
-            series.sections |= facts["section"]
-            series.wanted |= facts["wanted"]
-            series.excluded |= facts["excluded"]
-    _name_by_study(found)
+            _add(series, file, facts)
+    _add_missing_patients(found)
     found = {name: series for name, series in found.items() if series.wanted and not series.excluded}
     for file, refers in labels:
         for name in set(refers) & found.keys():
             found[name].labels.append(file)
     for series in found.values():
-        series.whole = not (series.sections and unread & {file.parent for _, file in series.files})
+        series.complete = not (series.sections and unread & {file.parent for _, file in series.files})
     return found
 
 
-def _name_by_study(found: dict[str, Series]) -> None:
-    """Give series without a PatientID their study's, or the study itself: nobody may be in two splits."""
+def _add(series: Series, file: Path, facts: Json) -> None:
+    """Add one file to its series; `facts` are what the reader found in its header."""
+    series.patients |= {facts["patient"]} - {""}
+    series.files.append((facts["instance"], file))
+    series.sections |= facts["section"]
+    series.wanted |= facts["wanted"]
+    series.excluded |= facts["excluded"]
+
+
+def _add_missing_patients(found: Index) -> None:
+    """Give a series without PatientID the patient of its study, or the study itself as its patient.
+
+    Otherwise the images of one patient could be in two splits.
+    """
     named = {series.study: patient for series in found.values() for patient in series.patients}
     for series in found.values():
         if not series.patients:
             series.patients = {named.get(series.study, series.study)}
 
 
-def _write_all(
-    folder: Path, found: dict[str, Series], labels: Labels, mask: str, left_out: Counter[str]
-) -> list[dict[str, Any]]:
-    """Write the series that can be read; returns their items."""
+def _write_all(folder: Path, found: Index, labels: Labels, mask: str, left_out: Counter[str]) -> list[dict[str, str]]:
+    """Write the series that can be read, and count the others; returns the items of dataset.json."""
     items = []
     for name, series in tqdm(sorted(found.items()), unit="series", desc="reading", disable=None):
-        if not series.whole:
-            left_out["series beside a file left out"] += 1
+        if not series.complete:
+            left_out["series beside an unreadable file"] += 1
             continue
         try:
             items.append(_write_series(folder, name, series, labels, mask))
@@ -187,8 +210,8 @@ def _write_all(
     return items
 
 
-def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask: str) -> dict[str, Any]:
-    """Link one series into the site and read it as training will."""
+def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask: str) -> dict[str, str]:
+    """Link one series into the site's folder and read it as training will; returns its item."""
     if len(series.patients) > 1:
         raise RefusedImage("corrupt", f"a series must be of one patient; got {len(series.patients)}")
     target = folder / "images" / name
@@ -209,9 +232,10 @@ def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask:
 
 
 def _distinct(files: Sequence[tuple[str, Path]]) -> list[Path]:
-    """The files without copies of one: an instance exported twice counts once.
+    """The files without exact copies: an instance that was exported twice is used once.
 
-    Of an instance whose files differ all are kept, for the reader to judge: some anonymisers call all slices the same.
+    Files with the same instance but different content are all kept, and the reader decides about them: some
+    anonymisers give all slices the same instance.
     """
     counts = Counter(instance for instance, _ in files)
     kept: dict[tuple[str, str], Path] = {}
@@ -227,6 +251,11 @@ def _digest_of(file: Path) -> str:
 
 
 def _label_of(series: Series, mask: str) -> Path:
+    """The only mask of a series.
+
+    Raises:
+        RefusedImage: there is none, or more than one.
+    """
     if mask:
         folders = {file.parent for _, file in series.files}
         found = [folder / mask for folder in sorted(folders) if (folder / mask).is_file()]
@@ -234,15 +263,15 @@ def _label_of(series: Series, mask: str) -> Path:
         found = series.labels
     if len(found) != 1:
         kind = "NIfTI mask" if mask else "SEG or RTSTRUCT"
-        raise RefusedImage(
-            "missing_label" if not found else "several_labels", f"a series must have one {kind}; got {len(found)}"
-        )
+        reason = "several_labels" if found else "missing_label"
+        raise RefusedImage(reason, f"a series must have one {kind}; got {len(found)}")
     return found[0]
 
 
-def _write_list(folder: Path, items: list[dict[str, Any]], labels: Labels, seed: int) -> None:
+def _write_list(folder: Path, items: list[dict[str, str]], labels: Labels, seed: int) -> None:
     modality = Counter(item["modality"] for item in items).most_common(1)[0][0]
-    content: dict[str, Any] = {"name": "DICOM export", "modality": {"0": modality}}
-    content |= {"labels": {str(value): name for value, name in labels.items()}} if labels else {}
+    content: dict[str, object] = {"name": "DICOM export", "modality": {"0": modality}}
+    if labels:
+        content["labels"] = {str(value): name for value, name in labels.items()}
     parts = three_way([item["patient"] for item in items], seed)
     write_datalist(folder, content | {split: [items[i] for i in part] for split, part in parts.items()})

@@ -1,19 +1,20 @@
-"""FeTS 2022: enhancing tumour on T1ce, one site per institution of one of the paper's four groups.
+"""FeTS 2022: enhancing tumour on T1ce MR scans, one site per institution of one of the paper's four groups.
 
-Source layout: `partitioning_1.csv` (Partition_ID, Subject_ID) and, per subject,
+Source layout: `partitioning_1.csv` (columns Partition_ID and Subject_ID) and, for each subject,
 `FeTS2022_XXXXX/FeTS2022_XXXXX_{t1ce,seg}.nii.gz`.
-Groups: arXiv 2603.21660, section 4.4 ("Group 1: clients 2-10; Group 2: 11-15, 17; Group 3: 19-23; Group 4:
-19, 22, 23"); we read "client" as Partition_ID of `partitioning_1.csv`, the split by institution.
+The groups are those of arXiv 2603.21660, section 4.4 ("Group 1: clients 2-10; Group 2: 11-15, 17; Group 3: 19-23;
+Group 4: 19, 22, 23").  We assume that the paper's "client" is the Partition_ID of `partitioning_1.csv`, which divides
+the data by institution.
 """
 
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 
+from omnifm.data.importers._sites import already_there
 from omnifm.data.importers._source import report_left_out
 from omnifm.data.partition import three_way
 from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
@@ -27,25 +28,28 @@ GROUPS: dict[int, tuple[int, ...]] = {
 }
 PARTITION = "partitioning_1.csv"
 ENHANCING = 4
+"""Value of the enhancing tumour in FeTS' masks."""
 SEGMENTATION_VALUES = dict.fromkeys(range(5), "")
+"""The values that FeTS' masks may hold, as `read_label` takes them; their names are not needed."""
 SUBJECT = re.compile(r"FeTS2022_\d{5}")
 
 
 def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -> None:
-    """Write `site-1`, `site-2`, ... in order of Partition_ID, each split 60/20/20 by patient.
+    """Write `site-1`, `site-2`, ... in the order of Partition_ID, each with its patients split 60/20/20.
 
-    Images are linked (copied where the disk cannot); masks are made anew: 1 = enhancing tumour, 0 = all else.
-    A subject that cannot be read is left out, and counted; above 5 % of an institution's the importer stops.
+    Images are linked, or copied if the disk does not support links.  Masks are written anew: 1 is enhancing tumour, 0
+    is everything else.  A subject that cannot be read is left out and counted.  The importer stops if more than 5 % of
+    an institution's subjects cannot be read.
 
     Args:
-        source: FeTS 2022's folder.
-        destination: folder for the sites; made if needed.
-        seed: of the split.
-        group: 1 to 4; institutions of the group that the CSV does not list are left out.
+        source: folder of FeTS 2022.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed of the splits; the same seed gives the same splits.
+        group: group of institutions in the paper, 1 to 4; those that the CSV file does not list are left out.
 
     Raises:
-        ValueError: the source is not laid out like FeTS 2022, too many subjects cannot be read, or a site is
-            already there.
+        ValueError: the group is unknown, the source does not have FeTS 2022's layout, too many subjects cannot be
+            read, or a site folder already exists.
     """
     if group not in GROUPS:
         raise ValueError(f"group must be one of {list(GROUPS)}; got {group!r}")
@@ -55,22 +59,24 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -
         wanted = f"an institution of group {group}, {list(GROUPS[group])}"
         raise ValueError(f"{PARTITION} must list {wanted}; got {sorted(institutions)}")
     for number, institution in enumerate(members, start=1):
+        site = f"site-{number}"
         try:
-            with new_folder(destination / f"site-{number}") as folder:
+            with new_folder(destination / site) as folder:
                 _write_site(source, folder, institutions[institution], f"institution {institution}", seed)
         except FileExistsError:
-            raise ValueError(f"destination must not hold 'site-{number}' yet; it does") from None
+            raise ValueError(already_there(site)) from None
 
 
 def _institutions(source: Path) -> dict[int, list[str]]:
-    """Partition_ID -> its subjects, in the file's order."""
+    """Partition_ID -> its subjects, in the order of the CSV file."""
     file = source / PARTITION
     if not file.is_file():
         raise ValueError(f"source must be FeTS 2022's folder with {PARTITION}; it has none")
     institutions: dict[int, list[str]] = {}
     with file.open(newline="", encoding="utf-8-sig") as text:
         for line, row in enumerate(csv.DictReader(text), start=2):
-            number, subject = row.get("Partition_ID") or "", row.get("Subject_ID") or ""
+            number = row.get("Partition_ID") or ""
+            subject = row.get("Subject_ID") or ""
             if not number.isdecimal() or not SUBJECT.fullmatch(subject):
                 rule = "must hold a whole Partition_ID and a Subject_ID like FeTS2022_00001"
                 raise ValueError(f"line {line} of {PARTITION} {rule}; it does not")
@@ -85,14 +91,15 @@ def _institutions(source: Path) -> dict[int, list[str]]:
 def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed: int) -> None:
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
-    items, reasons = [], []
+    items = []
+    reasons = []
     for subject in subjects:
         try:
             items.append(_write_case(source / subject, folder, subject))
         except RefusedImage as refusal:
             reasons.append(refusal.reason)
     report_left_out(f"subjects of {name}", len(subjects), reasons)
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "name": "FeTS 2022, enhancing tumour on T1ce",
         "modality": {"0": "MR"},
         "labels": {"0": "background", "1": "enhancing tumour"},
@@ -103,6 +110,7 @@ def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed
 
 
 def _write_case(case: Path, folder: Path, subject: str) -> dict[str, str]:
+    """Link the scan of one subject and write its mask; returns its item."""
     scan = case / f"{subject}_t1ce.nii.gz"
     image = read_volume(scan)
     tumour = read_label(case / f"{subject}_seg.nii.gz", image, SEGMENTATION_VALUES)

@@ -1,7 +1,7 @@
-"""A folder of your own: images/ and labels/ with equal names, or one folder per class.
+"""Your own data: a folder with images/ and labels/ (masks of the same names), or with one folder per class.
 
-Source layouts: `images/a.nii.gz` with the mask `labels/a.nii.gz` or `labels/a.png` (segmentation), or
-`<class>/a.png` (classification).  Images are single files: NIfTI, DICOM, PNG, JPEG, TIFF or BMP.
+Source layouts: `images/a.nii.gz` with the mask `labels/a.nii.gz` or `labels/a.png` (for segmentation), or
+`<class>/a.png` (for classification).  Each image is a single file: NIfTI, DICOM, PNG, JPEG, TIFF or BMP.
 """
 
 import re
@@ -16,7 +16,7 @@ from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import read_label, read_volume
 
 BOOKKEEPING = ("thumbs.db", "desktop.ini")
-"""What Windows leaves in a folder of images."""
+"""Files that Windows adds to a folder of images, in lower case."""
 ENDINGS = (".nii.gz", ".nii", ".dcm", *SUFFIXES)
 
 
@@ -33,68 +33,74 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write sites split 60/20/20 by patient.
+    """Write sites with the patients split 60/20/20 into training, validation and test.
 
-    Names of files may be names of people, so none is kept: an image becomes `images/<n>`, its patient `p<m>`, numbered
-    in the alphabetical order of all images and patients in the source; that order is how you find one again.  What
-    stands in the files themselves (a DICOM header) is left as it is.
+    File names may contain the names of patients, so they are not kept: an image becomes `images/<n>` and its patient
+    `p<m>`.  The numbers follow the alphabetical order of all images and patients in the source, so that you can find an
+    image again.  The content of the files (for example a DICOM header) is not changed.
 
     Args:
         source: folder with images/ and labels/, or with one folder per class.
-        destination: folder for the sites; made if needed.
-        modality: DICOM code of the images: MR, CT, US, CR, ...
-        labels: names with commas: meanings of the mask values 0, 1, 2, ..., or the names of the class folders.
-        seed: of the partition and the splits.
-        patient: regular expression whose first group, in every image's name, is the patient; else each name is one.
-        partition: natural and modality (one site), dirichlet (skewed classes) or count (alike).
-        sites: number of sites of dirichlet and count, 3 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        modality: DICOM code of all images: MR, CT, US, CR, ...
+        labels: names, separated by commas: of the mask values 0, 1, 2, ..., or of the class folders.
+        seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
+        patient: regular expression; its first group in a file name is the patient. Empty: each name is a patient.
+        partition: natural or modality (one site), dirichlet (uneven classes) or count (similar sites).
+        sites: number of sites for dirichlet and count; 3 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, the source has neither layout, names leave open whose an image or a
-            mask is, too many images are refused, or a site is already there.
+        ValueError: an option is out of range, the source has neither layout, the patient or the mask of an image is
+            not clear from its name, too many images cannot be read, or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     check_modality(modality, "modality")
     names = [name.strip() for name in labels.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"labels must be different names with commas between them; got {len(names)}")
+        raise ValueError(f"labels must be different names, separated by commas; got {len(names)} names")
     pattern = _pattern(patient)
     if (source / "images").is_dir() and (source / "labels").is_dir():
-        cases, read = _pairs(source, pattern, modality), _reader_of_pairs(dict(enumerate(names)))
+        cases = _pairs(source, pattern, modality)
+        read = _reader_of_pairs(dict(enumerate(names)))
     else:
-        cases, read = _classes(source, names, pattern, modality), read_files
+        cases = _classes(source, names, pattern, modality)
+        read = read_files
     kept = readable(cases, key=lambda case: str(case.item["image"]), read=read)
     head = {"name": "folder", "labels": {str(value): name for value, name in enumerate(names)}}
     write_sites(destination, plan, kept, head)
 
 
 def _pattern(patient: str) -> re.Pattern[str]:
+    """The compiled option `patient`; without it the whole file name is the patient."""
     try:
         pattern = re.compile(patient or "(.*)", re.DOTALL)
     except re.error:
-        pattern = re.compile("")
+        pattern = re.compile("")  # has no group: refused below
     if pattern.groups < 1:
         raise ValueError("patient must be a regular expression with a group, like '([0-9]+)_'; it is not")
     return pattern
 
 
 def _files(source: Path, folder: str) -> list[Path]:
+    """The files of a folder in alphabetical order, without hidden files."""
     names = sorted(file.name for file in (source / folder).iterdir())
     found = [name for name in names if not name.startswith(".") and name.lower() not in BOOKKEEPING]
     return [inside(source, f"{folder}/{name}", f"every file of {folder!r}") for name in found]
 
 
 def _stem(file: Path) -> tuple[str, str]:
-    """A file's name and its ending; "" for endings that no image has."""
+    """A file's name without its ending, and the ending; the ending is "" if it is not one of `ENDINGS`."""
     ending = next((end for end in ENDINGS if file.name.lower().endswith(end)), "")
     return (file.name[: -len(ending)], ending) if ending else (file.name, "")
 
 
 def _pairs(source: Path, pattern: re.Pattern[str], modality: str) -> list[Case]:
+    """The cases of the layout with images/ and labels/."""
     images = _files(source, "images")
-    patients, masks = _patients(images, pattern), _masks(source, images)
+    patients = _patients(images, pattern)
+    masks = _masks(source, images)
     cases = []
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         item = {
@@ -107,37 +113,42 @@ def _pairs(source: Path, pattern: re.Pattern[str], modality: str) -> list[Case]:
 
 
 def _masks(source: Path, images: list[Path]) -> list[Path]:
-    """Each image's mask: the file of its name, else the one that only differs in its ending; or a missing file.
+    """The mask of each image: the file with the same name, or else the one that differs only in its ending.
+
+    If there is no such file, the path of a missing file is returned, which is refused when it is read.
 
     Raises:
-        ValueError: an image's mask could be another image's, or one of several.
+        ValueError: a mask could belong to several images, or several masks to one image.
     """
     masks_of: dict[str, list[Path]] = {}
     for file in _files(source, "labels"):
         masks_of.setdefault(_stem(file)[0], []).append(file)
     num_images = Counter(_stem(image)[0] for image in images)
-    found, unsure = [], 0
+    found = []
+    num_unclear = 0
     for image in images:
-        stem, same = _stem(image)[0], source / "labels" / image.name
-        fitting = masks_of.get(stem, [])
-        if same in fitting or not fitting:
-            found.append(same)  # a missing one is refused when it is read
+        stem = _stem(image)[0]
+        same_name = source / "labels" / image.name
+        candidates = masks_of.get(stem, [])
+        if same_name in candidates or not candidates:
+            found.append(same_name)
         else:
-            found.append(fitting[0])
-            unsure += num_images[stem] > 1 or len(fitting) > 1
-    if unsure:
+            found.append(candidates[0])
+            num_unclear += num_images[stem] > 1 or len(candidates) > 1
+    if num_unclear:
         rule = "an image must share its whole name with a mask, or all but the ending with one mask and no other image"
-        raise ValueError(f"{rule}; {unsure} of {len(images)} do not")
+        raise ValueError(f"{rule}; {num_unclear} of {len(images)} do not")
     return found
 
 
 def _classes(source: Path, names: list[str], pattern: re.Pattern[str], modality: str) -> list[Case]:
+    """The cases of the layout with one folder per class."""
     folders = {file.name for file in source.iterdir() if file.is_dir()} if source.is_dir() else set()
     if folders != set(names):
         rule = "source must hold images/ and labels/, or exactly the folders that labels names"
-        raise ValueError(
-            f"{rule}; got {len(folders & set(names))} of {len(names)} and {len(folders - set(names))} others"
-        )
+        num_known = len(folders & set(names))
+        num_others = len(folders - set(names))
+        raise ValueError(f"{rule}; got {num_known} of {len(names)} and {num_others} others")
     images = [(image, label) for label, name in enumerate(names) for image in _files(source, name)]
     patients = _patients([image for image, _ in images], pattern)
     cases = []
@@ -152,7 +163,8 @@ def _patients(images: list[Path], pattern: re.Pattern[str]) -> dict[Path, str]:
     """Image -> "p1", "p2", ...
 
     Raises:
-        ValueError: a name has no patient in it: counted as one of its own, a patient could be in two splits.
+        ValueError: the pattern finds no patient in a name.  To count such an image as a patient of its own could put
+            one patient into two splits.
     """
     found = {image: pattern.search(image.name) for image in images}
     keys = {image: match[1] for image, match in found.items() if match and match[1]}
@@ -164,6 +176,8 @@ def _patients(images: list[Path], pattern: re.Pattern[str]) -> dict[Path, str]:
 
 
 def _reader_of_pairs(labels: dict[int, str]) -> Callable[[Case], None]:
+    """A function that reads the image and the mask of a case, to see whether they can be read."""
+
     def read(case: Case) -> None:
         image, mask = case.files.values()
         read_label(mask, read_volume(image), labels)

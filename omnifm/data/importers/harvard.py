@@ -1,7 +1,7 @@
-"""Harvard brain atlas pairs (CT-MRI, PET-MRI, SPECT-MRI), registered slices for image fusion.
+"""Harvard brain atlas: registered slice pairs (CT-MRI, PET-MRI, SPECT-MRI) for image fusion.
 
-Source layout: `<kind>/<CT|PET|SPECT>/<case><slice>.png` with its partner of the same name in `<kind>/MRI/`; the last
-three digits are the slice.  Images: the Whole Brain Atlas, www.med.harvard.edu/AANLIB.
+Source layout: `<kind>/<CT|PET|SPECT>/<case><slice>.png`, and the MR image of the same name in `<kind>/MRI/`.  The last
+three digits of a name are the slice.  Images: the Whole Brain Atlas, www.med.harvard.edu/AANLIB.
 """
 
 import re
@@ -25,23 +25,23 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write one site per kind of pair in alphabetical order, as arXiv 2603.21660, sec. 4.5; split by case.
+    """Write one site per kind of pair, in alphabetical order, as in arXiv 2603.21660, section 4.5.
 
-    Some cases have both CT-MRI and SPECT-MRI pairs, of the same MR image.  A case that several sites know trains at
-    all of them and is tested at none.
+    The cases of a site are split 60/20/20.  Some cases have a CT-MRI and a SPECT-MRI pair with the same MR image.  A
+    case that several sites have is a training case at all of them, never a validation or test case.
 
     Args:
-        source: folder with CT-MRI, PET-MRI or SPECT-MRI.
-        destination: folder for the sites; made if needed.
-        seed: of the partition and the splits.
-        partition: natural and modality (one site per kind of pair), dirichlet (skewed kinds) or count (alike).
-        sites: number of sites of dirichlet and count, 3 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        source: folder that holds one or more of the folders CT-MRI, PET-MRI and SPECT-MRI.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
+        partition: natural or modality (one site per kind of pair), dirichlet (uneven kinds) or count (similar sites).
+        sites: number of sites for dirichlet and count; 3 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, the source has no pairs, too many lack their partner or cannot be
-            read, or a site is already there.
+        ValueError: an option is out of range, the source has no pairs, too many images are missing or cannot be read,
+            or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     found = [file for file in pictures(source) if file.parent.name in MODALITIES]
@@ -54,6 +54,7 @@ def prepare(
 
 
 def _case(source: Path, file: Path) -> Case | None:
+    """The case of a CT, PET or SPECT image and its MR image; None if its name holds no case and slice."""
     match = NAME.fullmatch(file.stem)
     if match is None:
         return None
@@ -61,7 +62,8 @@ def _case(source: Path, file: Path) -> Case | None:
     partner = file.parent.parent / "MRI" / file.name
     inside(source, partner.relative_to(source).as_posix(), "every picture")
     targets = {f"images/{kind}/{side.parent.name}/{file.name}": side for side in (file, partner)}
-    code, patient = MODALITIES[file.parent.name], str(int(match[1]))
+    code = MODALITIES[file.parent.name]
+    patient = str(int(match[1]))
     image_a, image_b = targets
     item = {"image_a": image_a, "image_b": image_b, "modality_a": code, "modality_b": "MR", "patient": patient}
     return Case(item, patient, code, kind, targets, home=kind)

@@ -1,26 +1,25 @@
-"""MedMNIST v2: thumbnails of many modalities, 2-D and 3-D, for classification.
+"""MedMNIST v2: small 2-D and 3-D images of many modalities, for classification.
 
-Source layout: one or several of the project's files, `pathmnist.npz` or `pathmnist_64.npz`, each with
-`{train,val,test}_{images,labels}`.  Classes and splits: Yang et al. 2023, doi 10.1038/s41597-022-01721-8.
+Source layout: one or more of the project's files, for example `pathmnist.npz` or `pathmnist_64.npz`, each with the
+arrays `{train,val,test}_{images,labels}`.  Classes and splits: Yang et al. 2023, doi 10.1038/s41597-022-01721-8.
 """
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from omnifm.data.importers._sites import Case, Plan, write_sites
+from omnifm.data.importers._sites import Case, Head, Plan, write_sites
 from omnifm.data.importers._source import MALFORMED, inside, report_left_out
 from omnifm.data.items import Item
 from omnifm.data.refusal import available_memory_bytes
 
 PART_BYTES = 256 * 2**20
-"""A site's images go into npz files of at most this size: what one reading inflates."""
+"""Largest size of the images in one npz file of a site.  To read one image, the whole file is decompressed."""
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 ORGANS = (
     "bladder",
@@ -49,7 +48,7 @@ ORGANS_3D = (
     "pancreas",
 )
 # Subset -> (DICOM code, classes in the order of their numbers).  CR stands for any radiograph, OT for electron
-# microscopy; chestmnist is missing because its images have several labels at once.
+# microscopy.  chestmnist is missing, because its images have several labels at once.
 SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pathmnist": (
         "SM",
@@ -121,7 +120,14 @@ SUBSETS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """One npz: `images` (n, rows, columns[, 3]) or (n, slices, rows, columns), all splits in a row."""
+    """One npz file; its splits are joined, in the order training, validation, test.
+
+    Attributes:
+        name: name of the subset, e.g. "pathmnist".
+        images: (n, rows, columns[, 3]) or (n, slices, rows, columns).
+        labels: class number of each image.
+        splits: split of each image.
+    """
 
     name: str
     images: UInt8[np.ndarray, " n *axes"]
@@ -141,25 +147,25 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write sites with the official split; classes of several subsets are numbered one after the other.
+    """Write sites with the official split.  The classes of several subsets are numbered one after the other.
 
-    arXiv 2603.21660, table 1: subsets pathmnist,dermamnist,bloodmnist; "hard" is dirichlet with gamma 0.1, "medium"
-    with 0.5, "extra" is natural, one modality per site.
+    arXiv 2603.21660, table 1, uses the subsets pathmnist,dermamnist,bloodmnist: "hard" is dirichlet with gamma 0.1,
+    "medium" is dirichlet with gamma 0.5, and "extra" is natural, with one modality per site.
 
     Args:
         source: folder with the npz files.
-        destination: folder for the sites; made if needed.
-        seed: of the partition.
-        subsets: names with commas, in the order of their classes and sites; all that are there by default.
-        size: side of the thumbnails in pixels: 28 (pathmnist.npz), 64, 128 or 224 (pathmnist_64.npz).
-        partition: natural (a site per subset), dirichlet (skewed classes), modality (a site per modality) or count.
-        sites: number of sites of dirichlet and count, 10 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed, >= 0, of the partition; the same seed gives the same sites.
+        subsets: names, separated by commas, in the order of their classes and sites. Empty: all in the source.
+        size: side of the images in pixels: 28 (pathmnist.npz), 64, 128 or 224 (pathmnist_64.npz, ...).
+        partition: natural (one site per subset), modality (one per modality), dirichlet (uneven classes) or count.
+        sites: number of sites for dirichlet and count; 10 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, a file is not laid out like MedMNIST or needs more memory than is
-            free, or a site is already there.
+        ValueError: an option is out of range, a file does not have MedMNIST's layout or needs more memory than is
+            free, or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first, usual=10)
     suffix = "" if size == 28 else f"_{size}"
@@ -167,32 +173,38 @@ def prepare(
     unknown = [name for name in wanted if name not in SUBSETS]
     if unknown or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"subsets must be among {list(SUBSETS)}, each once, in files of size {size}; got {wanted}")
-    read = [_read(source, f"{name}{suffix}.npz", name) for name in wanted]
+    cases, rows = _cases([_read(source, f"{name}{suffix}.npz", name) for name in wanted])
+    head: Head = {"name": "MedMNIST", "labels": _labels(wanted)}
+    write_sites(destination, plan, cases, head, lambda folder, own: _fill(folder, own, rows))
+
+
+Rows = dict[str, tuple[Subset, int]]
+"""Key of a case -> where its image is: the subset and the row in it."""
+
+
+def _cases(subsets: Sequence[Subset]) -> tuple[list[Case], Rows]:
+    """The cases of all subsets, and where their images are."""
     cases: list[Case] = []
-    rows: dict[str, tuple[Subset, int]] = {}
-    offset = num_malformed = 0
-    for subset in read:
+    rows: Rows = {}
+    offset = 0
+    num_malformed = 0
+    for subset in subsets:
         code, classes = SUBSETS[subset.name]
         for row, (label, split) in enumerate(zip(subset.labels.tolist(), subset.splits, strict=True)):
             if not 0 <= label < len(classes):
                 num_malformed += 1
                 continue
-            key = f"{subset.name} {row}"  # MedMNIST names no patients: the official split stands in for them
+            # MedMNIST does not name patients; its official split keeps each patient in one split.
+            key = f"{subset.name} {row}"
             rows[key] = (subset, row)
             cases.append(Case({"label": offset + label}, key, code, offset + label, home=subset.name, split=split))
         offset += len(classes)
-    report_left_out("images", sum(len(subset.labels) for subset in read), [MALFORMED] * num_malformed)
-    write_sites(
-        destination,
-        plan,
-        cases,
-        {"name": "MedMNIST", "labels": _labels(wanted)},
-        lambda folder, own: _fill(folder, own, rows),
-    )
+    report_left_out("images", sum(len(subset.labels) for subset in subsets), [MALFORMED] * num_malformed)
+    return cases, rows
 
 
 def _labels(subsets: Sequence[str]) -> dict[str, str]:
-    """Class names, with the subset before them where there are several."""
+    """Class number -> class name; with several subsets the name starts with its subset."""
     names = [(subset, name) for subset in subsets for name in SUBSETS[subset][1]]
     return {str(i): name if len(subsets) == 1 else f"{subset}: {name}" for i, (subset, name) in enumerate(names)}
 
@@ -201,14 +213,7 @@ def _read(source: Path, file: str, name: str) -> Subset:
     path = inside(source, file, "every npz file")
     if not path.is_file():
         raise ValueError(f"source must hold {file}; it does not")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            needed = sum(member.file_size for member in archive.infolist())
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} must be a zip of arrays; {type(error).__name__}") from None
-    free = available_memory_bytes()
-    if free is not None and 2 * needed > free:  # the arrays, and their copies in one row
-        raise ValueError(f"{file} must fit in memory twice; it takes {needed >> 20} MiB, {free >> 20} are free")
+    _check_memory(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = {split: arrays[f"{split}_images"] for split in SPLITS}
@@ -225,7 +230,22 @@ def _read(source: Path, file: str, name: str) -> Subset:
     )
 
 
-def _check(file: str, images: Shaped[np.ndarray, "..."], labels: Shaped[np.ndarray, "..."], shape: Any) -> None:
+def _check_memory(path: Path) -> None:
+    """Refuse a file whose arrays do not fit in memory twice: as they are read, and joined."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            needed = sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} must be a zip of arrays; {type(error).__name__}") from None
+    free = available_memory_bytes()
+    if free is not None and 2 * needed > free:
+        raise ValueError(f"{path.name} must fit in memory twice; it takes {needed >> 20} MiB, {free >> 20} are free")
+
+
+def _check(
+    file: str, images: Shaped[np.ndarray, "..."], labels: Shaped[np.ndarray, "..."], shape: tuple[int, ...]
+) -> None:
+    """Refuse arrays of a wrong type or shape; `shape` is that of one image."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[1:] != shape:
         got = f"{images.dtype} of {images.shape}"
         raise ValueError(f"images of {file} must be uint8 (n, rows, columns[, 3]) or (n, slices, rows, columns); {got}")
@@ -233,8 +253,8 @@ def _check(file: str, images: Shaped[np.ndarray, "..."], labels: Shaped[np.ndarr
         raise ValueError(f"labels of {file} must be one class number per image; got {labels.dtype} of {labels.shape}")
 
 
-def _fill(folder: Path, cases: Sequence[Case], rows: Mapping[str, tuple[Subset, int]]) -> list[Item]:
-    """Write the cases' thumbnails, each subset into its own npz files."""
+def _fill(folder: Path, cases: Sequence[Case], rows: Rows) -> list[Item]:
+    """Write the images of the cases, each subset into its own npz files; returns the cases' items in their order."""
     items: list[Item] = [{} for _ in cases]
     positions: dict[str, list[int]] = {}
     for position, case in enumerate(cases):
@@ -245,7 +265,8 @@ def _fill(folder: Path, cases: Sequence[Case], rows: Mapping[str, tuple[Subset, 
         for part, start in enumerate(range(0, len(own), per_part)):
             chunk = own[start : start + per_part]
             file = f"{name}-{part}.npz"
-            np.savez_compressed(folder / file, images=subset.images[[rows[cases[i].patient][1] for i in chunk]])
+            chunk_rows = [rows[cases[position].patient][1] for position in chunk]
+            np.savez_compressed(folder / file, images=subset.images[chunk_rows])
             for index, position in enumerate(chunk):
                 items[position] = {"image": f"{file}#{index}", **cases[position].item}
     return items

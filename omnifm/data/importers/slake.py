@@ -1,19 +1,24 @@
 """SLAKE: questions in English and Chinese about CT, MR and X-ray images.
 
-Source layout: `train.json`, `validate.json`, `test.json` (any of them) and `imgs/<image>/source.jpg`.
+Source layout: one or more of `train.json`, `validate.json` and `test.json`, with `imgs/<image>/source.jpg`.
 Liu et al. 2021, arXiv 2102.09542.
 """
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
-from omnifm.data.importers._questions import Question, text_of, write_questions
+from omnifm.data.importers._questions import Question, has_question, question_of, text_of, write_questions
 from omnifm.data.importers._sites import Plan
 from omnifm.data.importers._source import MALFORMED, inside, read_entries, report_left_out
+from omnifm.records import Json
 
 FILES = {"train.json": "training", "validate.json": "validation", "test.json": "test"}
+"""File -> split."""
 MODALITIES = {"CT": "CT", "MRI": "MR", "X-Ray": "CR"}
+"""SLAKE's modality -> DICOM code."""
 LANGUAGES = {"en": ("en",), "zh": ("zh",), "all": ("en", "zh")}
+"""Option -> values of "q_lang" that it accepts."""
 
 
 def prepare(
@@ -27,23 +32,24 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write sites whose images, with all their questions, are in one split only.
+    """Write sites in which an image and all its questions are in one split only.
 
-    The published split cuts through images; if the files at hand do, images are dealt 60/20/20 anew.
+    The published split puts some images into several splits.  If it does so for the files that are present, the images
+    are split 60/20/20 again.
 
     Args:
-        source: SLAKE's folder.
-        destination: folder for the sites; made if needed.
-        seed: of the partition and the splits.
-        language: of the questions: en, zh or all.
-        partition: natural (one site), modality (CT, CR, MR), dirichlet (skewed modalities) or count (alike).
-        sites: number of sites of dirichlet and count, 3 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        source: folder of SLAKE.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
+        language: language of the questions: en, zh or all.
+        partition: natural (one site), modality (CT, CR, MR), dirichlet (uneven modalities) or count (similar sites).
+        sites: number of sites for dirichlet and count; 3 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, the source is not laid out like SLAKE, too many images are missing or
-            cannot be read, or a site is already there.
+        ValueError: an option is out of range, the source does not have SLAKE's layout, too many images are missing or
+            cannot be read, or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     if language not in LANGUAGES:
@@ -51,40 +57,35 @@ def prepare(
     present = [name for name in FILES if (source / name).is_file()]
     if not present:
         raise ValueError(f"source must hold one of {list(FILES)}; it has none")
+    questions, modalities = _read_questions(source, present, LANGUAGES[language])
+    write_questions(source, destination, plan, questions, modalities, f"SLAKE ({language})")
+
+
+def _read_questions(
+    source: Path, names: Sequence[str], languages: Collection[str]
+) -> tuple[list[Question], dict[Path, str]]:
+    """The questions in these languages, and the DICOM code of each image."""
     questions: list[Question] = []
     modalities: dict[Path, str] = {}
-    num_entries = num_malformed = 0
-    for name in present:
+    num_entries = 0
+    num_malformed = 0
+    for name in names:
         for number, entry in enumerate(read_entries(source / name)):
             num_entries += 1
             if not _is_well_formed(entry):
                 num_malformed += 1
-            elif entry["q_lang"] in LANGUAGES[language]:
+            elif entry["q_lang"] in languages:
                 image = inside(source / "imgs", entry["img_name"], f"image of entry {number} of {name}")
                 modalities[image] = MODALITIES[entry["modality"]]
-                questions.append(_question(image, entry, FILES[name]))
+                question_type = text_of(entry.get("content_type")) or "Other"
+                questions.append(question_of(entry, image, question_type, FILES[name]))
     report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
-    write_questions(source, destination, plan, questions, modalities, f"SLAKE ({language})")
+    return questions, modalities
 
 
-def _is_well_formed(entry: Any) -> bool:
+def _is_well_formed(entry: object) -> TypeGuard[Json]:
     return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("img_name"), str)
+        has_question(entry, "img_name")
         and text_of(entry.get("modality")) in MODALITIES
         and text_of(entry.get("q_lang")) in LANGUAGES["all"]
-        and bool(text_of(entry.get("question")))
-        and bool(text_of(entry.get("answer")))
-        and text_of(entry.get("answer_type")).upper() in ("OPEN", "CLOSED")
-    )
-
-
-def _question(image: Path, entry: dict[str, Any], split: str) -> Question:
-    return Question(
-        image,
-        text_of(entry["question"]),
-        text_of(entry["answer"]),
-        text_of(entry["answer_type"]).upper(),
-        text_of(entry.get("content_type")) or "Other",
-        split,
     )

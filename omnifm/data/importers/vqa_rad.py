@@ -1,25 +1,34 @@
-"""VQA-RAD: clinicians' questions about head, chest and abdomen images.
+"""VQA-RAD: questions by clinicians about images of the head, chest and abdomen.
 
 Source layouts: `VQA_RAD Dataset Public.json` with `VQA_RAD Image Folder/` (the original), `trainset.json` and
 `testset.json` with `images/`, or `qa.json` with `images/`.  Lau et al. 2018, doi 10.1038/sdata.2018.251.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from omnifm.data.importers._modality_words import modality_of
-from omnifm.data.importers._questions import Question, text_of, write_questions
+from omnifm.data.importers._questions import (
+    Question,
+    has_question,
+    modalities_in_words,
+    question_of,
+    text_of,
+    write_questions,
+)
 from omnifm.data.importers._sites import Plan
 from omnifm.data.importers._source import MALFORMED, inside, read_entries, report_left_out
+from omnifm.records import Json
 
 LAYOUTS = {
     "VQA_RAD Image Folder": ("VQA_RAD Dataset Public.json",),
     "images": ("trainset.json", "testset.json", "qa.json"),
 }
-"""Folder of images -> lists of questions beside it."""
+"""Folder of images -> question files beside it."""
 MODALITIES = {"CHEST": "CR", "ABD": "CT"}
-"""The paper's collection: chest x-rays, axial CT of the abdomen; heads are CT or MR, as their questions say."""
+"""Organ -> DICOM code, as the paper describes the images: chest x-rays and CT of the abdomen.  Images of the head are
+CT or MR; their questions tell which."""
 TYPOS = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
+"""Misspelt question type -> correct spelling."""
 
 
 def prepare(
@@ -32,63 +41,54 @@ def prepare(
     gamma: float | None = None,
     first: int = 1,
 ) -> None:
-    """Write sites split 60/20/20 by image: the official split asks about the same images in training and test.
+    """Write sites with the images split 60/20/20 into training, validation and test.
+
+    The official split is not used, because it asks about the same images in training and test.
 
     Args:
-        source: VQA-RAD's folder.
-        destination: folder for the sites; made if needed.
-        seed: of the partition and the splits.
-        partition: natural (one site), modality (one each), dirichlet (skewed modalities) or count (alike).
-        sites: number of sites of dirichlet and count, 3 by default.
-        gamma: skew of dirichlet, > 0, 0.5 by default; 0.1 strong, 100 none.
-        first: number of the first site.
+        source: folder of VQA-RAD.
+        destination: folder in which the site folders are written; it is created if it does not exist.
+        seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
+        partition: natural (one site), modality (one site each), dirichlet (uneven modalities) or count (similar sites).
+        sites: number of sites for dirichlet and count; 3 if not given.
+        gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
+        first: number of the first site folder: 4 writes site-4, site-5, ...
 
     Raises:
-        ValueError: an option is out of range, the source is not laid out like VQA-RAD, too many images are missing
-            or cannot be read, or a site is already there.
+        ValueError: an option is out of range, the source does not have VQA-RAD's layout, too many images are missing
+            or cannot be read, or a site folder already exists.
     """
     plan = Plan(partition, sites, gamma, seed, first)
     files = [(source / folder, source / name) for folder, names in LAYOUTS.items() for name in names]
     present = [(folder, file) for folder, file in files if file.is_file()]
     if not present:
         raise ValueError(f"source must hold one of {[file.name for _, file in files]}; it has none")
-    questions: list[Question] = []
-    organs: dict[Path, str] = {}
-    num_entries = num_malformed = 0
-    for folder, file in present:
-        for number, entry in enumerate(read_entries(file)):
-            num_entries += 1
-            if _is_well_formed(entry):
-                image = inside(folder, entry["image_name"], f"image of entry {number} of {file.name}")
-                organs[image] = text_of(entry.get("image_organ")).upper()
-                questions.append(_question(image, entry))
-            else:
-                num_malformed += 1
-    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
-    pairs: dict[Path, list[tuple[str, str]]] = {}
-    for question in questions:
-        pairs.setdefault(question.image, []).append((question.question, question.answer))
-    modalities = {image: MODALITIES.get(organs[image]) or modality_of(pairs[image]) for image in pairs}
+    questions, organs = _read_questions(present)
+    in_words = modalities_in_words(questions)
+    modalities = {image: MODALITIES.get(organs[image]) or in_words[image] for image in in_words}
     write_questions(source, destination, plan, questions, modalities, "VQA-RAD")
 
 
-def _is_well_formed(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("image_name"), str)
-        and bool(text_of(entry.get("question")))
-        and bool(text_of(entry.get("answer")))
-        and text_of(entry.get("answer_type")).upper() in ("OPEN", "CLOSED")
-    )
+def _read_questions(files: Sequence[tuple[Path, Path]]) -> tuple[list[Question], dict[Path, str]]:
+    """The questions of all (folder of images, question file), and the organ of each image in capitals."""
+    questions: list[Question] = []
+    organs: dict[Path, str] = {}
+    num_entries = 0
+    num_malformed = 0
+    for folder, file in files:
+        for number, entry in enumerate(read_entries(file)):
+            num_entries += 1
+            if not has_question(entry, "image_name"):
+                num_malformed += 1
+                continue
+            image = inside(folder, entry["image_name"], f"image of entry {number} of {file.name}")
+            organs[image] = text_of(entry.get("image_organ")).upper()
+            questions.append(question_of(entry, image, _question_type(entry)))
+    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
+    return questions, organs
 
 
-def _question(image: Path, entry: dict[str, Any]) -> Question:
+def _question_type(entry: Json) -> str:
+    """The entry's question types in capitals, sorted, correctly spelt and joined by commas."""
     kinds = {kind.strip() for kind in text_of(entry.get("question_type")).upper().split(",")} - {""}
-    return Question(
-        image,
-        text_of(entry["question"]),
-        text_of(entry["answer"]),
-        text_of(entry["answer_type"]).upper(),
-        ", ".join(sorted({TYPOS.get(kind, kind) for kind in kinds})) or "OTHER",
-        split="",
-    )
+    return ", ".join(sorted({TYPOS.get(kind, kind) for kind in kinds})) or "OTHER"

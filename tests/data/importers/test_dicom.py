@@ -327,10 +327,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("spoil", "said"),
         [
-            (emptied, "1 file not_an_image, 1 series beside a file left out"),
-            (wiped, "1 file not_an_image, 1 series beside a file left out"),
+            (emptied, "1 file not_an_image, 1 series beside an unreadable file"),
+            (wiped, "1 file not_an_image, 1 series beside an unreadable file"),
             (cut_before_rows, "1 truncated"),
-            (linked, "1 file not_an_image, 1 series beside a file left out"),
+            (linked, "1 file not_an_image, 1 series beside an unreadable file"),
         ],
     )
     def test_a_series_loses_no_slice_unseen(self, tmp_path, capsys, spoil, said):

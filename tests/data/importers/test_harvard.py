@@ -54,7 +54,9 @@ def test_rejects_two_copies_of_the_tree(tmp_path):
     source = layouts.harvard(tmp_path / "source")
     for side in ("CT", "MRI"):
         picture(source / f"MyDatasets/CT-MRI/test/{side}/2004.png", 99)
-    with pytest.raises(ValueError, match=r"must hold each image once: .*; 2 of 50 have the place of another"):
+    with pytest.raises(
+        ValueError, match=r"must hold each image once: .*; 2 of 50 images have the path of another image"
+    ):
         prepare(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -67,7 +67,7 @@ def test_the_official_split_is_kept(source, tmp_path):
 def test_an_official_split_through_patients_is_dealt_anew_and_said(source, tmp_path, capsys):
     cases = [case(source, n, patient=f"p{n % 5}", split="training" if n < 7 else "test") for n in range(10)]
     write_sites(tmp_path / "out", plan(), cases, {"name": "x"})
-    assert "cuts through 3 patients or images: dealt anew" in capsys.readouterr().out
+    assert "puts 3 patients or images into several splits: a new split is made" in capsys.readouterr().out
     content = written(tmp_path / "out")["site-1"]
     owners = [{item["patient"] for item in content[split]} for split in ("training", "validation", "test")]
     assert [len(patients) for patients in owners] == [3, 1, 1]
@@ -75,7 +75,7 @@ def test_an_official_split_through_patients_is_dealt_anew_and_said(source, tmp_p
 
 def test_refuses_a_site_without_training_before_it_writes_any(source, tmp_path):
     cases = [case(source, n, home=str(n // 2), split="training" if n < 3 else "test") for n in range(6)]
-    with pytest.raises(ValueError, match="'site-3' must have a case to train on; it has none"):
+    with pytest.raises(ValueError, match="'site-3' must have a training case; it has none"):
         write_sites(tmp_path / "out", plan(), cases, {"name": "x"})
     assert not (tmp_path / "out").exists()
 

@@ -44,7 +44,7 @@ def test_an_item(tmp_path):
 
 def test_the_split_through_images_is_dealt_anew(tmp_path, capsys):
     prepare(layouts.slake(tmp_path / "source"), tmp_path / "out")
-    assert "the official split cuts through 24 patients or images" in capsys.readouterr().out
+    assert "the official split puts 24 patients or images into several splits" in capsys.readouterr().out
 
 
 def test_a_split_by_image_is_kept(tmp_path, capsys):
