@@ -1,1 +1,1 @@
-"""Metrics, one file per kind; each is a library's, or ten lines of numpy checked against one."""
+"""Metrics, one file per kind.  Each comes from a library, or is a few lines of numpy that a test compares with one."""

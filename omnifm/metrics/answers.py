@@ -1,6 +1,6 @@
-"""How right a free-text answer is, and what one gets right without looking at the picture.
+"""Score a free-text answer against the true one, and give the answers that need no look at the picture.
 
-Every rule about what counts as the same answer is here.
+All rules about which answers count as the same are in this file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ YES_NO = {"y": "yes", "yeah": "yes", "yep": "yes", "true": "yes", "n": "no", "no
 
 
 def normalise(text: str) -> list[str]:
-    """The words of an answer that count, in order.
+    """The words of an answer that are compared, in their order; an empty list if there are none.
 
-    Lower case without accents; punctuation parts words, but for a decimal point or comma between digits ("1,5" is
-    1.5) and an apostrophe, which vanishes; articles are dropped unless nothing else is left; "zero" to "twelve"
-    become digits; an answer that is nothing but "y", "true", "n", "false" or the like becomes "yes" or "no".
+    - Letters become lower case and lose their accents.
+    - Punctuation separates words, except that an apostrophe is removed, and a point or comma between two digits is a
+      decimal point.
+    - Articles are removed, unless no other word is left.
+    - "zero" to "twelve" become digits.
+    - An answer that is only "y", "true", "n", "false" or similar becomes "yes" or "no".
+
+    >>> normalise("The left lung, 1,5 cm")
+    ['left', 'lung', '1.5', 'cm']
+    >>> normalise("TRUE"), normalise("three")
+    (['yes'], ['3'])
     """
     letters = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(c for c in letters if not unicodedata.combining(c))
@@ -33,37 +41,52 @@ def normalise(text: str) -> list[str]:
 
 
 def answer_scores(given: str, truth: str, *, closed: bool) -> dict[str, float | None]:
-    """Compare one answer with the truth; both are normalised first.
+    """Compare one answer with the true one, after `normalise`.  All scores are in [0, 1], and higher is better.
 
     Args:
-        closed: whether the question is answered by choice, as yes/no questions are.
+        given: the answer to score.
+        truth: the true answer.
+        closed: whether the question is a closed one: yes or no, or one of a few choices.
 
     Returns:
-        accuracy: 1 if the words are the same; where the truth of a closed question is yes or no, the first word
-            decides ("yes, on the left" is yes).
-        closed_accuracy: that, for closed questions; None for open ones.
-        open_exact: that, for open questions; None for closed ones.
-        open_recall: share of the truth's words that the answer holds, each as often as it occurs; None for closed.
-        bleu1: share of the answer's words that the truth holds, with BLEU's penalty for answers that are too short.
+        accuracy: 1 if the words are equal, else 0.  If a closed question's truth is yes or no, only the first word of
+            the answer is compared ("yes, on the left" counts as yes).
+        closed_accuracy: the accuracy for closed questions; None for open ones.
+        open_exact: the accuracy for open questions; None for closed ones.
+        open_recall: share of the truth's words that occur in the answer, as in LLaVA-Med (Li et al. 2023); None for
+            closed questions.
+        bleu1: share of the answer's words that occur in the truth, times the penalty for answers that are too short
+            (Papineni et al. 2002, BLEU with single words).
+
+    >>> scores = answer_scores("left lung", "The lung", closed=False)
+    >>> scores["accuracy"], scores["open_recall"], scores["bleu1"]
+    (0.0, 1.0, 0.5)
+    >>> answer_scores("Yes, on the left", "yes", closed=True)["closed_accuracy"]
+    1.0
     """
-    said, true = normalise(given), normalise(truth)
-    decides = 1 if closed and true in (["yes"], ["no"]) else None
-    right = float(said[:decides] == true)
+    said = normalise(given)
+    true = normalise(truth)
+    num_compared = 1 if closed and true in (["yes"], ["no"]) else None
+    right = float(said[:num_compared] == true)
     return {
         "accuracy": right,
         "closed_accuracy": right if closed else None,
         "open_exact": None if closed else right,
-        "open_recall": None if closed else _common(said, true) / max(1, len(true)),
+        "open_recall": None if closed else _num_common(said, true) / max(1, len(true)),
         "bleu1": _bleu1(said, true),
     }
 
 
 class AnswerPrior:
-    """The most frequent answer to each type of question: what is right without the picture and the question's words.
+    """The most frequent training answer to each type of question: a baseline that sees neither picture nor question.
 
     Args:
-        asked: (question type, answer) of the training cases; of equally frequent answers the first in the alphabet
-            counts.
+        asked: (question type, answer) of at least one training case.  Of equally frequent answers, the first in the
+            alphabet is taken.
+
+    >>> prior = AnswerPrior([("organ", "lung"), ("organ", "the lung"), ("side", "left")])
+    >>> prior.answer("side"), prior.answer("colour")
+    ('left', 'lung')
     """
 
     def __init__(self, asked: Iterable[tuple[str, str]]) -> None:
@@ -72,7 +95,7 @@ class AnswerPrior:
         self.by_type = {kind: _most_frequent(a for k, a in rows if k == kind) for kind in {k for k, _ in rows}}
 
     def answer(self, kind: str) -> str:
-        """The answer for a type of question; for an unknown type the most frequent of all."""
+        """The answer to a type of question; for an unknown type the most frequent answer of all."""
         return self.by_type.get(kind, self.overall)
 
 
@@ -80,7 +103,8 @@ def _most_frequent(answers: Iterable[str]) -> str:
     return min(Counter(answers).items(), key=lambda pair: (-pair[1], pair[0]))[0]
 
 
-def _common(said: list[str], true: list[str]) -> int:
+def _num_common(said: list[str], true: list[str]) -> int:
+    """Number of words in both; a word counts as often as it occurs in both."""
     return sum((Counter(said) & Counter(true)).values())
 
 
@@ -88,4 +112,4 @@ def _bleu1(said: list[str], true: list[str]) -> float:
     if not said:
         return 0.0
     penalty = min(1.0, math.exp(1 - len(true) / len(said)))
-    return penalty * _common(said, true) / len(said)
+    return penalty * _num_common(said, true) / len(said)

@@ -1,4 +1,4 @@
-"""Metrics of a split's classes, with the rules for classes that are absent stated once.
+"""Classification metrics over all cases of a split, including the rules for classes that do not occur.
 
 Letters: n cases, k classes.
 """
@@ -11,26 +11,37 @@ from scipy.stats import mannwhitneyu
 
 
 def class_scores(probabilities: Float[np.ndarray, "n k"], truth: Int[np.ndarray, " n"]) -> dict[str, float | None]:
-    """Accuracy, balanced accuracy, macro F1 and AUROC of n >= 1 cases; each in [0, 1].
+    """Accuracy, balanced accuracy, macro F1 and AUROC of n >= 1 cases; each in [0, 1], higher is better.
 
-    The predicted class is the likeliest (the first of equals).  Classes that are absent:
-    - balanced accuracy is the mean recall of the classes that occur; one never seen here is left out;
-    - F1 is the mean over the classes that occur or are predicted; one that is only predicted counts 0;
-    - AUROC is one class against the rest, equal probabilities counted half, the mean over the classes that occur
-      and have a rest; None if there is none.
+    The predicted class is the one with the highest probability; of equal ones the first.
 
     Args:
-        probabilities: of every class.
-        truth: class numbers 0..k-1.
+        probabilities: probability of each class, for each case.
+        truth: class number of each case, 0 to k - 1.
+
+    Returns:
+        accuracy: share of the cases that are right.
+        balanced_accuracy: mean recall over the classes that occur.
+        macro_f1: mean F1 over the classes that occur or are predicted; a class that is only predicted has F1 0.
+        auroc: area under the ROC curve of one class against the others, averaged over the classes that occur.  Pairs
+            with equal probabilities count half (Mann and Whitney 1947; scipy).  None if only one class occurs.
+
+    >>> class_scores(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1]))
+    {'accuracy': 0.75, 'balanced_accuracy': 0.75, 'macro_f1': 0.7333333333333334, 'auroc': 0.75}
     """
-    predicted, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
+    num_classes = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
     confusion = np.bincount(truth * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, -1)
-    right, occurs, said = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    seen, touched = occurs > 0, occurs + said > 0
+    num_right = confusion.diagonal()
+    num_true = confusion.sum(axis=1)
+    num_predicted = confusion.sum(axis=0)
+    occurs = num_true > 0
+    occurs_or_predicted = num_true + num_predicted > 0
+    f1 = 2 * num_right[occurs_or_predicted] / (num_true + num_predicted)[occurs_or_predicted]
     return {
-        "accuracy": float(right.sum() / len(truth)),
-        "balanced_accuracy": float((right[seen] / occurs[seen]).mean()),
-        "macro_f1": float((2 * right[touched] / (occurs + said)[touched]).mean()),
+        "accuracy": float(num_right.sum() / len(truth)),
+        "balanced_accuracy": float((num_right[occurs] / num_true[occurs]).mean()),
+        "macro_f1": float(f1.mean()),
         "auroc": _auroc(probabilities, truth),
     }
 
@@ -38,8 +49,9 @@ def class_scores(probabilities: Float[np.ndarray, "n k"], truth: Int[np.ndarray,
 def _auroc(probabilities: np.ndarray, truth: np.ndarray) -> float | None:
     areas = []
     for number in np.unique(truth):
-        own, rest = (probabilities[mask, number] for mask in (truth == number, truth != number))
-        if len(rest):
-            # The rank sum's U counts the pairs in which the case of the class is ahead.
-            areas.append(mannwhitneyu(own, rest, method="asymptotic").statistic / (len(own) * len(rest)))
+        own = probabilities[truth == number, number]
+        others = probabilities[truth != number, number]
+        if len(others):
+            # U is the number of pairs (case of this class, other case) in which the first has the higher probability.
+            areas.append(mannwhitneyu(own, others, method="asymptotic").statistic / (len(own) * len(others)))
     return float(np.mean(areas)) if areas else None

@@ -1,8 +1,11 @@
-"""How much of two source pictures a fused one keeps.  There is no truth: every measure is taken against both sources.
+"""How much of two source pictures a fused picture keeps.
 
-Letters: x columns, y rows.  Luminance in [0, 1].  Beside every measure of a fused picture belong those of the plain
-average and maximum of its sources (`baselines`).  L1 needs them most: no picture is below theirs, and every picture
-that lies between its sources pixel by pixel, however dull, is level with them.
+There is no true fused picture, so each metric compares the fused picture with both sources.  Read every metric beside
+that of two simple baselines: the average and the maximum of the sources (`baselines`).  This matters most for L1: no
+picture has a lower L1 than the baselines, and every picture whose pixels all lie between those of the two sources has
+the same L1.
+
+Letters: x columns, y rows.  Luminance is in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,20 +20,31 @@ from skimage.metrics import structural_similarity, variation_of_information
 
 Luminance = Float[np.ndarray, "x y"]
 
+EYE_NOISE = 2.0
+"""VIF's variance of the noise in the eye, on the scale 0-255."""
+TINY = 1e-10
+"""VIF: smaller variances count as zero."""
 MIN_SIDE = 41
-"""Shortest side, pixels, of which VIF's four scales leave something."""
+"""Shortest side in pixels; VIF needs it, because its four scales leave out the edges."""
 
 
 def fusion_scores(fused: Luminance, a: Luminance, b: Luminance) -> dict[str, float | None]:
-    """All measures of one fused picture.
+    """All metrics of one fused picture.
+
+    `ssim`, `vif`, `l1` and `mi` are the mean of the metric against `a` and the metric against `b`.  (Some papers report
+    the sum of the two, which is twice our number.)
 
     Args:
-        fused, a, b: luminance in [0, 1], each side at least `MIN_SIDE` pixels.
+        fused: luminance in [0, 1], each side at least `MIN_SIDE` pixels.
+        a: the first source, likewise.
+        b: the second source, likewise.
 
     Returns:
-        ssim in [-1, 1], vif >= 0, l1 in [0, 1], mi >= 0 (bits): each the mean of the measure against `a` and the
-        measure against `b` (where others add the two up, their number is twice ours); qabf in [0, 0.975].
-        None where undefined: vif where a source is one flat grey, qabf where both are.
+        ssim: in [-1, 1], higher is better.
+        vif: >= 0, higher is better; None if a source is uniform.
+        l1: in [0, 1], lower is better.
+        mi: in bits, >= 0, higher is better.
+        qabf: in [0, 0.975], higher is better; None if both sources are uniform.
     """
     fused, a, b = (picture.astype(np.float64) for picture in (fused, a, b))
     return {
@@ -43,12 +57,23 @@ def fusion_scores(fused: Luminance, a: Luminance, b: Luminance) -> dict[str, flo
 
 
 def baselines(a: Luminance, b: Luminance) -> dict[str, Luminance]:
-    """Fused by no network: the pixelwise mean and maximum of the sources."""
+    """Two simple fused pictures: the mean and the maximum of the sources in each pixel.
+
+    >>> pictures = baselines(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]]))
+    >>> pictures["average"].tolist(), pictures["max"].tolist()
+    ([[0.25, 0.75]], [[0.5, 1.0]])
+    """
     return {"average": (a + b) / 2, "max": np.maximum(a, b)}
 
 
 def ssim(source: Luminance, fused: Luminance) -> float:
-    """Structural similarity with a Gaussian window, sigma 1.5 (Wang et al. 2004); by scikit-image."""
+    """Structural similarity, in [-1, 1]; 1 means equal pictures (Wang et al. 2004, IEEE TIP 13(4); scikit-image).
+
+    Gaussian window with sigma 1.5 pixels; data range 1; each side at least 11 pixels.
+
+    >>> ssim(np.eye(16), np.eye(16))
+    1.0
+    """
     similarity = structural_similarity(
         source, fused, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
     )
@@ -56,51 +81,83 @@ def ssim(source: Luminance, fused: Luminance) -> float:
 
 
 def l1(source: Luminance, fused: Luminance) -> float:
-    """Mean absolute difference."""
+    """Mean absolute difference, in [0, 1]; 0 means equal pictures.
+
+    >>> l1(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]]))
+    0.5
+    """
     return float(np.abs(source - fused).mean())
 
 
 def vif(source: Luminance, fused: Luminance) -> float | None:
-    """Visual information fidelity in the pixel domain (Sheikh and Bovik 2006, IEEE TIP 15(2); "VIFp").
+    """Visual information fidelity in the pixel domain ("VIFp", Sheikh and Bovik 2006, IEEE TIP 15(2)), >= 0.
 
-    Four scales by Gaussian windows of 17, 9, 5 and 3 pixels, sigma a fifth of them; the eye's noise has variance 2 on
-    the scale 0-255.  Not symmetric: it is the information about `source` that is left in `fused`, 1 if they are equal.
+    It is the share of the information about `source` that is left in `fused`: 1 if they are equal, 0 if nothing is
+    left, above 1 if `fused` has more contrast.  It is not symmetric.  There are four scales, with Gaussian windows of
+    17, 9, 5 and 3 pixels whose sigma is a fifth of the window.  The noise of the eye has variance 2 on the scale 0-255.
 
     Returns:
-        None if the source holds no information: one flat grey.
+        None if the source holds no information, because it is uniform.
+
+    >>> vif(np.zeros((41, 41)), np.zeros((41, 41))) is None
+    True
     """
-    x, y, noise, tiny = 255.0 * source, 255.0 * fused, 2.0, 1e-10
-    kept = total = 0.0
+    x = 255.0 * source
+    y = 255.0 * fused
+    kept = 0.0
+    total = 0.0
     for window in (17, 9, 5, 3):
         if window < 17:
-            x, y = _blurred(x, window)[::2, ::2], _blurred(y, window)[::2, ::2]
-        mean_x, mean_y = _blurred(x, window), _blurred(y, window)
-        var_x = np.maximum(_blurred(x * x, window) - mean_x**2, 0)
-        var_y = np.maximum(_blurred(y * y, window) - mean_y**2, 0)
-        covariance = _blurred(x * y, window) - mean_x * mean_y
-        # Where the source is flat, or the fused picture is flat or inverted, nothing of the source is seen.
-        gain = np.where((var_x < tiny) | (var_y < tiny), 0, np.maximum(covariance / (var_x + tiny), 0))
-        residual = np.maximum(var_y - gain * covariance, tiny)
-        kept += float(np.log1p(gain**2 * var_x / (residual + noise)).sum())
-        total += float(np.log1p(var_x / noise).sum())
-    return kept / total if total > tiny * source.size else None
+            x = _blurred(x, window)[::2, ::2]
+            y = _blurred(y, window)[::2, ::2]
+        kept_here, total_here = _information(x, y, window)
+        kept += kept_here
+        total += total_here
+    return kept / total if total > TINY * source.size else None
+
+
+def _information(x: np.ndarray, y: np.ndarray, window: int) -> tuple[float, float]:
+    """VIF's numerator and denominator at one scale: information about x that y keeps, and all information about x."""
+    mean_x = _blurred(x, window)
+    mean_y = _blurred(y, window)
+    var_x = np.maximum(_blurred(x * x, window) - mean_x**2, 0)
+    var_y = np.maximum(_blurred(y * y, window) - mean_y**2, 0)
+    covariance = _blurred(x * y, window) - mean_x * mean_y
+    # Nothing of the source is kept where one of the two is uniform, or where the fused picture is inverted.
+    gain = np.where((var_x < TINY) | (var_y < TINY), 0, np.maximum(covariance / (var_x + TINY), 0))
+    residual = np.maximum(var_y - gain * covariance, TINY)
+    kept = np.log1p(gain**2 * var_x / (residual + EYE_NOISE)).sum()
+    total = np.log1p(var_x / EYE_NOISE).sum()
+    return float(kept), float(total)
 
 
 def mutual_information(source: Luminance, fused: Luminance) -> float:
-    """Bits that the grey levels of one picture tell about the other's, over 256 levels (Qu et al. 2002, one term)."""
+    """Information in bits, 0 to 8, that the grey levels of one picture give about those of the other.
+
+    Computed over 256 levels, with scikit-image (Qu et al. 2002, Electronics Letters 38(7), one of the two terms).
+
+    >>> half_black = np.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> mutual_information(half_black, half_black), mutual_information(half_black, np.zeros((2, 2)))
+    (1.0, 0.0)
+    """
     x, y = (np.round(255 * np.clip(picture, 0, 1)).astype(np.int64) for picture in (source, fused))
-    _, left_unknown = variation_of_information(x, y)  # entropies of y given x, of x given y
-    return max(0.0, float(shannon_entropy(x) - left_unknown))
+    _, x_given_y = variation_of_information(x, y)  # two conditional entropies: of y given x, and of x given y
+    return max(0.0, float(shannon_entropy(x) - x_given_y))
 
 
 def qabf(fused: Luminance, a: Luminance, b: Luminance) -> float | None:
-    """Q^AB/F: the sources' edges that the fused picture keeps, in strength and direction, strong edges weighing more.
+    """Q^AB/F: how well the fused picture keeps the strength and the direction of the sources' edges, in [0, 0.975].
 
-    Xydeas and Petrovic 2000, Electronics Letters 36(4), with their constants, which make a perfect copy 0.975.
-    Resolved: directions are compared modulo pi, since an edge seen from its other side is the same edge.
+    Strong edges have more weight.  Xydeas and Petrovic 2000, Electronics Letters 36(4), with their constants; these
+    give a perfect copy 0.975.
+    Resolved: directions are compared modulo pi, because an edge from dark to bright and the same edge from bright to
+    dark have the same direction.
 
     Returns:
         None if neither source has an edge.
+
+    >>> qabf(np.eye(8), np.zeros((8, 8)), np.zeros((8, 8))) is None
+    True
     """
     edges = _edges(fused)
     sources = [_edges(a), _edges(b)]
@@ -110,16 +167,20 @@ def qabf(fused: Luminance, a: Luminance, b: Luminance) -> float | None:
 
 
 Edges = tuple[np.ndarray, np.ndarray]
+"""Strength and direction (radians, modulo pi) of the gradient in each pixel."""
 
 
 def _edges(picture: Luminance) -> Edges:
-    """Strength and direction (radians, modulo pi) of the Sobel gradient."""
-    across, down = sobel(picture, axis=0), sobel(picture, axis=1)
+    """The Sobel gradient."""
+    across = sobel(picture, axis=0)
+    down = sobel(picture, axis=1)
     return np.hypot(across, down), np.arctan2(down, across) % np.pi
 
 
 def _preserved(source: Edges, fused: Edges) -> np.ndarray:
-    weak, strong = np.minimum(source[0], fused[0]), np.maximum(source[0], fused[0])
+    """How well each edge of the source is kept, from 0 to about 0.975."""
+    weak = np.minimum(source[0], fused[0])
+    strong = np.maximum(source[0], fused[0])
     strength = np.divide(weak, strong, out=np.ones_like(weak), where=strong > 0)
     turn = np.abs(source[1] - fused[1])
     direction = 1 - np.minimum(turn, np.pi - turn) / (np.pi / 2)
@@ -131,13 +192,17 @@ def _sigmoid(value: np.ndarray, top: float, slope: float, middle: float) -> np.n
 
 
 def _both(
-    measure: Callable[[Luminance, Luminance], float | None], fused: Luminance, *sources: Luminance
+    measure: Callable[[Luminance, Luminance], float | None], fused: Luminance, a: Luminance, b: Luminance
 ) -> float | None:
-    values = [value for value in (measure(source, fused) for source in sources) if value is not None]
-    return float(np.mean(values)) if len(values) == len(sources) else None
+    """Mean of a metric against both sources; None if it is undefined for one of them."""
+    with_a = measure(a, fused)
+    with_b = measure(b, fused)
+    if with_a is None or with_b is None:
+        return None
+    return float(np.mean([with_a, with_b]))
 
 
 def _blurred(picture: np.ndarray, window: int) -> np.ndarray:
-    """Gaussian means over `window` pixels, only where the window lies inside."""
+    """Gaussian means over `window` pixels, without the edges where the window would reach outside."""
     half = window // 2
     return gaussian_filter(picture, window / 5, radius=half)[half:-half, half:-half]

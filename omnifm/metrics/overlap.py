@@ -1,4 +1,4 @@
-"""Metrics of whole cases, by MONAI, with the rules for structures that are absent stated once.
+"""Segmentation metrics of one whole case, by MONAI, including the rules for structures that do not occur.
 
 Letters: x y z voxel axes (z = 1 for a picture).
 """
@@ -17,28 +17,42 @@ def overlap(
     num_classes: int,
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, float | None]:
-    """Dice, IoU and 95th percentile Hausdorff distance of one case, each the mean over foreground classes.
+    """Dice, IoU and 95th percentile of the Hausdorff distance of one case, each averaged over the foreground classes.
 
-    A class that is in neither is left out; one that is only in the prediction or only in the truth has Dice and IoU 0
-    and no HD95 (undefined, and counted so: a missed structure lowers Dice, it never vanishes there).
+    A class that occurs in neither mask is left out.  A class that occurs in only one of the two has Dice and IoU 0, and
+    its HD95 is undefined: a missed structure always lowers Dice.
 
     Args:
-        prediction, truth: class numbers 0..num_classes-1; 0 is background.
-        spacing_mm: voxel sizes.
+        prediction: class numbers, 0 to num_classes - 1; 0 is background.
+        truth: class numbers, likewise.
+        num_classes: number of classes, with background.
+        spacing_mm: voxel size along x, y and z.
 
     Returns:
-        dice and iou in [0, 1], hd95_mm >= 0; None where no class defines it.
+        dice: in [0, 1], higher is better (Dice 1945).
+        iou: in [0, 1], higher is better (Jaccard 1912).
+        hd95_mm: in mm, >= 0, lower is better (Huttenlocher et al. 1993; 95th percentile instead of the maximum).
+        Each is None if no class defines it.
+
+    >>> truth = np.zeros((4, 4, 1), dtype=int)
+    >>> truth[:2] = 1
+    >>> shifted = np.roll(truth, 1, axis=0)
+    >>> scores = overlap(shifted, truth, 2, (2.0, 2.0, 1.0))
+    >>> scores["dice"], round(scores["iou"], 4), scores["hd95_mm"]
+    (0.5, 0.3333, 2.0)
     """
-    rows = [_one(prediction == c, truth == c, spacing_mm) for c in range(1, num_classes)]
+    rows = [_scores_of_class(prediction == c, truth == c, spacing_mm) for c in range(1, num_classes)]
     return {name: _mean([row[name] for row in rows]) for name in ("dice", "iou", "hd95_mm")}
 
 
-def _one(prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, float | None]:
+def _scores_of_class(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> dict[str, float | None]:
     if not prediction.any() and not truth.any():
         return {"dice": None, "iou": None, "hd95_mm": None}
     if not prediction.any() or not truth.any():
         return {"dice": 0.0, "iou": 0.0, "hd95_mm": None}
-    flat = prediction.shape[2] == 1  # MONAI measures pictures in two dimensions
+    flat = prediction.shape[2] == 1  # MONAI expects pictures with two axes
     masks = [torch.from_numpy(m[..., 0] if flat else m)[None, None].float() for m in (prediction, truth)]
     distance = compute_hausdorff_distance(
         *masks, include_background=True, percentile=95, spacing=spacing_mm[:2] if flat else spacing_mm

@@ -1,20 +1,26 @@
-"""The naming rule of trivial rivals: the metric `psnr_bicubic` beside `psnr` is what "bicubic" gets."""
+"""The naming rule of baselines: `psnr_bicubic` is the `psnr` that the simple method "bicubic" reaches."""
 
 from collections.abc import Iterable
 
 
 def rivals(metrics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Metric -> its rivals in words -> the metric that holds their score; a rival is no key of its own.
+    """For each metric of the model, the baselines beside it.
 
     Args:
-        metrics: a task's names, in its order.
+        metrics: the names of a task's metrics, in the task's order.
+
+    Returns:
+        metric -> baseline in words -> metric with the baseline's score.  The baselines' metrics are not keys.
+
+    >>> rivals(["psnr", "psnr_bicubic", "ssim"])
+    {'psnr': {'bicubic': 'psnr_bicubic'}, 'ssim': {}}
     """
     names = list(metrics)
-    found = {metric: _of(metric, names) for metric in names}
-    scored = {name for others in found.values() for name in others.values()}
-    return {metric: others for metric, others in found.items() if metric not in scored}
+    found = {metric: _rivals_of(metric, names) for metric in names}
+    of_rivals = {name for others in found.values() for name in others.values()}
+    return {metric: others for metric, others in found.items() if metric not in of_rivals}
 
 
-def _of(metric: str, names: Iterable[str]) -> dict[str, str]:
+def _rivals_of(metric: str, names: Iterable[str]) -> dict[str, str]:
     start = f"{metric}_"
     return {name.removeprefix(start).replace("_", " "): name for name in names if name.startswith(start)}

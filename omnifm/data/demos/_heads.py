@@ -1,6 +1,6 @@
-"""Drawn heads with ring-enhancing lesions, and the scanners that image them: the segmentation demo's anatomy.
+"""Drawn heads with ring-enhancing lesions, and simulated scanners that image them.
 
-Letters: x y z voxel axes.  Geometry is RAS and mm: one head looks right in any scan, however it is oriented.
+Letters: x y z voxel axes.  Heads are drawn in RAS mm, so that a head is the same in scans of any orientation.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from scipy.ndimage import gaussian_filter
 from omnifm.data.demos import site_number
 
 GRID = (48, 48, 40)
-# Brightness of each tissue, 1 = white matter of a T1 scan.
+"""Number of voxels along x, y and z."""
 TISSUES = ("air", "scalp", "skull", "csf", "grey", "white", "oedema", "core", "rim")
+# Brightness of each tissue; 1 is white matter in a T1 scan.
 CONTRASTS = {
     "T1ce": (0.0, 0.95, 0.10, 0.25, 0.70, 1.00, 0.65, 0.35, 1.75),
     "FLAIR": (0.0, 0.75, 0.08, 0.15, 1.00, 0.80, 1.30, 0.55, 1.95),
@@ -22,16 +23,16 @@ CONTRASTS = {
 
 @dataclass(frozen=True)
 class Scanner:
-    """What one hospital's scans have in common.
+    """The properties that all scans of one hospital share.
 
     Attributes:
-        contrast: brightness of `TISSUES`, before `gain`.
-        gain: stored number of brightness 1, 200 to 1500.
-        shading: depth of the coil's bias field, 0 to 0.35 of the brightness.
-        noise: Rician noise, 0.02 to 0.08 of brightness 1.
-        spacing_mm: of the voxels.
-        axes: direction of the voxel axes, e.g. "LPS".
-        tilt: rotation (radians) about the left-right axis: an oblique scan.
+        contrast: brightness of each of `TISSUES`, before `gain`.
+        gain: stored value of brightness 1, 200 to 1500.
+        shading: strength of the coil's bias field, 0 to 0.35 of the brightness.
+        noise: standard deviation of the Rician noise, 0.02 to 0.08 of brightness 1.
+        spacing_mm: voxel size along x, y and z.
+        axes: directions of the voxel axes, e.g. "LPS".
+        tilt: rotation about the left-right axis, in radians; makes the scan oblique.
     """
 
     contrast: tuple[float, ...]
@@ -44,6 +45,7 @@ class Scanner:
 
     @classmethod
     def of_site(cls, site: str, generator: np.random.Generator) -> "Scanner":
+        """The scanner of a site: its number chooses contrast, spacing and axes, the generator draws the rest."""
         number = site_number(site)
         number = int(generator.integers(4)) if number is None else number
         base = np.array(CONTRASTS[("FLAIR", "T1ce")[number % 2]])
@@ -58,7 +60,7 @@ class Scanner:
         )
 
     def affine(self) -> Float[np.ndarray, "4 4"]:
-        """Voxel -> RAS mm, the grid's middle at the origin."""
+        """Voxel index -> RAS mm; the middle of the grid is the origin."""
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(self.tilt), -np.sin(self.tilt)], [np.sin(self.tilt), np.cos(self.tilt)]]
         signs = np.diag([1.0 if axis in "RAS" else -1.0 for axis in self.axes])
@@ -68,10 +70,10 @@ class Scanner:
         return affine
 
     def scan(self, tissue: Int[np.ndarray, "x y z"], generator: np.random.Generator) -> Int[np.ndarray, "x y z"]:
-        """What this scanner stores of the tissues: int16."""
+        """The scan of a head (indices into `TISSUES`) by this scanner, int16."""
         mm = positions(self.affine())
         shade = 1 + self.shading * _waves(mm, generator, length_mm=(150.0, 300.0), number=6)
-        # A voxel holds a little of its neighbours' tissue, and no tissue is one flat grey.
+        # As in real scans, a voxel contains some of its neighbours' tissue, and no tissue is uniform.
         flat = gaussian_filter(np.array(self.contrast)[tissue], sigma=0.5)
         clean = flat * shade * (1 + 0.06 * _waves(mm, generator, length_mm=(10.0, 25.0), number=8))
         real, imaginary = generator.normal(0, self.noise, (2, *tissue.shape))
@@ -79,16 +81,16 @@ class Scanner:
 
 
 def draw_head(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator) -> Int[np.ndarray, "x y z"]:
-    """One head of natural size with one to three lesions, as indices into `TISSUES`.
+    """A head of natural size with one to three lesions, as indices into `TISSUES`.
 
     Args:
-        mm: where each voxel lies, RAS mm, the head's middle near the origin.
-        generator: draws shape, folds and lesions.
+        mm: position of each voxel in RAS mm; the middle of the head is near the origin.
+        generator: draws the shape, the folds and the lesions.
     """
     mm = mm - generator.uniform(-4, 4, 3).astype(np.float32)
     axes = np.array([64, 74, 62]) * generator.uniform(0.93, 1.05, 3)
     bumps = 1 + 0.04 * _waves(mm, generator, length_mm=(90.0, 160.0), number=8)
-    depth = np.linalg.norm(mm / axes, axis=-1) * bumps  # 0 in the middle, 1 on the skin
+    depth = np.linalg.norm(mm / axes, axis=-1) * bumps  # 0 in the middle, 1 at the skin
     tissue = np.full(depth.shape, TISSUES.index("air"))
     for name, limit in (("scalp", 1.0), ("skull", 0.93), ("csf", 0.86)):
         tissue[depth < limit] = TISSUES.index(name)
@@ -110,7 +112,7 @@ def _draw_lesion(
     volume_mm3: float,
     generator: np.random.Generator,
 ) -> None:
-    """Draw one irregular lesion into the brain: bright rim, dark core, oedema around."""
+    """Draw one irregular lesion into the brain: a bright rim around a dark core, surrounded by oedema."""
     radius = (3 * volume_mm3 / (4 * np.pi)) ** (1 / 3)
     places = np.argwhere((depth > 0.25) & (depth < 0.62))
     centre = mm[tuple(places[generator.integers(len(places))])]
@@ -124,6 +126,7 @@ def _draw_lesion(
 
 
 def _ventricles(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator) -> Bool[np.ndarray, "x y z"]:
+    """Where the two lateral ventricles are."""
     size = generator.uniform(0.8, 1.3)
     horns = [np.array([side * 11.0, 0.0, 8.0]) for side in (-1, 1)]
     radii = np.array([6.0, 26.0, 9.0]) * size
@@ -131,7 +134,7 @@ def _ventricles(mm: Float[np.ndarray, "x y z 3"], generator: np.random.Generator
 
 
 def positions(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "x y z 3"]:
-    """Where each voxel of the grid lies, RAS mm."""
+    """Position of each voxel of the grid in RAS mm."""
     index = np.stack(np.meshgrid(*map(np.arange, GRID), indexing="ij"), axis=-1)
     return (index @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
 
@@ -142,7 +145,7 @@ def _waves(
     length_mm: tuple[float, float],
     number: int,
 ) -> Float[np.ndarray, "x y z"]:
-    """A smooth random field, about -1 to 1: plane waves of these lengths in all directions."""
+    """A smooth random field, about -1 to 1: the sum of plane waves of these lengths in random directions."""
     directions = generator.normal(size=(number, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     waves = (directions * (2 * np.pi / generator.uniform(*length_mm, (number, 1)))).astype(np.float32)

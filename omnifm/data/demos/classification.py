@@ -1,8 +1,7 @@
-"""Demo of classification: a solid, a ring-like or a clustered finding in each picture, one modality per site."""
+"""Demo data for classification: pictures with a solid, a ring-like or a clustered finding, one modality per site."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -11,13 +10,16 @@ from scipy.ndimage import gaussian_filter
 from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
+from omnifm.records import Json
 
 CONTRAST = (0.15, 1.0)
-"""Of a finding, share of its modality's: the weakest drown in the grain, so that nobody is right always."""
+"""Contrast of a finding as a share of its modality's; the weakest are lost in the noise, so no model is perfect."""
 CASES_PER_SPLIT = {"training": 150, "validation": 30, "test": 60}
 FINDINGS = ("solid", "ring", "cluster")
-SIDE, FINE = 28, 4
-"""Pixels of a picture, and how finely each is drawn."""
+SIDE = 28
+"""Side of a picture in pixels."""
+FINE = 4
+"""Pictures are drawn with FINE x FINE points per pixel."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class Look:
 
     Attributes:
         modality: DICOM code.
-        tissue, finding: brightness 0 to 1, one number (grey) or three (RGB).
-        grain: of the texture, share of the brightness.
-        speckle: whether the grain multiplies (ultrasound) or adds.
-        shadow: how much darker it is below the finding, 0 to 1.
+        tissue: brightness of the tissue, 0 to 1: one number (grey) or three (RGB).
+        finding: brightness of the finding, likewise.
+        grain: strength of the texture, as a share of the brightness.
+        speckle: whether the grain is multiplied (as in ultrasound) or added.
+        shadow: how much darker the picture is below the finding, 0 to 1.
     """
 
     modality: str
@@ -48,11 +51,11 @@ LOOKS = (
 
 
 def make(folder: Path, site: str, seed: int) -> None:
-    """Write one clinic: skin photographs, ultrasound or mammograms, as thumbnails in one npz."""
+    """Write one clinic: skin photographs, ultrasound images or mammograms, as small pictures in one npz file."""
     number = site_number(site)
     number = int(generator("look", site, seed).integers(len(LOOKS))) if number is None else number
     look = LOOKS[number % len(LOOKS)]
-    content: dict[str, Any] = {
+    content: Json = {
         "name": DEMO_NAME,
         "description": "made by omnifm.data.demos; findings are drawn, nobody was examined",
         "modality": {"0": look.modality},
@@ -62,7 +65,8 @@ def make(folder: Path, site: str, seed: int) -> None:
     for split, count in CASES_PER_SPLIT.items():
         content[split] = []
         for index in range(count):
-            name, label = f"{split}-{index:02d}", index % len(FINDINGS)
+            name = f"{split}-{index:02d}"
+            label = index % len(FINDINGS)
             content[split].append({"image": f"images.npz#{len(pictures)}", "label": label, "patient": name})
             pictures.append(_picture(look, label, generator("case", site, seed, name)))
     np.savez_compressed(folder / "images.npz", images=np.stack(pictures))
@@ -70,7 +74,7 @@ def make(folder: Path, site: str, seed: int) -> None:
 
 
 def _picture(look: Look, label: int, random: np.random.Generator) -> Shaped[np.ndarray, "rows columns *c"]:
-    """One finding as this modality shows it: uint8."""
+    """A picture of one finding in this modality, uint8."""
     side = SIDE * FINE
     inside = gaussian_filter(_finding(label, random), 0.4 * FINE)[..., None]
     tissue, finding = (np.array(colour) * random.uniform(0.85, 1.15) for colour in (look.tissue, look.finding))
@@ -84,9 +88,10 @@ def _picture(look: Look, label: int, random: np.random.Generator) -> Shaped[np.n
 
 
 def _finding(label: int, random: np.random.Generator) -> Float[np.ndarray, "rows columns"]:
-    """0 outside, up to 1 inside: a blob, a blob with a hole, or some small blobs in its place."""
+    """0 outside the finding, up to 1 inside: a blob, a blob with a hole, or several small blobs."""
     side = SIDE * FINE
-    centre, radius = side * random.uniform(0.4, 0.6, 2), side * random.uniform(0.18, 0.28)
+    centre = side * random.uniform(0.4, 0.6, 2)
+    radius = side * random.uniform(0.18, 0.28)
     blob = _blob(centre, radius, random)
     if FINDINGS[label] == "ring":
         blob *= 1 - _blob(centre, radius * random.uniform(0.35, 0.6), random)
@@ -97,7 +102,9 @@ def _finding(label: int, random: np.random.Generator) -> Float[np.ndarray, "rows
 
 
 def _blob(centre: np.ndarray, radius: float, random: np.random.Generator) -> Float[np.ndarray, "rows columns"]:
+    """1 inside an irregular ellipse, 0 outside."""
     y, x = np.mgrid[: SIDE * FINE, : SIDE * FINE] - centre[:, None, None]
-    angle, stretch = np.arctan2(y, x) + random.uniform(0, 2 * np.pi), random.uniform(0.8, 1.25)
+    angle = np.arctan2(y, x) + random.uniform(0, 2 * np.pi)
+    stretch = random.uniform(0.8, 1.25)
     wave = 0.1 * np.sin(2 * angle) + 0.08 * np.sin(3 * angle)
     return (np.hypot(x * stretch, y / stretch) < radius * (1 + wave)).astype(np.float64)

@@ -1,8 +1,7 @@
-"""Demo of segmentation: brain-like heads with enhancing lesions, one scanner per site."""
+"""Demo data for segmentation: drawn heads with enhancing lesions, one simulated scanner per site."""
 
 import gzip
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,12 +11,13 @@ from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import CASES_PER_SPLIT, generator
 from omnifm.data.demos._heads import TISSUES, Scanner, draw_head, positions
 from omnifm.data.site_folder import write_datalist
+from omnifm.records import Json
 
 
 def make(folder: Path, site: str, seed: int) -> None:
-    """Write one institution: heads with lesions, scanned its own way."""
+    """Write one institution: heads with lesions, all scanned by the institution's own scanner."""
     scanner = Scanner.of_site(site, generator("scanner", site, seed))
-    content: dict[str, Any] = {
+    content: Json = {
         "name": DEMO_NAME,
         "description": "made by omnifm.data.demos; heads and lesions are drawn, nobody was scanned",
         "modality": {"0": "MR"},
@@ -31,7 +31,8 @@ def make(folder: Path, site: str, seed: int) -> None:
             name = f"{split}-{index:02d}"
             random = generator("case", site, seed, name)
             tissue = draw_head(positions(scanner.affine()), random)
-            image, label = scanner.scan(tissue, random), (tissue == TISSUES.index("rim")).astype(np.uint8)
+            image = scanner.scan(tissue, random)
+            label = (tissue == TISSUES.index("rim")).astype(np.uint8)
             item = {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "patient": name}
             _write_nifti(folder / item["image"], image, scanner.affine())
             _write_nifti(folder / item["label"], label, scanner.affine())
@@ -40,5 +41,5 @@ def make(folder: Path, site: str, seed: int) -> None:
 
 
 def _write_nifti(path: Path, array: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> None:
-    # No time stamp in the gzip header: the same site has the same bytes everywhere.
+    # Without the time in the gzip header, the same site has the same bytes on every machine.
     path.write_bytes(gzip.compress(nibabel.Nifti1Image(array, affine).to_bytes(), compresslevel=4, mtime=0))

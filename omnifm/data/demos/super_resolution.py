@@ -1,30 +1,30 @@
-"""Demo of super-resolution: stained tissue at one site, slices of a folded brain at the next."""
+"""Demo data for super-resolution: microscope pictures of stained tissue, or MR slices of a brain; sites take turns."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
+from omnifm.records import Json
 
 CASES_PER_SPLIT = {"training": 24, "validation": 6, "test": 8}
 SIDES = (96, 113)
-"""Least and most pixels along a side; most are no multiple of 2."""
+"""Range of a side in pixels (the upper limit is excluded); sides may be odd, as those of real pictures."""
 FINE = 2
-"""How finely each pixel is drawn."""
+"""Pictures are drawn with FINE x FINE points per pixel."""
 
 
 def make(folder: Path, site: str, seed: int) -> None:
-    """Write one laboratory: microscope photographs (RGB) or MR slices (grey)."""
+    """Write one laboratory (microscope pictures, RGB) or one institution (MR slices, grey)."""
     number = site_number(site)
     number = int(generator("look", site, seed).integers(2)) if number is None else number
     modality, draw = (("MR", _brain), ("SM", _tissue))[number % 2]
-    content: dict[str, Any] = {
+    content: Json = {
         "name": DEMO_NAME,
         "description": "made by omnifm.data.demos; pictures are drawn, nobody was examined",
         "modality": {"0": modality},
@@ -43,7 +43,7 @@ def make(folder: Path, site: str, seed: int) -> None:
 
 
 def _tissue(rows: int, columns: int, random: np.random.Generator) -> Float[np.ndarray, "rows columns 3"]:
-    """Pink fibres, white gaps and violet nuclei with dark rims and grains."""
+    """Pink fibres with white gaps, and violet nuclei with dark rims and grains; RGB, about 0 to 1."""
     shape = (rows * FINE, columns * FINE)
     fibres = _noise(shape, (random.uniform(1.5, 3), random.uniform(8, 14)), random)
     gaps = _noise(shape, (9.0, 9.0), random) > 1.1
@@ -51,23 +51,34 @@ def _tissue(rows: int, columns: int, random: np.random.Generator) -> Float[np.nd
     colour[gaps] = (0.95, 0.93, 0.95)
     grains = _noise(shape, (1.0, 1.0), random) > 1.6
     for _ in range(int(shape[0] * shape[1] / random.uniform(400, 700))):
-        row, column = (int(random.integers(side)) for side in shape)
-        box = (slice(max(0, row - 14), row + 14), slice(max(0, column - 14), column + 14))
-        y, x = np.mgrid[box] - np.array([row, column])[:, None, None]
-        radius, angle, stretch = random.uniform(4, 8), random.uniform(0, np.pi), random.uniform(1.0, 1.7)
-        along, across = y * np.sin(angle) + x * np.cos(angle), y * np.cos(angle) - x * np.sin(angle)
-        depth = (np.hypot(along / stretch, across * stretch) / radius)[
-            : shape[0] - box[0].start, : shape[1] - box[1].start
-        ]
-        part = colour[box]
-        part[depth < 1] = np.array([0.45, 0.30, 0.60]) * random.uniform(0.8, 1.2)
-        part[(depth > 0.8) & (depth < 1)] *= 0.7
-        part[(depth < 0.75) & grains[box]] *= 0.6
-    return _seen(colour, 0.6, 0.01, random)
+        _draw_nucleus(colour, grains, random)
+    return _imaged(colour, 0.6, 0.01, random)
+
+
+def _draw_nucleus(
+    colour: Float[np.ndarray, "y x 3"], grains: Bool[np.ndarray, "y x"], random: np.random.Generator
+) -> None:
+    """Draw one nucleus, an ellipse at a random place, into `colour`."""
+    rows, columns = grains.shape
+    row = int(random.integers(rows))
+    column = int(random.integers(columns))
+    box = (slice(max(0, row - 14), row + 14), slice(max(0, column - 14), column + 14))
+    y, x = np.mgrid[box] - np.array([row, column])[:, None, None]
+    radius = random.uniform(4, 8)
+    angle = random.uniform(0, np.pi)
+    stretch = random.uniform(1.0, 1.7)
+    along = y * np.sin(angle) + x * np.cos(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    depth = np.hypot(along / stretch, across * stretch) / radius
+    depth = depth[: rows - box[0].start, : columns - box[1].start]  # the box may reach beyond the picture
+    part = colour[box]
+    part[depth < 1] = np.array([0.45, 0.30, 0.60]) * random.uniform(0.8, 1.2)
+    part[(depth > 0.8) & (depth < 1)] *= 0.7
+    part[(depth < 0.75) & grains[box]] *= 0.6
 
 
 def _brain(rows: int, columns: int, random: np.random.Generator) -> Float[np.ndarray, "rows columns"]:
-    """A head in cross-section: skin, skull, folded grey around white matter, and fluid in the folds."""
+    """A cross-section of a head: skin, skull, grey matter with folds around white matter, and fluid; about 0 to 1."""
     shape = (rows * FINE, columns * FINE)
     y, x = np.mgrid[: shape[0], : shape[1]]
     middle = np.array(shape)[:, None, None] / 2
@@ -82,21 +93,21 @@ def _brain(rows: int, columns: int, random: np.random.Generator) -> Float[np.nda
     level[brain & (folds > 0.5) | (depth < 0.45)] = 0.72
     level[np.hypot((y - middle[0]) / 30, (np.abs(x - middle[1]) - 14) / 8) < 1] = 0.18
     shaded = level * (1 + 0.05 * _noise(shape, (30.0, 30.0), random))
-    return _seen(shaded[..., None], 0.8, 0.02, random)[..., 0]
+    return _imaged(shaded[..., None], 0.8, 0.02, random)[..., 0]
 
 
 def _noise(shape: tuple[int, int], sigma: tuple[float, float], random: np.random.Generator) -> np.ndarray:
-    """Smooth random field of mean about 0 and deviation 1."""
-    coarse = max(1, int(min(sigma) / 2))  # drawn small and enlarged: a smooth field needs no more
+    """A smooth random field of mean about 0 and standard deviation about 1."""
+    coarse = max(1, int(min(sigma) / 2))  # a smooth field can be drawn on a coarse grid and enlarged
     size = [side // coarse + 2 for side in shape]
     field = gaussian_filter(random.normal(size=size), [s / coarse for s in sigma])
     return zoom(field / field.std(), coarse, order=1)[: shape[0], : shape[1]]
 
 
-def _seen(
+def _imaged(
     fine: np.ndarray, blur: float, noise: float, random: np.random.Generator
 ) -> Float[np.ndarray, "rows columns c"]:
-    """What optics and sensor make of it."""
+    """The picture that a camera takes of the fine drawing: blurred, reduced to pixels, with noise."""
     blurred = gaussian_filter(fine, (blur * FINE, blur * FINE, 0))
     rows, columns, channels = (fine.shape[0] // FINE, fine.shape[1] // FINE, fine.shape[2])
     pixels = blurred.reshape(rows, FINE, columns, FINE, channels).mean(axis=(1, 3))

@@ -1,11 +1,10 @@
-"""Demo of visual question answering: drawn organs with lesions and a coloured marker, and questions about them.
+"""Demo data for visual question answering: drawn organs with lesions and a coloured marker, and questions about them.
 
-Letters: y x rows and columns of a picture, counted from its top left corner, -1 to 1.
+Letters: y x rows and columns of a picture, from -1 (top left corner) to 1.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -15,14 +14,16 @@ from scipy.ndimage import gaussian_filter
 from omnifm.data.datalist import DEMO_NAME
 from omnifm.data.demos import generator, site_number
 from omnifm.data.site_folder import write_datalist
+from omnifm.records import Json
 
 CASES_PER_SPLIT = {"training": 72, "validation": 8, "test": 12}
-"""Pictures of one site; each is asked about five or six questions."""
+"""Number of pictures of one site; each has five or six questions."""
 SIDE = 48
+"""Side of a picture in pixels."""
 MODALITIES = {"CT": "ct", "MR": "mri", "DX": "x ray", "US": "ultrasound"}
 PAIRS = (("US", "CT"), ("CT", "MR"), ("DX", "US"), ("MR", "DX"))
-"""Modalities of a site, by its number modulo 4; those of sites 1 and 2 differ altogether."""
-ORGANS = {  # ellipses: centre y x, radius y x
+"""The two modalities of a site, by its number modulo 4; sites 1 and 2 have none in common."""
+ORGANS = {  # ellipses: centre y, centre x, radius y, radius x
     "brain": [(0.0, 0.0, 0.75, 0.6)],
     "lungs": [(0.0, -0.45, 0.7, 0.3), (0.0, 0.45, 0.7, 0.3)],
     "liver": [(-0.1, -0.25, 0.4, 0.65)],
@@ -40,10 +41,10 @@ QUESTIONS = {  # question type -> two wordings
 
 
 def make(folder: Path, site: str, seed: int) -> None:
-    """Write one hospital with two modalities of its own."""
+    """Write one hospital, whose pictures are of two modalities."""
     number = site_number(site)
     number = int(generator("modalities", site, seed).integers(4)) if number is None else number
-    content: dict[str, Any] = {
+    content: Json = {
         "name": DEMO_NAME,
         "description": "made by omnifm.data.demos; organs and lesions are drawn, nobody was imaged",
         "modality": {"0": PAIRS[number % 4][0]},
@@ -65,7 +66,7 @@ def make(folder: Path, site: str, seed: int) -> None:
 
 
 def texts() -> list[str]:
-    """Every question and answer that the demo may hold."""
+    """All questions and answers that the demo data can contain."""
     asked = [words.format(organ=organ) for pair in QUESTIONS.values() for words in pair for organ in ORGANS]
     answers = [*MODALITIES.values(), *ORGANS, *COLOURS, "yes", "no", "left", "right"]
     return [*sorted(set(asked)), *answers]
@@ -74,6 +75,7 @@ def texts() -> list[str]:
 def _asked(
     modality: str, organ: str, side: str | None, colour: str, random: np.random.Generator
 ) -> Iterator[dict[str, str]]:
+    """The questions about one picture; `side` is that of the lesion, None if there is none."""
     other = organ if random.random() < 0.5 else str(random.choice([name for name in ORGANS if name != organ]))
     answers = {
         "modality": MODALITIES[modality],
@@ -93,6 +95,7 @@ def _asked(
 def _draw(
     modality: str, organ: str, side: str | None, colour: str, random: np.random.Generator
 ) -> UInt8[np.ndarray, "y x 3"]:
+    """The picture of an organ, with a lesion (if `side` is given) and a coloured marker."""
     y, x = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2, indexing="ij")
     shift = random.uniform(-0.08, 0.08, 2)
     inside = np.any([_ellipse(y - shift[0], x - shift[1], *e) for e in ORGANS[organ]], axis=0)
@@ -108,7 +111,7 @@ def _draw(
 def _imaged(
     modality: str, inside: Bool[np.ndarray, "y x"], y: np.ndarray, x: np.ndarray, random: np.random.Generator
 ) -> Float[np.ndarray, "y x"]:
-    """Each modality shows tissue, background and noise its own way; brightness 0 to 1."""
+    """The organ as a modality shows it, with that modality's background and noise; brightness about 0 to 1."""
     noise = random.normal(0, 1, inside.shape)
     if modality == "CT":  # a bright ring of bone, dark air
         ring = _ellipse(y, x, 0.0, 0.0, 0.98, 0.98) & ~_ellipse(y, x, 0.0, 0.0, 0.88, 0.88)
@@ -124,4 +127,5 @@ def _imaged(
 def _ellipse(
     y: np.ndarray, x: np.ndarray, centre_y: float, centre_x: float, radius_y: float, radius_x: float
 ) -> Bool[np.ndarray, "y x"]:
+    """True inside the ellipse."""
     return ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
