@@ -1,1 +1,4 @@
-"""Encoders, one file each: they give tokens (b l q) and take them back (`task.Backbone`)."""
+"""Networks, one file each.
+
+A backbone turns a batch into tokens (b l q), and changed tokens into a prediction; see `omnifm.task.Backbone`.
+"""

@@ -1,4 +1,4 @@
-"""MONAI's ResNet-18 as a backbone: gives tokens (b l q) and takes them back.
+"""MONAI's ResNet-18 as a backbone, for classification.
 
 Letters: b batch, c channels, l tokens, q width.
 """
@@ -6,7 +6,6 @@ Letters: b batch, c channels, l tokens, q width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
@@ -14,30 +13,32 @@ from torch import Tensor, nn
 from omnifm.task import Backbone, Batch
 
 NUM_GROUPS = 8
+"""Number of groups of the group norm; each width must be a multiple of it."""
 GROUP = ("group", {"num_groups": NUM_GROUPS})
 
 
 class GroupResNet(ResNet):
-    """MONAI's ResNet with group norm everywhere: 1.6.1 hands `norm` to the first layer alone (its issue 9028)."""
+    """MONAI's ResNet with group norm in all layers; MONAI 1.6.1 uses `norm` only in the first (its issue 9028)."""
 
-    def _make_layer(self, *args: Any, **options: Any) -> nn.Sequential:
+    def _make_layer(self, *args: object, **options: object) -> nn.Sequential:
         return super()._make_layer(*args, **{"norm": GROUP, **options})
 
 
 class ResNetBackbone(Backbone):
-    """MONAI's ResNet-18, 2-D or 3-D, opened before its average over positions.
+    """MONAI's ResNet-18, 2-D or 3-D, divided before the average over positions.
 
-    The last feature map's positions are the tokens; the class is read from the mean of whatever tokens come back.
-    Its head, personal by default, is the linear classifier.
+    The positions of the last feature map are the tokens.  The class is predicted from the mean of the returned tokens.
+    The head (personal by default) is the linear classifier.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels, num_classes: image channels and classes.
-        channels: width of the four stages, multiples of 8; the last is the token width.  (64, 128, 256, 512) is
-            ResNet-18.
-        norm: "group" (of 8), or "batch", which needs more than one value per channel of a training batch.
-        small: for thumbnails: the first convolution is 3 wide and nothing is halved before the second stage, so
-            that 28 pixels become 4 and not 1.
+        in_channels: number of image channels.
+        num_classes: number of classes.
+        channels: widths of the four stages, multiples of 8; the last is the token width.  ResNet-18 has
+            (64, 128, 256, 512).
+        norm: "group" (8 groups) or "batch".  Batch norm needs more than one value per channel in a training batch.
+        small: for small pictures: the first convolution has kernel size 3, and the side is not halved before the
+            second stage.  A side of 28 pixels then becomes 4 positions, instead of 1.
     """
 
     reads = "suffix"
@@ -47,7 +48,7 @@ class ResNetBackbone(Backbone):
     ) -> None:
         super().__init__()
         self.width = channels[-1]
-        kind, named = (GroupResNet, GROUP) if norm == "group" else (ResNet, norm)
+        kind = GroupResNet if norm == "group" else ResNet
         self.resnet = kind(
             "basic",
             [2, 2, 2, 2],
@@ -59,11 +60,11 @@ class ResNetBackbone(Backbone):
             no_max_pool=small,
             num_classes=num_classes,
             bias_downsample=False,
-            norm=named,
+            norm=GROUP if norm == "group" else norm,
         )
 
     def encode(self, batch: Batch) -> tuple[Tensor, None]:
-        """The last stage's positions."""
+        """The positions of the last stage's feature map."""
         net = self.resnet
         image = net.act(net.bn1(net.conv1(batch["image"])))
         image = image if net.no_max_pool else net.maxpool(image)

@@ -1,13 +1,13 @@
-"""Tiny random-weight CLIP and LLaMA, made on first use: the default models, where nothing can be downloaded.
+"""Tiny CLIP and LLaMA models with random weights: the default models, because they need no download.
 
-They are saved to the cache folder and then loaded like any model from the hub, so that the demo runs the same code.
+They are created at first use, saved in the cache folder, and then loaded like any model from the Hugging Face hub.
 """
 
 import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,7 +19,8 @@ from omnifm.data.site_folder import new_folder
 
 SEED = 0
 POSITION_SCALE = 10
-SIZE: dict[str, Any] = {
+"""Factor for CLIP's position embeddings, so that an untrained encoder distinguishes places in the picture."""
+SIZE = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -65,15 +66,15 @@ appear appears look looks indicate indicated demonstrate show shows depicted dis
 ring medical spinal fluid-filled
 {OPENINGS} {OPENINGS.title()} Yes No Left Right CT MRI MR PA AP The X-ray X-Ray
 """
-"""Everyday English and radiology, so that the questions of real data sets are words to the tiny model, not letters."""
+"""Everyday and radiological words that become single tokens, so that real questions are not split into letters."""
 
 
 def tiny(kind: Kind, cache: Path | None = None) -> Path:
-    """The folder of a tiny model, as `save_pretrained` writes it; made if it is not there yet.
+    """The folder of a tiny model in the format of `save_pretrained`; the model is created if it is not there yet.
 
     Args:
-        kind: "vision" is a CLIP vision encoder, "language" a LLaMA with its tokenizer.
-        cache: where it is kept; default the demo data's.
+        kind: "vision" (a CLIP vision encoder) or "language" (a LLaMA with its tokenizer).
+        cache: folder in which the model is kept; by default the cache of the demo data.
     """
     recipe = json.dumps([kind, SEED, POSITION_SCALE, VISION, LANGUAGE, texts(), WORDS, torch.__version__])
     name = f"tiny-{kind}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
@@ -81,18 +82,21 @@ def tiny(kind: Kind, cache: Path | None = None) -> Path:
     if not (folder / "config.json").is_file():
         with suppress(FileExistsError), new_folder(folder) as work, torch.random.fork_rng():
             torch.manual_seed(SEED)
-            (_vision if kind == "vision" else _language)(work)
+            if kind == "vision":
+                _save_vision(work)
+            else:
+                _save_language(work)
     return folder
 
 
-def _vision(folder: Path) -> None:
+def _save_vision(folder: Path) -> None:
     encoder = CLIPVisionModel(CLIPVisionConfig(**VISION))
-    with torch.no_grad():  # an encoder that nobody trained must still tell places apart
+    with torch.no_grad():
         encoder.embeddings.position_embedding.weight *= POSITION_SCALE
     encoder.save_pretrained(folder)
 
 
-def _language(folder: Path) -> None:
+def _save_language(folder: Path) -> None:
     tokenizer = _tokenizer()
     ids = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos"))}
     config = LANGUAGE | ids | {"vocab_size": len(tokenizer)}
@@ -101,7 +105,7 @@ def _language(folder: Path) -> None:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: the demo's words and `WORDS` are single tokens, and any other text is spelt out."""
+    """Byte-level BPE: the demo's words and `WORDS` are single tokens; any other word is split into parts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Which weights of a language model are tuned: all of them, or one of four small parts; the rest is frozen."""
+"""Choose which weights of a language model are trained: all, or one of four small parts.  The rest is frozen."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Peft = Literal["full", "lora", "adapter", "layernorm", "bias"]
-LORA_RANK, LORA_ALPHA = 8, 32
-"""The paper's (table 3).  Averaging A and B apart, as federated LoRA does, is not averaging their products."""
+LORA_RANK = 8
+LORA_ALPHA = 32
+"""LoRA's rank and alpha, from the paper's table 3.  Federated averaging treats LoRA's matrices A and B separately; the
+product of the averages is not the average of the products."""
 ADAPTER_REDUCTION = 16
-"""Width of the model over the width of its adapters, as in FedDAT."""
+"""Width of the model divided by the width of its adapters, as in FedDAT (Chen et al. 2024)."""
 SUBLAYER_ENDS = ("o_proj", "down_proj")
-"""Last linear layers of attention and MLP, as the LLaMA family calls them."""
+"""Names of the last linear layers of attention and MLP in the LLaMA family."""
 
 
 class Adapter(nn.Module):
-    """A linear layer followed by Houlsby's adapter, x + up(gelu(down(x))); at first it changes nothing."""
+    """A linear layer followed by an adapter, x + up(gelu(down(x))) (Houlsby et al. 2019).
+
+    `up` starts at zero, so that the new adapter does not change the model.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -38,17 +43,20 @@ class Adapter(nn.Module):
 
 
 def tune(language: nn.Module, peft: Peft) -> None:
-    """Freeze a language model but for what `peft` tunes, changing it in place.
+    """Freeze all weights of a language model except those that `peft` trains.  The model is changed in place.
 
     Args:
         language: a causal language model of the LLaMA family.
-        peft: "full" all weights; "lora" low-rank updates of every linear layer but the output's (Hu et al. 2021);
-            "adapter" a bottleneck after each attention and MLP (Houlsby et al. 2019); "layernorm" the
-            normalisation layers; "bias" the biases of all layers but the output's (Ben Zaken et al. 2021), zeros where
-            a linear layer has none, as in LLaMA.
+        peft: what is trained:
+            "full": all weights;
+            "lora": low-rank updates of all linear layers except the output layer (Hu et al. 2021);
+            "adapter": a bottleneck after each attention and each MLP (Houlsby et al. 2019);
+            "layernorm": the normalisation layers;
+            "bias": the biases of all layers except the output layer (Ben Zaken et al. 2021); a linear layer without
+            bias, as in LLaMA, gets one that starts at zero.
 
     Raises:
-        ValueError: the model has nothing that `peft` could tune.
+        ValueError: the model has no weights that `peft` trains.
     """
     language.requires_grad_(peft == "full")
     if peft == "lora":
@@ -59,14 +67,14 @@ def tune(language: nn.Module, peft: Peft) -> None:
     elif peft == "adapter":
         _add_adapters(language)
     elif peft == "bias":
-        _free_biases(language)
+        _train_biases(language)
     if not any(p.requires_grad for p in language.parameters()):
-        raise ValueError(f"model.language must have weights that peft={peft!r} tunes; it has none")
+        raise ValueError(f"model.language must have weights that peft={peft!r} trains; it has none")
 
 
 def _inject(config: LoraConfig | LNTuningConfig, language: nn.Module) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tied embeddings concern merging, and nothing is merged here
+        warnings.simplefilter("ignore")  # it warns about merging tied embeddings, and nothing is merged here
         inject_adapter_in_model(config, language)
 
 
@@ -81,7 +89,7 @@ def _add_adapters(language: nn.Module) -> None:
                 setattr(module, name, Adapter(linear))
 
 
-def _free_biases(language: nn.Module) -> None:
+def _train_biases(language: nn.Module) -> None:
     output = language.get_output_embeddings()  # type: ignore[operator]
     for module in language.modules():
         if isinstance(module, nn.Linear) and module is not output and module.bias is None:

@@ -1,4 +1,4 @@
-"""A densely connected fusion network like U2Fusion's as a backbone: gives tokens (b l q) and takes them back.
+"""A densely connected network like U2Fusion's as a backbone, for image fusion.
 
 Xu et al. 2022, "U2Fusion", IEEE TPAMI 44(1), https://doi.org/10.1109/TPAMI.2020.3012548.
 Letters: b batch, n growth, q = 6n width, h w the picture's axes, l cells of `cell` x `cell` pixels.
@@ -18,38 +18,40 @@ from omnifm.task import Backbone, Batch
 
 NUM_DENSE = 5
 SLOPE = 0.1
-"""Of the final tanh; 1 in U2Fusion, where at a learning rate of 0.01 one short run in three went black for good."""
+"""Slope of the final tanh.  U2Fusion has 1; there, with a learning rate of 0.01, the output of one short run in three
+became black and stayed so."""
 
 
 class U2FusionBackbone(Backbone):
-    """Two luminances in, one fused luminance out; every layer keeps the picture's full size.
+    """Fuses two luminances into one; every layer keeps the full size of the picture.
 
-    The encoder is one 3 x 3 convolution and five more that each read all before them; the decoder narrows its 6n maps
-    to one.  The network has no bottleneck, so the tokens are the encoder's maps averaged over square cells, and what
-    was changed in them is added back to the maps, interpolated: unchanged tokens are the plain network.
-    Its head, personal by default, is the decoder's last convolution.
+    The encoder has one 3 x 3 convolution, and five more that each read the outputs of all before them.  The decoder
+    reduces the encoder's 6n maps to one.  There is no bottleneck.  The tokens are the means of the encoder's maps over
+    square cells; the changes of the tokens are interpolated and added to the maps.  So unchanged tokens give the
+    prediction of the plain network.  The head (personal by default) is the decoder's last convolution.
 
-    Resolved: the decoder corrects the sources' average, where U2Fusion draws the picture from nothing.  A federation of
-    few short rounds then starts at the plain average instead of spending them on getting there.
+    Resolved: the decoder predicts a correction of the sources' average, while U2Fusion predicts the whole picture.  A
+    federation with few short rounds then starts from the average and does not have to learn it first.
 
     Args:
-        growth: maps that each encoder layer adds, n; U2Fusion has 44.
-        decoder: maps of the decoder's layers before the last; U2Fusion has 128, 64, 32.
-        cell: pixels per token and axis.
+        growth: number of maps that each encoder layer adds, n; U2Fusion has 44.
+        decoder: number of maps of each decoder layer except the last; U2Fusion has 128, 64, 32.
+        cell: side of the cell of one token, in pixels.
     """
 
     reads = "middle"
 
     def __init__(self, growth: int, decoder: Sequence[int], cell: int) -> None:
         super().__init__()
-        self.width, self.cell = (NUM_DENSE + 1) * growth, cell
+        self.width = (NUM_DENSE + 1) * growth
+        self.cell = cell
         self.first = _convolution(2, growth)
         self.dense = nn.ModuleList(_convolution(depth * growth, growth) for depth in range(1, NUM_DENSE + 1))
         widths = (self.width, *decoder, 1)
         self.decoder = nn.ModuleList(_convolution(*pair) for pair in pairwise(widths))
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Run the encoder; features are its maps at full size, their cell means as a grid, and the sources' average."""
+        """Run the encoder; the features for `decode` are its maps, their means over cells, and the sources' average."""
         maps = _activated(self.first(batch["image"]))
         for layer in self.dense:
             maps = torch.cat([_activated(layer(maps)), maps], dim=1)
@@ -59,7 +61,8 @@ class U2FusionBackbone(Backbone):
     def decode(
         self, tokens: Float[Tensor, "b l q"], features: tuple[Tensor, Tensor, Tensor], batch: Batch
     ) -> Float[Tensor, "b 1 h w"]:
-        """Add the change of the tokens to the maps and run the decoder; luminance, at most 1 from the average."""
+        """Add the changes of the tokens to the maps and run the decoder; the luminance differs by less than 1 from
+        the sources' average."""
         maps, cells, average = features
         change = tokens.transpose(1, 2).reshape(cells.shape) - cells
         maps = maps + F.interpolate(change, size=maps.shape[2:], mode="bilinear")

@@ -1,4 +1,4 @@
-"""MONAI's UNet as a backbone: gives tokens (b l q) and takes them back.
+"""MONAI's UNet as a backbone, for segmentation.
 
 Letters: b batch, c channels, l tokens, q width.
 """
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from omnifm.task import Backbone, Batch
 
 Skips = list[tuple[Tensor, nn.Module]]
+"""Top level first: the output of a level's encoder block, and the level's decoder block."""
 
 
 class UNetBackbone(Backbone):
-    """MONAI's residual UNet, 2-D or 3-D, opened at its bottleneck.
+    """MONAI's residual UNet, 2-D or 3-D, divided at its bottleneck.
 
-    The bottleneck's positions are the tokens.  Its head, personal by default, is the decoder's last block.
+    The positions of the bottleneck are the tokens.  The head (personal by default) is the last block of the decoder.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels, out_channels: image channels and classes.
+        in_channels: number of image channels.
+        out_channels: number of classes.
         channels: width of each level, top first; the last is the token width.
-        norm: MONAI norm name.  Its default, instance norm, has neither weights nor statistics to share.
+        norm: "instance", "batch" or "group".  Instance norm has neither weights nor statistics to share.
     """
 
     reads = "middle"
@@ -36,13 +38,16 @@ class UNetBackbone(Backbone):
         super().__init__()
         self.width = channels[-1]
         strides = (2,) * (len(channels) - 1)
-        named = ("group", {"num_groups": 1}) if norm == "group" else norm  # the last block has one channel per class
-        self.unet = UNet(spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=2, norm=named)
+        # One group, because the last block has one channel per class, which any other number may not divide.
+        kind = ("group", {"num_groups": 1}) if norm == "group" else norm
+        self.unet = UNet(spatial_dims, in_channels, out_channels, tuple(channels), strides, num_res_units=2, norm=kind)
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Skips]]:
-        """Run down to the bottleneck; features are the bottleneck map and the skip connections."""
-        block, image, skips = self.unet.model, batch["image"], Skips()
-        while isinstance(block, nn.Sequential):  # (down, skip connection around the next level, up)
+        """Run the encoder; the features for `decode` are the bottleneck map and the skip connections."""
+        block = self.unet.model
+        image = batch["image"]
+        skips = Skips()
+        while isinstance(block, nn.Sequential):  # (encoder block, skip connection around the next level, decoder block)
             image = block[0](image)
             skips.append((image, block[2]))
             block = block[1].submodule
@@ -50,7 +55,7 @@ class UNetBackbone(Backbone):
         return bottom.flatten(2).transpose(1, 2), (bottom, skips)
 
     def decode(self, tokens: Tensor, features: tuple[Tensor, Skips], batch: Batch) -> Tensor:
-        """Fold the tokens back into the bottleneck and run up; logits (b, classes, *space)."""
+        """Run the decoder from the tokens as bottleneck map; returns logits (b, classes, *space)."""
         bottom, skips = features
         image = tokens.transpose(1, 2).reshape(bottom.shape)
         for skip, up in reversed(skips):

@@ -86,5 +86,5 @@ def test_adapter_golden():
 
 
 def test_refuses_a_model_without_that_part():
-    with pytest.raises(ValueError, match=r"model.language must have weights that peft='adapter' tunes; it has none"):
+    with pytest.raises(ValueError, match=r"model.language must have weights that peft='adapter' trains; it has none"):
         tune(nn.Sequential(nn.Linear(2, 2)), "adapter")
