@@ -73,7 +73,7 @@ class LlavaBackbone(Backbone):
     ) -> None:
         super().__init__()
         _check_words(tokenizer, language)
-        self.width = language.get_input_embeddings().embedding_dim
+        self.width = _embeddings(language).embedding_dim
         self.bos = tokenizer.bos_token_id
         self.eos = tokenizer.eos_token_id
         self.max_answer = max_answer
@@ -210,8 +210,14 @@ def fingerprint(vision: str, language: str) -> str:
     return digest(tensors, tokenizer.get_vocab())
 
 
+def _embeddings(language: PreTrainedModel) -> nn.Embedding:
+    """The embeddings of the words."""
+    embeddings: nn.Embedding = language.get_input_embeddings()  # type: ignore[assignment]
+    return embeddings
+
+
 def _check_words(tokenizer: PreTrainedTokenizerBase, language: PreTrainedModel) -> None:
-    size = language.get_input_embeddings().num_embeddings
+    size = _embeddings(language).num_embeddings
     if len(tokenizer) > size:
         got = f"{len(tokenizer)} for {size}"
         raise ValueError(f"a tokenizer must have no more words than its model has embeddings; got {got}")

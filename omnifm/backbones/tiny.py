@@ -7,7 +7,7 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,7 +20,7 @@ from omnifm.data.site_folder import new_folder
 SEED = 0
 POSITION_SCALE = 10
 """Factor for CLIP's position embeddings, so that an untrained encoder distinguishes places in the picture."""
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,

@@ -1,7 +1,7 @@
-"""Segmentation: a class for every voxel of a 3-D volume or pixel of a picture, with MONAI's UNet.
+"""Segmentation: a class for each voxel of a volume or pixel of a picture, with MONAI's UNet.
 
-Cases are turned to RAS, brought to the federation's common spacing (3-D) or image size (2-D), and scored on their own
-grid, in their own millimetres.  Letters: b batch, c channels, x y z axes.
+Images are turned to RAS and resized to the federation's common spacing (volumes) or image size (pictures).  Predictions
+are scored on the image's own grid, in its own millimetres.  Letters: b batch, c channels, x y z axes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
+from jaxtyping import Float, Integer, UInt8
 from monai.losses import DiceCELoss
 from monai.transforms import (
     CenterSpatialCrop,
@@ -23,8 +23,6 @@ from monai.transforms import (
     NormalizeIntensity,
     RandCropByPosNegLabeld,
     RandFlipd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
     Resize,
     SelectItemsd,
     SpatialPad,
@@ -40,38 +38,51 @@ from omnifm.config import STRICT, Count, Positive
 from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics.overlap import overlap
+from omnifm.records import Json
 from omnifm.task import Backbone, Batch, Forward, Task
-from omnifm.tasks._pictures import common_channels, in_channels
+from omnifm.tasks._augment import random_intensities
+from omnifm.tasks._dimensions import check_fits_model, dims_of_cases, dims_of_sites, resized
+from omnifm.tasks._pictures import as_rgb, common_channels, in_channels
+from omnifm.tasks._windows import predict_in_windows
 
 MAX_LABELS = 256
-"""Class numbers are held in a byte per voxel."""
+"""Class numbers are stored in one byte per voxel."""
+SPACING_TOLERANCE = 0.02
+"""Spacings that differ by less than this share count as equal: headers are rounded, and resizing loses detail."""
+COLOURS = np.array([[0, 0, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [230, 159, 0], [204, 121, 167]]) / 255
+"""RGB colours of background and of the classes, for the colour-blind too (Okabe and Ito 2008); classes repeat them."""
 logger = logging.getLogger("omnifm.tasks.segmentation")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """Segmentation's task section."""
+    """The task section of a segmentation job."""
 
     spacing_mm: Literal["auto"] | tuple[Positive, Positive, Positive] = "auto"
-    """Common voxel size of 3-D volumes, mm; auto is the median over the sites' medians."""
+    """Common voxel size of volumes in mm (x, y, z), each > 0.  Small voxels keep details, large ones are fast.  "auto"
+    is the median of the sites' median spacings."""
     patch_size: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    """Longest side of a 3-D training patch, voxels; smaller where the volumes are."""
+    """Largest side of a training patch of a volume, in voxels: a multiple of 16, at least 16.  Large patches show more
+    of the surroundings and need more memory.  Along an axis where all volumes are smaller, the patch is smaller."""
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] = 128
-    """Side that pictures are resized to, pixels."""
+    """Side of the square to which pictures are resized, in pixels: a multiple of 16, at least 32.  Small values are
+    fast, large values keep details."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """Segmentation's model section: MONAI's residual UNet."""
+    """The model section of a segmentation job: MONAI's residual UNet."""
 
     channels: Annotated[tuple[Count, ...], Field(min_length=2, max_length=8)] = (16, 32, 64, 128)
-    """Width of each level, top first; each level halves the side."""
+    """Width of each of the 2 to 8 levels, top first.  From level to level the side is halved.  More levels see more of
+    the surroundings; wider levels fit more; both cost more."""
     norm: Literal["instance", "batch", "group"] = "instance"
-    """Normalisation; instance has nothing to share, batch has statistics of one hospital's scanner."""
+    """Normalisation.  "instance" has nothing to share between sites; "batch" has weights and statistics, and the
+    statistics depend on the hospital's scanner; "group" has weights but no statistics."""
 
 
 class Segmentation(Task):
-    """Dice + cross-entropy; Dice, IoU and HD95 per case."""
+    """Trains with Dice loss + cross-entropy; the metrics are Dice, IoU and HD95 of each case."""
 
     Settings = Settings
     Model = Model
@@ -80,8 +91,8 @@ class Segmentation(Task):
     metrics = {"dice": True, "iou": True, "hd95_mm": False}  # noqa: RUF012
 
     # Before round 0.
-    def read(self, item: Mapping[str, Any], labels: Mapping[int, str]) -> Batch:
-        """Read image and mask on one grid, in RAS; classes are numbered in the order of the label values."""
+    def read(self, item: Json, labels: Mapping[int, str]) -> Batch:
+        """Read image and mask, turned to RAS; classes are numbered in the order of the label values."""
         if not isinstance(item["label"], Path):
             raise RefusedImage("not_an_image", "label must be the path of a mask; it is a class")
         if len(labels) > MAX_LABELS:
@@ -91,8 +102,8 @@ class Segmentation(Task):
         classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)
         return _case(volume.in_ras(), classes)
 
-    def case_facts(self, case: Batch) -> dict[str, Any]:
-        """Dimensions, channels, shape in voxels and spacing in mm."""
+    def case_facts(self, case: Batch) -> Json:
+        """Dimensions, channels, shape in voxels, and spacing in mm."""
         shape = case["array"].shape
         return {
             "dims": 3 if shape[2] > 1 else 2,
@@ -101,68 +112,76 @@ class Segmentation(Task):
             "spacing_mm": case["spacing_mm"].tolist(),
         }
 
-    def facts(self, cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> dict[str, Any]:
-        """Dimensions, one per site; channels; labels; median spacing, largest extent in mm."""
-        dims = sorted({case["dims"] for case in cases})
-        if len(dims) != 1:
-            raise ValueError(f"a site's cases must have one number of dims; got {dims}")
-        found: dict[str, Any] = {
-            "dims": dims[0],
-            "channels": common_channels((case["channels"] for case in cases), "a site's cases"),
-            "labels": {str(value): labels[value] for value in sorted(labels)},
-        }
+    def facts(self, cases: Sequence[Json], labels: Mapping[int, str]) -> Json:
+        """Dimensions, channels, label names, median spacing, and largest extent in mm."""
+        dims = dims_of_cases(cases)
         spacing = np.median([case["spacing_mm"] for case in cases], axis=0)
         extent = np.max([np.multiply(case["shape"], case["spacing_mm"]) for case in cases], axis=0)
-        return found | {"spacing_mm": np.round(spacing, 3).tolist(), "extent_mm": np.ceil(extent).tolist()}
+        return {
+            "dims": dims,
+            "channels": common_channels((case["channels"] for case in cases), "a site's cases"),
+            "labels": {str(value): labels[value] for value in sorted(labels)},
+            "spacing_mm": np.round(spacing, 3).tolist(),
+            "extent_mm": np.ceil(extent).tolist(),
+        }
 
-    def agree(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Equal dimensions and label values; the median spacing; a patch no longer than the longest volume.
+    def agree(self, facts: Mapping[str, Json]) -> Json:
+        """Dimensions and label values, which must be equal at all sites; channels; common spacing; size of a patch.
 
-        Colour if any site has colour.  A value may mean a lesion at one site and a vessel at another, each with its own
-        modality, and is then named after both; one name under two values is a mistake.
+        If one site has RGB images, grey images of the other sites are converted to RGB.  A label value may have
+        different names at different sites (a lesion in one modality, a vessel in another); it then gets all names.  One
+        name with two values is refused.
         """
-        said = {site: fact["dims"] for site, fact in facts.items()}
-        if len(set(said.values())) > 1:
-            raise ValueError(f"sites must agree on dims; got {said}")
-        first = next(iter(facts.values()))
+        dims = dims_of_sites(facts)
         channels = common_channels((fact["channels"] for fact in facts.values()), "sites")
-        spec = {"dims": first["dims"], "channels": channels, "labels": _joined(facts), "spacing_mm": None}
-        if spec["dims"] == 2:
+        spec = {"dims": dims, "channels": channels, "labels": _joined_names(facts), "spacing_mm": None}
+        if dims == 2:
             return spec | {"patch": [self.settings.image_size] * 2}
-        spacing = np.median([fact["spacing_mm"] for fact in facts.values()], axis=0)
-        spacing = spacing if self.settings.spacing_mm == "auto" else np.array(self.settings.spacing_mm)
+        if self.settings.spacing_mm == "auto":
+            spacing = np.median([fact["spacing_mm"] for fact in facts.values()], axis=0)
+        else:
+            spacing = np.array(self.settings.spacing_mm)
         longest = np.max([fact["extent_mm"] for fact in facts.values()], axis=0) / spacing
         patch = [min(self.settings.patch_size, 16 * math.ceil(side / 16)) for side in longest]
         return spec | {"spacing_mm": np.round(spacing, 3).tolist(), "patch": patch}
 
     # The network and its loss.
     def backbone(self) -> Backbone:
-        """MONAI UNet with one output per label."""
-        spec, model = self.spec, self.model
-        if min(spec["patch"]) < 2 ** len(model.channels):
+        """MONAI's UNet with one output per label value.
+
+        Raises:
+            ValueError: the model has so many levels that less than 2 voxels of a patch are left at the bottleneck.
+        """
+        spec = self.spec
+        widths = self.model.channels
+        if min(spec["patch"]) < 2 ** len(widths):
             rule = f"model.channels must leave 2 voxels of the patch {spec['patch']}"
-            raise ValueError(f"{rule}; got {len(model.channels)} levels")
-        return UNetBackbone(spec["dims"], spec["channels"], len(spec["labels"]), model.channels, model.norm)
+            raise ValueError(f"{rule}; got {len(widths)} levels")
+        return UNetBackbone(spec["dims"], spec["channels"], len(spec["labels"]), widths, self.model.norm)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Dice (foreground) + cross-entropy."""
+        """Dice loss of the foreground classes + cross-entropy."""
         return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(prediction, batch["label"])
 
     # Cases as the network sees them.
     def prepare(self, case: Batch) -> Batch:
-        """Common grid, clipped and standardised intensities, padded at the end to at least one patch."""
-        flat = self.spec["dims"] == 2
+        """The image and its mask on the common grid, with clipped and standardised intensities.
+
+        Both are padded at the end of each axis to at least one patch.
+        """
         image = torch.from_numpy(in_channels(case["array"], self.spec["channels"]).astype(np.float32))
         label = torch.from_numpy(case["native_label"])[None].float()
-        image, label = (image[..., 0], label[..., 0]) if flat else (image, label)
+        if self.spec["dims"] == 2:
+            image = image[..., 0]
+            label = label[..., 0]
         size = self._size(case)
-        if tuple(size) != tuple(image.shape[1:]):
-            smooth = bool(np.any(np.array(size) < np.array(image.shape[1:])))
-            image = Resize(size, mode="bilinear" if flat else "trilinear", anti_aliasing=smooth)(image)
+        if list(size) != list(image.shape[1:]):
+            image = resized(image, size)
             label = Resize(size, mode="nearest-exact")(label)
         image = NormalizeIntensity(channel_wise=True)(ClipIntensityPercentiles(0.5, 99.5, channel_wise=True)(image))
         pad = SpatialPad(self.spec["patch"], method="end")
-        image, label = pad(image).as_tensor(), pad(label).as_tensor()
+        image = pad(image).as_tensor()
+        label = pad(label).as_tensor()
         foreground, background = map_binary_to_indices(label.numpy())
         return {
             "image": image,
@@ -175,24 +194,22 @@ class Segmentation(Task):
         }
 
     def _size(self, case: Batch) -> list[int]:
+        """Size of a case on the common grid."""
         if self.spec["dims"] == 2:
             return list(self.spec["patch"])
-        shape, ratio = np.array(case["native_label"].shape), case["spacing_mm"] / np.array(self.spec["spacing_mm"])
-        near = np.abs(ratio - 1) < 0.02  # a header's rounding is no reason to interpolate
-        return np.maximum(1, np.where(near, shape, np.round(shape * ratio))).astype(int).tolist()
+        shape = np.array(case["native_label"].shape)
+        ratio = case["spacing_mm"] / np.array(self.spec["spacing_mm"])
+        is_equal = np.abs(ratio - 1) < SPACING_TOLERANCE
+        return np.maximum(1, np.where(is_equal, shape, np.round(shape * ratio))).astype(int).tolist()
 
     def augment(self) -> Compose:
-        """A patch, half of the time around foreground; random flips and intensities."""
+        """A random patch (around foreground in half of the samples), random flips, brightness and contrast."""
         both = ["image", "label"]
         crop = RandCropByPosNegLabeld(
             both, "label", self.spec["patch"], pos=1, neg=1, num_samples=1, fg_indices_key="fg", bg_indices_key="bg"
         )
         flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(self.spec["dims"])]
-        tones = [
-            RandScaleIntensityd("image", factors=0.1, prob=0.5),
-            RandShiftIntensityd("image", offsets=0.1, prob=0.5),
-        ]
-        return Compose([crop, *flips, *tones, SelectItemsd(both)])
+        return Compose([crop, *flips, *random_intensities(), SelectItemsd(both)])
 
     def view(self, case: Batch) -> Tensor:
         """The central patch."""
@@ -200,75 +217,66 @@ class Segmentation(Task):
 
     # Evaluation.
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
-        """Dice, IoU and HD95 on the case's own grid."""
+        """Dice, IoU and HD95 on the case's own grid; see `metrics.overlap`."""
         x, y, z = (float(side) for side in case["spacing_mm"])
         predicted = self.predict(forward, case)
         return overlap(predicted, case["native_label"].astype(np.int64), len(self.spec["labels"]), (x, y, z))
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Class numbers (x y z) on the case's own grid."""
-        image, patch = case["image"][None], self.spec["patch"]
-        if list(image.shape[2:]) == list(patch):
-            logits = forward({"image": image})
-        else:
-            logits = sliding_window_inference(
-                image, patch, 1, lambda window: forward({"image": window}), overlap=0.25, mode="gaussian"
-            )
-        inside: tuple[Any, ...] = (..., *(slice(0, int(side)) for side in case["size"]))
-        logits = torch.as_tensor(logits)[inside]
-        native = case["native_label"].shape[: self.spec["dims"]]
-        if tuple(logits.shape[2:]) != tuple(native):
-            logits = F.interpolate(logits, size=tuple(native), mode="bilinear" if len(native) == 2 else "trilinear")
+        logits = predict_in_windows(forward, case["image"][None], self.spec["patch"], overlap=0.25)
+        logits = _without_padding(logits, case)
+        native = tuple(case["native_label"].shape[: self.spec["dims"]])
+        if tuple(logits.shape[2:]) != native:
+            logits = F.interpolate(logits, size=native, mode="bilinear" if len(native) == 2 else "trilinear")
         return logits.argmax(1)[0].cpu().numpy().astype(np.int64).reshape(case["native_label"].shape)
 
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:
-        """Image | truth | prediction on the slice with the most foreground."""
-        truth, predicted = case["native_label"], self.predict(forward, case)
+        """Image | truth | prediction, in the slice with the most foreground."""
+        truth = case["native_label"]
+        predicted = self.predict(forward, case)
         z = int((truth > 0).sum(axis=(0, 1)).argmax())
-        image = case["image"][:, *(slice(0, int(side)) for side in case["size"])]
+        image = _without_padding(case["image"], case)
         shown = F.interpolate(image[None], size=truth.shape[: image.ndim - 1], mode="nearest-exact")[0].cpu().numpy()
-        rgb = _rgb(shown if image.ndim == 3 else shown[..., z])
-        panels = [_painted(rgb, 0 * truth[..., z]), _painted(rgb, truth[..., z]), _painted(rgb, predicted[..., z])]
-        flip = slice(None, None, -1 if self.spec["dims"] == 3 else 1)  # anterior up
-        return np.concatenate([np.swapaxes(p, 0, 1)[flip] for p in panels], axis=1)
+        rgb = as_rgb(shown if image.ndim == 3 else shown[..., z])
+        panels = [_painted(rgb, classes[..., z]) for classes in (0 * truth, truth, predicted)]
+        step = -1 if self.spec["dims"] == 3 else 1  # volumes: front of the patient at the top
+        return np.concatenate([np.swapaxes(panel, 0, 1)[::step] for panel in panels], axis=1)
 
     # Use.
-    def infer(self, forward: Forward, item: Mapping[str, Any]) -> LabelMap:
-        """Classes on the image's own grid."""
+    def infer(self, forward: Forward, item: Json) -> LabelMap:
+        """The class of each voxel, on the image's own grid."""
         volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
         turned = volume.in_ras()
-        # Background stands in for the mask that nobody has drawn.
-        case = _case(turned, np.zeros(turned.array.shape[:3], np.uint8))
-        facts, spec = self.case_facts(case), self.spec
-        if facts["dims"] != spec["dims"] or facts["channels"] not in (1, spec["channels"]):
-            rule = f"image must be {spec['dims']}-D with {spec['channels']} channel(s) for this model"
-            raise RefusedImage("bad_geometry", f"{rule}; got {facts['dims']}-D with {facts['channels']}")
+        no_mask = np.zeros(turned.array.shape[:3], np.uint8)  # prediction does not use its values
+        case = _case(turned, no_mask)
+        check_fits_model(self.case_facts(case), self.spec)
         values = as_stored(self.predict(forward, self.prepare(case)).astype(np.uint8), volume.affine)
-        names = {number: spec["labels"][value] for number, value in enumerate(sorted(spec["labels"], key=int))}
+        labels = self.spec["labels"]
+        names = {number: labels[value] for number, value in enumerate(sorted(labels, key=int))}
         shown = None
         if values.shape[2] == 1:
             array = as_stored(case["array"], volume.affine)[:, :, 0]
-            shown = np.ascontiguousarray(_painted(_rgb(np.moveaxis(array, -1, 0)), values[..., 0]).swapaxes(0, 1))
+            shown = np.ascontiguousarray(_painted(as_rgb(np.moveaxis(array, -1, 0)), values[..., 0]).swapaxes(0, 1))
         return LabelMap(values, volume.affine, names, shown)
 
 
-def _joined(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Label value -> the sites' names for it, in alphabetical order, " / " between them.
+def _joined_names(facts: Mapping[str, Json]) -> dict[str, str]:
+    """Label value -> all names that sites give it, in alphabetical order, separated by " / ".
 
     Raises:
-        ValueError: sites use different values, or one name for two of them.
+        ValueError: sites have different label values, or one name has two values.
     """
-    said = {site: sorted(fact["labels"], key=int) for site, fact in facts.items()}
-    if len(set(map(tuple, said.values()))) > 1:
-        raise ValueError(f"sites must agree on label values; got {said}")
-    names: dict[str, set[str]] = {value: set() for value in next(iter(said.values()))}
+    by_site = {site: sorted(fact["labels"], key=int) for site, fact in facts.items()}
+    if len(set(map(tuple, by_site.values()))) > 1:
+        raise ValueError(f"sites must agree on label values; got {by_site}")
+    names: dict[str, set[str]] = {value: set() for value in next(iter(by_site.values()))}
     values: dict[str, str] = {}
     for site, fact in facts.items():
         for value, name in fact["labels"].items():
             if values.setdefault(name, value) != value:
-                raise ValueError(
-                    f"{name!r} must be one label value at all sites; got {values[name]} and {value}, {site!r}"
-                )
+                got = f"{values[name]} and {value}, {site!r}"
+                raise ValueError(f"{name!r} must be one label value at all sites; got {got}")
             names[value].add(name)
     joined = {value: " / ".join(sorted(own)) for value, own in names.items()}
     if several := [name for value, name in joined.items() if len(names[value]) > 1]:
@@ -277,23 +285,19 @@ def _joined(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _case(volume: Volume, classes: np.ndarray) -> Batch:
-    """A case from a volume and its class numbers, both in RAS."""
+    """A case, from a volume and its class numbers, both turned to RAS."""
     array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     return {"array": array, "native_label": classes, "spacing_mm": np.array(volume.spacing_mm)}
 
 
-def _rgb(shown: np.ndarray) -> np.ndarray:
-    """Channels (c x y) of any values as colours (x y 3) from 0 to 1; of other than three the first, in grey."""
-    low, high = np.percentile(shown, (1, 99))
-    grey = np.clip((shown - low) / max(float(high - low), 1e-6), 0, 1)
-    return np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
+def _without_padding(array: Tensor, case: Batch) -> Tensor:
+    """Cut off what `prepare` added at the end of each spatial axis."""
+    inside = tuple(slice(0, int(side)) for side in case["size"])
+    return array[(..., *inside)]
 
 
-COLOURS = np.array([[0, 0, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [230, 159, 0], [204, 121, 167]]) / 255
-
-
-def _painted(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Classes in a colour-blind-safe palette over the picture; uint8."""
+def _painted(rgb: Float[np.ndarray, "x y 3"], classes: Integer[np.ndarray, "x y"]) -> UInt8[np.ndarray, "x y 3"]:
+    """The picture with its classes in colour."""
     colour = COLOURS[np.where(classes > 0, (classes - 1) % (len(COLOURS) - 1) + 1, 0)]
     mixed = np.where(classes[..., None] > 0, 0.5 * rgb + 0.5 * colour, rgb)
     return (255 * mixed).astype(np.uint8)

@@ -110,8 +110,8 @@ class TestAgree:
         [
             ({"dims": 3}, "sites must agree on dims; got .*site-1.*site-2"),
             ({"channels": 4}, r"sites must have one number of channels.*got \[3, 4\]"),
-            ({"labels": {"0": "b"}}, "sites must number their classes together; 'site-2' has 'b' as 0"),
-            ({"labels": {"1": "a"}}, "sites must number their classes together; 'site-2' has 'a' as 1"),
+            ({"labels": {"0": "b"}}, "must have the same number and name at all sites; 'site-2' has 'b' as 0"),
+            ({"labels": {"1": "a"}}, "must have the same number and name at all sites; 'site-2' has 'a' as 1"),
         ],
     )
     def test_refuses_naming_who_differs_in_what(self, change, message):
@@ -125,7 +125,7 @@ class TestAgree:
 
     def test_refuses_a_site_that_mixes_dimensions(self):
         cases = [{"dims": dims, "channels": 1, "side": 28, "class": 0} for dims in (2, 3)]
-        with pytest.raises(ValueError, match=r"cases must have one number of dims; got \[2, 3\]"):
+        with pytest.raises(ValueError, match=r"cases must have one number of dimensions; got \[2, 3\]"):
             load_task(job()).facts(cases, LABELS)
 
 

@@ -137,7 +137,7 @@ class TestAgree:
 
     def test_refuses_a_site_that_mixes_dimensions(self):
         cases = [{"dims": d, "channels": 1, "spacing_mm": [1.0] * 3, "shape": [4] * 3} for d in (2, 3)]
-        with pytest.raises(ValueError, match=r"cases must have one number of dims; got \[2, 3\]"):
+        with pytest.raises(ValueError, match=r"cases must have one number of dimensions; got \[2, 3\]"):
             load_task(experiment()).facts(cases, LABELS)
 
 

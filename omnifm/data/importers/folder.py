@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
+from omnifm.data.importers._sites import Case, Head, Plan, read_files, write_sites
 from omnifm.data.importers._source import inside, readable
 from omnifm.data.items import check_modality
 from omnifm.data.raster import SUFFIXES
@@ -68,7 +68,7 @@ def prepare(
         cases = _classes(source, names, pattern, modality)
         read = read_files
     kept = readable(cases, key=lambda case: str(case.item["image"]), read=read)
-    head = {"name": "folder", "labels": {str(value): name for value, name in enumerate(names)}}
+    head: Head = {"name": "folder", "labels": {str(value): name for value, name in enumerate(names)}}
     write_sites(destination, plan, kept, head)
 
 

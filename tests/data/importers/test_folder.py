@@ -146,7 +146,7 @@ def test_a_mask_that_does_not_fit_is_left_out(tmp_path, capsys, spoil, reason):
     ("options", "match"),
     [
         ({"modality": "mr"}, "modality must be a DICOM code such as MR"),
-        ({"labels": "a,,b"}, "labels must be different names separated by commas; got 3 names"),
+        ({"labels": "a,,b"}, "labels must be different names, separated by commas; got 3 names"),
         ({"labels": "a,a"}, "labels must be different names"),
         ({"patient": "Doe"}, "patient must be a regular expression with a group"),
         ({"patient": "("}, "patient must be a regular expression with a group"),
