@@ -292,8 +292,10 @@ def _case(volume: Volume, classes: np.ndarray) -> Batch:
 
 def _without_padding(array: Tensor, case: Batch) -> Tensor:
     """Cut off what `prepare` added at the end of each spatial axis."""
-    inside = tuple(slice(0, int(side)) for side in case["size"])
-    return array[(..., *inside)]
+    size = [int(side) for side in case["size"]]
+    for axis, side in enumerate(size, start=array.ndim - len(size)):
+        array = array.narrow(axis, 0, side)
+    return array
 
 
 def _painted(rgb: Float[np.ndarray, "x y 3"], classes: Integer[np.ndarray, "x y"]) -> UInt8[np.ndarray, "x y 3"]:

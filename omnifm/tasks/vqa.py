@@ -189,7 +189,8 @@ class VQA(Task):
         and then padding to a common size.
         """
         end = self.tokenizer.eos_token_id
-        max_question, max_answer = self.settings.question_tokens, self.settings.answer_tokens
+        max_question = self.settings.question_tokens
+        max_answer = self.settings.answer_tokens
         ending = self._tokens(" Answer:")
         prompt = self._tokens(f"Question: {case['question']}")[:max_question] + ending
         answer = [*self._tokens(f" {case['answer']}"), end][:max_answer]

@@ -109,7 +109,8 @@ def report_left_out(what: str, total: int, reasons: Iterable[str]) -> None:
         ValueError: nothing is left, or more than `MAX_LEFT_OUT` is left out (a single one is always allowed).
     """
     counts = Counter(reasons)
-    number, allowed = counts.total(), max(MAX_LEFT_OUT * total, 1)
+    number = counts.total()
+    allowed = max(MAX_LEFT_OUT * total, 1)
     by_reason = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
     if total == 0 or number == total or number > allowed:
         rule = f"source must hold usable {what}, at most {MAX_LEFT_OUT:.0%} of them left out"
