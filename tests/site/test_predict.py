@@ -254,22 +254,22 @@ class TestRefusedModels:
         self.refused(copy, "it is damaged")
 
     def test_a_partition_that_differs(self, copy):
-        self.refused(changed(copy, partition="0" * 64), "the partition differs")
+        self.refused(changed(copy, partition="0" * 64), "partition must be the one that its job gives; it differs")
 
     def test_a_specification_that_differs(self, copy):
         spec = History(copy / "tiny", "after").load().record["spec"]
-        self.refused(changed(copy, spec=spec | {"labels": {"0": "b", "1": "c", "2": "d"}}), "the partition differs")
+        self.refused(changed(copy, spec=spec | {"labels": {"0": "b", "1": "c", "2": "d"}}), "partition must be the one that its job gives; it differs")
 
     def test_another_method(self, copy):
         record = History(copy / "tiny", "after").load().record["experiment"]
-        self.refused(changed(copy, experiment=record | {"method": {"name": "fedavg"}}), "the partition differs")
+        self.refused(changed(copy, experiment=record | {"method": {"name": "fedavg"}}), "partition must be the one that its job gives; it differs")
 
     def test_a_lost_or_a_foreign_tensor(self, copy):
         def other(tensors):
             name = next(name for name in tensors if name.startswith("model/"))
             return {key: value for key, value in tensors.items() if key != name} | {"model/of.another": torch.zeros(2)}
 
-        self.refused(changed(copy, other), "1 are missing, 1 foreign")
+        self.refused(changed(copy, other), "1 are missing, 1 belong to another")
 
     @pytest.mark.parametrize("spoil", [lambda v: v[:1].clone(), lambda v: v.double(), lambda v: v * np.nan])
     def test_a_tensor_of_another_shape_type_or_without_number(self, copy, spoil):
