@@ -258,11 +258,17 @@ class TestRefusedModels:
 
     def test_a_specification_that_differs(self, copy):
         spec = History(copy / "tiny", "after").load().record["spec"]
-        self.refused(changed(copy, spec=spec | {"labels": {"0": "b", "1": "c", "2": "d"}}), "partition must be the one that its job gives; it differs")
+        self.refused(
+            changed(copy, spec=spec | {"labels": {"0": "b", "1": "c", "2": "d"}}),
+            "partition must be the one that its job gives; it differs",
+        )
 
     def test_another_method(self, copy):
         record = History(copy / "tiny", "after").load().record["experiment"]
-        self.refused(changed(copy, experiment=record | {"method": {"name": "fedavg"}}), "partition must be the one that its job gives; it differs")
+        self.refused(
+            changed(copy, experiment=record | {"method": {"name": "fedavg"}}),
+            "partition must be the one that its job gives; it differs",
+        )
 
     def test_a_lost_or_a_foreign_tensor(self, copy):
         def other(tensors):
