@@ -263,7 +263,9 @@ def _collapse(rounds: Sequence[int]) -> Note:
 
 def _share(word: str, counts: Mapping[str, int]) -> Table:
     most = max(counts.values(), default=0) or 1
-    rows = [[name or "unnamed", f"{counts[name]:,}", Bar(counts[name] / most)] for name in sorted(counts, key=natural)]
+    rows: list[list[Cell]] = [
+        [name or "unnamed", f"{counts[name]:,}", Bar(counts[name] / most)] for name in sorted(counts, key=natural)
+    ]
     return Table([f"By {word}, last round", "Prototypes", ""], rows, text=(0, 2))
 
 

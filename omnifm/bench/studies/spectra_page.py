@@ -135,7 +135,9 @@ def _cosines(names: list[str], matrix: list[list[float]]) -> Table:
 def _figure(result: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> bytes:
     """Draw each site's mean spectrum with the edge of the low band; below, radial profiles and distances."""
     figure = Figure(figsize=(11.0, 6.2), layout="constrained")
-    upper, lower = np.ravel(figure.subfigures(2, 1))
+    halves = figure.subfigures(2, 1)
+    assert isinstance(halves, np.ndarray)
+    upper, lower = halves
     planes = {name: _plane(half) for name, half in pictures.items()}
     _draw_planes(upper, planes, result)
     profile, bars = lower.subplots(1, 2)
