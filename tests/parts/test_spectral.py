@@ -1,4 +1,4 @@
-"""Tests of omnifm/spectral.py."""
+"""Tests of omnifm/parts/spectral.py."""
 
 import math
 
