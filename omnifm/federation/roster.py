@@ -62,7 +62,7 @@ class Roster:
             return f"its data facts must have the task's form; got {type(error).__name__}"
         return self._too_large_for_network(agreed) if self.spec else None
 
-    def _too_large_for_network(self, agreed: Mapping[str, Json]) -> str | None:
+    def _too_large_for_network(self, agreed: Json) -> str | None:
         """Why the network, which is already built, cannot take what a late site adds: each of its rounds would fail."""
         labels: Mapping[str, str] = self.spec.get("labels", {})
         if more := sorted({*agreed.get("labels", {})} - {*labels}):
