@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-n", default=2000, type=int, help="mutated files per format (tests/data/test_fuzz.py)")
+    parser.addoption("--fuzz-n", default=1000, type=int, help="mutated files per format (tests/data/test_fuzz.py)")
 
 
 SLOW_FOLDERS = ("flare", "provisioning")

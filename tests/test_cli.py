@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import omnifm as in_process
 from tests.conftest import ROOT
 
 OMNIFM = Path(sys.executable).parent / "omnifm"
@@ -33,12 +34,11 @@ def omnifm(*args):
     ],
 )
 def test_every_command_explains_itself(command):
-    done = omnifm(*command, "--help")
+    done = in_process(*command, "--help")
     assert done.returncode == 0
     assert "Usage: omnifm" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -67,20 +67,20 @@ def test_every_command_explains_itself(command):
     ],
 )
 def test_wrong_use_costs_one_line_and_exit_code_2(command, message):
-    done = omnifm(*command)
+    done = in_process(*command)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_prepare_fets2022_reads_the_real_layout(tmp_path, shared_data):
-    done = omnifm("prepare", "fets2022", shared_data / "native/fets2022", tmp_path / "out", "--group", 1)
+    done = in_process("prepare", "fets2022", shared_data / "native/fets2022", tmp_path / "out", "--group", 1)
     assert done.stdout == "prepared fets2022: site-1 1/0/1, site-2 1/0/1 (training/validation/test)\n"
     assert json.loads((tmp_path / "out/site-1/dataset.json").read_text())["labels"]["1"] == "enhancing tumour"
 
 
 def test_jobs_lists_every_shipped_job():
-    done = omnifm("jobs")
+    done = in_process("jobs")
     assert [line.split()[0] for line in done.stdout.splitlines()] == sorted(
         path.name for path in (ROOT / "jobs").iterdir()
     )

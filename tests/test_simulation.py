@@ -1,9 +1,12 @@
 """The in-process driver: sites that are closed and opened again change nothing."""
 
+import pytest
+
 from omnifm import simulation
 from tests.conftest import experiment, write_site
 
 
+@pytest.mark.slow
 def test_sites_beyond_the_limit_are_read_again_to_the_same_result(tmp_path, monkeypatch):
     for number in range(3):
         write_site(tmp_path / f"s{number}", seed=number)

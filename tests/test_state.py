@@ -42,6 +42,7 @@ def test_every_flip_in_the_newest_file_falls_back(tmp_path):
         assert (number, record["round"], tensors["w"].tolist()) == (1, 1, [1.0] * 8)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_a_readable_state():
     """The fault suite does it 200 times."""
     command = [sys.executable, "-m", "tests.faults.kills", "--kills", "20", "--kib", "256"]

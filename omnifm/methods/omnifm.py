@@ -208,7 +208,8 @@ class OmniFM(Method):
             refused |= dict.fromkeys(("centroids", "hits"), f"nothing enters the bank: {reason}")
         profile = update.extra.get("profile")
         if profile is not None and update.site not in self.profiles and not is_profile(profile, self.settings.dim):
-            refused["profile"] = f"its profile must be {self.settings.dim + 1} finite float32 numbers that are not very large; it is not"
+            number = self.settings.dim + 1
+            refused["profile"] = f"its profile must be {number} finite float32 numbers of unit tokens; it is not"
         return refused
 
     def receive_seeds(self, updates: Sequence[Update], view: ServerView) -> None:

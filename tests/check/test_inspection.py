@@ -3,8 +3,6 @@
 import html
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from omnifm.data.demo import demo_site
 from omnifm.data.reader import READER
 from omnifm.data.volume import Volume, read_volume
 from omnifm.plugins import load_task, plugin
+from tests.commands import omnifm
 from tests.conftest import experiment, write_site
 
 
@@ -520,9 +519,8 @@ class TestCommand:
         assert "CANARY" not in error
 
     def test_wrong_use_costs_exit_code_2(self):
-        command = [Path(sys.executable).parent / "omnifm", "check", __file__, "--site-file", "/nowhere/CANARY"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", "omnifm: No such file or directory\n")
+        done = omnifm("check", __file__, "--site-file", "/nowhere/CANARY")
+        assert done == (2, "", "omnifm: No such file or directory\n")
 
 
 @pytest.mark.parametrize(

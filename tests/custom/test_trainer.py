@@ -226,6 +226,7 @@ def test_torch_is_imported_after_the_trainer_has_started():
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_hidden_packages_can_be_imported_afterwards():
     code = (
         "from omnifm_flare.trainer_process import _import_monai; _import_monai(); "

@@ -114,6 +114,7 @@ def picture(path: Path, grey: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 class TestLimits:
     @pytest.mark.parametrize("work", ["hog", "many"])
     def test_memory_over_the_budget_is_refused_and_is_the_childs_alone(self, hostile, work):

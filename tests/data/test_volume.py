@@ -206,6 +206,7 @@ class TestReadLabel:
         np.testing.assert_array_equal(labels[:, :, 0].T, [[0, 1], [2, 2]])
 
 
+@pytest.mark.slow
 @needs_shared
 class TestRealData:
     @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.faults import suite
 
@@ -12,6 +14,7 @@ def test_every_row_has_its_own_name():
     assert len(set(names)) == len(names) > 10
 
 
+@pytest.mark.slow
 def test_refuses_an_unknown_row():
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.suite", "no_such_row"], cwd=ROOT, capture_output=True, text=True

@@ -76,6 +76,7 @@ def only(stage, site, change):
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_summary_keeps_the_contract(self, tmp_path, federation):
         summary, _, _ = federate(tmp_path, federation, experiment())
         assert summary == json.loads((tmp_path / "results/summary.json").read_text())
@@ -92,6 +93,7 @@ class TestRun:
         assert summary["aggregate"]["dice"]["worst"] == min(after)
         assert summary["history"][0]["bank"]["size"] == 6  # three seeds of round 0 and three of round 1
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_model_and_another_another(self, tmp_path, federation):
         hashes = [
             federate(tmp_path / str(n), federation, experiment(seed=s))[0]["final_hash"]
@@ -112,6 +114,7 @@ class TestRun:
             mean = sum(update.shared[name].double() * update.num_samples for update in sent) / total
             torch.testing.assert_close(value.double(), mean, atol=1e-6, rtol=0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("ranks", "said"), [((1.5, 1.5, 1.5), [1]), ((2.5, 1.5, 1.5), [2]), ((1.5, 2.5, 1.5), [1, 3])]
     )
@@ -162,6 +165,7 @@ class TestRefusals:
             assert __import__("re").search(reason, entry["missing"]["site-2"])
         assert all(torch.isfinite(value).all() for value in run.shared.values())
 
+    @pytest.mark.slow
     def test_every_refusal_is_one_line_of_the_audit(self, tmp_path, federation):
         bad = only("train", "site-2", lambda u: replace(u, shared=dict.fromkeys(u.shared, torch.ones(1))))
         job = experiment(method={"name": "fedavg"}, train={"num_rounds": 1})
@@ -171,6 +175,7 @@ class TestRefusals:
         assert (line["round"], line["stage"], line["site"]) == (1, "train", "site-2")
         assert "must be ('torch.float32'" in line["rule"]
 
+    @pytest.mark.slow
     def test_a_full_disk_at_the_server_is_not_the_sites_fault(self, tmp_path, federation, monkeypatch):
         def full(_spool, update):
             if update.stage == "train" and update.site == "site-2":
@@ -183,6 +188,7 @@ class TestRefusals:
         missing = summary["history"][0]["missing"]
         assert missing == {"site-2": "the server cannot store it: No space left on device"}
 
+    @pytest.mark.slow
     def test_a_reply_that_was_not_stored_is_not_judged(self, tmp_path, federation, monkeypatch):
         """Its change is out of size, too, and there is nothing to leave out."""
         kept = Spool.add

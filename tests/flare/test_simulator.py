@@ -66,19 +66,19 @@ class TestSimulator:
         assert "Traceback" not in console
 
     def test_a_killed_trainer_costs_one_reply(self, tmp_path, federation, tidy):
-        job = write_job(tmp_path / "job", num_rounds=10, local_epochs=6)
+        job = write_job(tmp_path / "job", num_rounds=6, local_epochs=4)
         simulator = Simulator(job, tmp_path / "ws", "-n", "2", "-t", "2", OMNIFM_DATA=federation)
         tidy.append(simulator)
         until(lambda: simulator.rounds() >= 1 and simulator.trainers())
         os.kill(simulator.trainers()[0], signal.SIGKILL)
         summary = simulator.summary()
         missing = [entry["missing"] for entry in summary["history"] if entry["missing"]]
-        assert (summary["status"], summary["rounds"]["completed"]) == ("SUBSET", 10)
+        assert (summary["status"], summary["rounds"]["completed"]) == ("SUBSET", 6)
         assert [list(entry.values()) for entry in missing] == [["trainer process ended (signal 9)"]]
         assert sorted(summary["sites"]) == sorted(summary["history"][-1]["sites"]) == SITES
 
     def test_a_killed_server_resumes_to_the_undisturbed_result(self, tmp_path, federation, tidy):
-        job = write_job(tmp_path / "job", num_rounds=10, local_epochs=6)
+        job = write_job(tmp_path / "job", num_rounds=6, local_epochs=4)
         state = tmp_path / "state"
         command = (job, tmp_path / "ws", "-n", "2", "-t", "2")
         first = Simulator(*command, OMNIFM_DATA=federation, OMNIFM_STATE=state)
@@ -87,13 +87,13 @@ class TestSimulator:
         processes = first.descendants()
         os.killpg(first.process.pid, signal.SIGKILL)
         first.wait()
-        assert first.rounds() < 10
+        assert first.rounds() < 6
         until(lambda: not any(alive(pid) for pid in processes), 30)
         second = Simulator(*command, OMNIFM_DATA=federation, OMNIFM_STATE=state)
         tidy.append(second)
         summary = second.summary()
         assert "resumed tiny at round" in second.console()
-        assert [entry["round"] for entry in summary["history"]] == list(range(1, 11))
+        assert [entry["round"] for entry in summary["history"]] == list(range(1, 7))
         assert (summary["status"], summary["final_hash"]) == ("COMPLETE", alone(job, federation)["final_hash"])
 
     def test_a_wrong_configuration_ends_in_one_line(self, tmp_path, tidy):

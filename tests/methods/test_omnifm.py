@@ -252,7 +252,7 @@ class TestRoutedAverage:
         )
         method.receive_seeds([usable], VIEW)
         assert method.profiles == {}
-        assert len(reasons) == 1 and "finite float32 numbers that are not very large" in reasons[0]
+        assert len(reasons) == 1 and "finite float32 numbers of unit tokens" in reasons[0]
 
     def test_an_absent_site_keeps_its_mixture_and_a_new_one_never_starts_from_foreign_labels(self):
         method = self.routed(reach=1.0)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +27,11 @@ from omnifm.site.trained import load_personal, trained_folder
 from omnifm.state import History
 from omnifm.tasks import image_fusion, segmentation, super_resolution
 from omnifm.update import Payload, digest
+from tests.commands import omnifm
 from tests.conftest import ROOT, experiment, write_site
 from tests.data.test_dicom import write_series
 from tests.data.test_writers import SHARED, needs_shared, patient, turned
 
-OMNIFM = Path(sys.executable).parent / "omnifm"
 LABELS = {0: "background", 1: "ball"}
 
 
@@ -338,10 +336,8 @@ class TestWrongUse:
     @pytest.mark.slow
     def test_costs_one_line_and_exit_code_2(self, trained, tmp_path):
         absent, out = tmp_path / "Doe.nii", tmp_path / "out"
-        command = [OMNIFM, "predict", "--personal", trained, "--input", absent, "--output", out]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "omnifm: input must be an existing file or folder; it is not\n"
+        done = omnifm("predict", "--personal", trained, "--input", absent, "--output", out)
+        assert done == (2, "", "omnifm: input must be an existing file or folder; it is not\n")
 
     def test_an_output_that_holds_something_is_left_alone(self, trained, tmp_path):
         image = ball(tmp_path / "a.nii.gz", np.eye(4))

@@ -293,6 +293,7 @@ class TestDemo:
         assert np.array_equal(*(np.load(folder / "images.npz")["images"] for folder in (one, two)))
 
 
+@pytest.mark.slow
 def test_sites_with_other_classes_train_together(tmp_path):
     """One clinic has classes 0 and 1 and names one of them, the other has class 2 alone."""
     rng = np.random.default_rng(0)

@@ -62,6 +62,7 @@ class TestTrainWithout:
         assert any(name.startswith("prompts.") for name in omnifm.heads["site-1"])
 
 
+@pytest.mark.slow
 class TestMeanHead:
     def test_is_numpys_mean(self, omnifm):
         heads = list(omnifm.heads.values())

@@ -137,6 +137,7 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 class TestRun:
     """What `run` writes, whatever the simulation returns."""
 

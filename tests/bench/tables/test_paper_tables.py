@@ -193,6 +193,7 @@ class TestSmallTable:
         assert page.count("<svg") == 2  # one round makes no curve
 
 
+@pytest.mark.slow
 class TestColumns:
     """Two real federations of which `fake_run` reads nothing, at scale cpu."""
 

@@ -67,6 +67,7 @@ def test_rejects_other_folders(tmp_path):
         prepare(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_pairs_are_those_of_the_table(shared_data, tmp_path):
     source = shared_data / "native/harvard"
     prepare(source, tmp_path / "out")

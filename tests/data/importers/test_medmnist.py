@@ -125,6 +125,7 @@ def test_rejects_more_than_memory_holds(source, tmp_path, monkeypatch):
         prepare(source, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_file(shared_data, tmp_path):
     prepare(shared_data / "native/medmnist", tmp_path / "out")
     datalist = read_datalist(tmp_path / "out/site-1", required=("image", "label"))

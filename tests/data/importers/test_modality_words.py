@@ -41,6 +41,7 @@ def test_the_majority_wins_and_a_tie_is_unknown():
     assert modality_of([]) == UNKNOWN
 
 
+@pytest.mark.slow
 def test_on_the_real_questions_answers_and_wording_agree(shared_data):
     """Of 3700 images of VQA-Med 2019 96 % get a code; where both speak, answers and other questions agree."""
     asked, answered = {}, {}

@@ -91,6 +91,7 @@ def test_rejects_languages(tmp_path):
         prepare(tmp_path, tmp_path / "out", language="fr")
 
 
+@pytest.mark.slow
 def test_real_questions_without_images_cost_one_line(shared_data, tmp_path, capsys):
     """630 images in the two files; English questions ask about all but the few that only Chinese ones name."""
     with pytest.raises(ValueError, match=r"got (\d+), left out \1 \(missing_file \1\)$"):

@@ -60,6 +60,7 @@ def test_rejects_paths_that_leave_the_source(tmp_path, name):
         prepare(edit(layouts.vqa_rad(tmp_path / "source"), image_name=name), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_questions(shared_data, tmp_path, capsys):
     source = shared_data / "native/vqa_rad"
     prepare(source, tmp_path / "out")

@@ -98,6 +98,7 @@ def test_rejects_years(tmp_path):
         prepare(tmp_path, tmp_path / "out", year=2018)
 
 
+@pytest.mark.slow
 def test_real_questions_without_images_cost_one_line(shared_data, tmp_path):
     with pytest.raises(ValueError, match=r"got 3700, left out 3700 \(missing_file 3700\)$"):
         prepare(shared_data / "native/vqamed2019", tmp_path / "out")
