@@ -1,4 +1,4 @@
-"""The walk in CONTRIBUTING.md adds a sixth task to a copy of the project; what it promises must hold there."""
+"""The walks in docs/extending.md add a method and a task to a copy of the project; what they promise holds there."""
 
 import json
 import os
@@ -17,15 +17,15 @@ BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```|`(\S+\.json)`:\n\n```json\n(.*
 
 
 def blocks():
-    """Each file that the walk writes, with its text."""
-    for found in BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text()):
+    """Each file that the walks write, with its text."""
+    for found in BLOCK.finditer((ROOT / "docs/extending.md").read_text()):
         name, text = filter(None, found.groups())
         yield name, text
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """A copy of the project after the walk."""
+    """A copy of the project after both walks."""
     copy = tmp_path_factory.mktemp("walk") / "project"
     for part in ("omnifm", "custom", "jobs", "tests"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,7 +52,23 @@ def run(copy, *command):
     return done.stdout
 
 
-def test_the_roster_and_its_own_test_hold(walked):
+def test_the_new_method_passes_the_roster_and_its_own_test(walked):
+    said = run(
+        walked,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "tests/methods/test_roster.py",
+        "tests/methods/test_fedexp.py",
+        "-k",
+        "fedexp",
+    )
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 14
+    assert "skipped" not in said
+
+
+def test_the_new_task_passes_the_roster_and_its_own_test(walked):
     chosen = "regression or reg_density"
     said = run(walked, "-m", "pytest", "tests/tasks/test_roster.py", "tests/tasks/test_regression.py", "-k", chosen)
     assert int(re.search(r"(\d+) passed", said)[1]) >= 18
@@ -70,7 +86,7 @@ def test_the_job_learns_more_than_the_mean(walked, tmp_path):
     assert scores["mae"]["mean"] < scores["mae_mean"]["mean"]
 
 
-def test_the_walk_edits_no_existing_file(walked):
+def test_the_walks_edit_no_existing_file():
     written = [name for name, _ in blocks()]
-    assert len(written) == 4
+    assert len(written) == 6
     assert not [name for name in written if (ROOT / name).exists()]

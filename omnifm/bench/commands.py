@@ -107,7 +107,7 @@ def tables(
     """Compare Local, FedAvg, FedPer, OmniFM and its ablations on one federation, or compute the papers' tables.
 
     With --scale: tables 1-8 and figure 5 of OmniFM, tables 1-5 of FedSCA, and
-    the README's real federations.  Scale smoke takes minutes, cpu hours, paper
+    the real federations of docs/evidence.md.  Scale smoke takes minutes, cpu hours, paper
     needs GPUs.  A federation that --data lacks is replaced by demo data.
     Exit code 1 if the arithmetic of the tables is wrong.
     """

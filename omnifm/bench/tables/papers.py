@@ -104,7 +104,7 @@ def _pefts() -> tuple[Column, ...]:
 
 
 def _federations() -> tuple[Column, ...]:
-    """Real federations, as `omnifm prepare` makes them; the budgets are those of the README."""
+    """Real federations, as `omnifm prepare` makes them; the budgets are those of docs/evidence.md."""
     jobs = {
         "seg_fundus": ("seg_fets", 6, 4),
         "seg_brain_2d": ("seg_fets", 6, 4),
