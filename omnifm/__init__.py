@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from omnifm.check.inspection import check_site
     from omnifm.config import Experiment
+    from omnifm.quality.inspection import check
     from omnifm.simulation import run as simulate
     from omnifm.site.predict import predict
 
-__all__ = ["Experiment", "__version__", "check_site", "predict", "simulate"]
+__all__ = ["Experiment", "__version__", "check", "predict", "simulate"]
 
 _PLACES = {
     "Experiment": ("omnifm.config", "Experiment"),
-    "check_site": ("omnifm.check.inspection", "check_site"),
+    "check": ("omnifm.quality.inspection", "check"),
     "predict": ("omnifm.site.predict", "predict"),
     "simulate": ("omnifm.simulation", "run"),
 }

@@ -166,7 +166,7 @@ def device(name: str) -> str:
 
 def data(config: SiteConfig, file: Path) -> str:
     """Read every case, as `omnifm check` does; the task is taken from the items of dataset.json."""
-    from omnifm.check.inspection import check_site
+    from omnifm.quality.inspection import check_site
 
     report, _ = check_site(Path(config.data_root), None, file)
     if not report["usable"]:

@@ -15,11 +15,11 @@ from monai.data import CacheDataset, DataLoader, Dataset, get_track_meta, set_tr
 from monai.transforms import Compose, Transform
 from torch import Tensor
 
-from omnifm.check import inspection
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import SPLITS, Datalist, fingerprint, owners, read_datalist, without
 from omnifm.data.items import Item
 from omnifm.data.refusal import RefusedImage
+from omnifm.quality import inspection
 from omnifm.records import Json
 from omnifm.site.device import to_device
 from omnifm.state import StateError, decode, encode, write_atomic

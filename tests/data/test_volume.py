@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnifm.check.quarantine import check_cases
 from omnifm.data.datalist import read_datalist
 from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume, read_label, read_volume
+from omnifm.quality.quarantine import check_cases
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real test data are not at ../shared/data")

@@ -15,8 +15,8 @@ from omnifm.simulation import InProcess
 from omnifm.state import StateError, locked
 from omnifm.tasks.segmentation import Segmentation
 from omnifm.update import Score, Update
-from tests.check import test_inspection as test_check
 from tests.conftest import experiment, write_site
+from tests.quality import test_inspection as test_check
 
 
 @pytest.fixture(autouse=True)

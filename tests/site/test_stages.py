@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from omnifm.check import inspection as check
-from omnifm.check.inspection import check_site
 from omnifm.config import SiteConfig
 from omnifm.data.reader import Reader
 from omnifm.data.redaction import words_of
 from omnifm.data.refusal import RefusedImage
+from omnifm.quality import inspection as check
+from omnifm.quality.inspection import check_site
 from omnifm.site.device import device_named
 from omnifm.site.stages import Site
 from omnifm.state import History, decode
@@ -132,7 +132,7 @@ class TestDescribe:
 
     def test_the_check_is_repeated_only_when_a_file_changed(self, tmp_path, monkeypatch):
         site = open_site(tmp_path)
-        monkeypatch.setattr("omnifm.check.inspection.inspect", lambda *_a, **_k: pytest.fail("checked again"))
+        monkeypatch.setattr("omnifm.quality.inspection.inspect", lambda *_a, **_k: pytest.fail("checked again"))
         assert open_site(tmp_path).case_facts == site.case_facts
         monkeypatch.undo()
         (tmp_path / "data/images/1.nii.gz").write_bytes(b"no image")

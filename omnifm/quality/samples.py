@@ -13,10 +13,10 @@ from PIL import Image
 from skimage.morphology import isotropic_dilation
 from skimage.segmentation import find_boundaries
 
-from omnifm.check.findings import Case, Place, modality_of
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.volume import Volume
+from omnifm.quality.findings import Case, Place, modality_of
 from omnifm.report.elements import COLOURS
 
 NUM_PICTURES = 12

@@ -14,15 +14,15 @@ from typing import cast
 
 from tqdm import tqdm
 
-from omnifm.check.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
-from omnifm.check.page import page
-from omnifm.check.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
-from omnifm.check.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
-from omnifm.check.samples import Pictures
 from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.items import Item
 from omnifm.plugins import load_task, plugin
+from omnifm.quality.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
+from omnifm.quality.page import page
+from omnifm.quality.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
+from omnifm.quality.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
+from omnifm.quality.samples import Pictures
 from omnifm.records import Json
 from omnifm.state import write_atomic
 from omnifm.task import Task
@@ -187,6 +187,25 @@ def check_site(
             found.problems.append(str(error))
             found.report["usable"] = False
     return found.report, found.pictures
+
+
+def check(path: str | Path, task: str | None = None, *, job: str | Path | None = None) -> CheckReport:
+    """Check a site's data before training, as `omnifm check` does.
+
+    >>> from omnifm import check
+    >>> check("data/site-1")["usable"]  # doctest: +SKIP
+    True
+
+    Args:
+        path: the site's folder or its dataset.json.
+        task: the task that the data are for; None takes the job's, or the task that fits most items.
+        job: read the data as this job does: a job folder, an experiment.json or a shipped job's name.
+
+    Raises:
+        ValueError: an argument is wrong.  What is wrong with the data is in the report.
+    """
+    experiment = None if job is None else Experiment.from_job(job)
+    return check_site(Path(path), task, experiment=experiment)[0]
 
 
 def write_page(path: Path, report: CheckReport, pictures: Mapping[str, bytes]) -> None:

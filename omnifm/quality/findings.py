@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from omnifm.check.records import ImagesReport, LabelCount, PlaceRecord, SplitReport, Spread
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.reader import READER
 from omnifm.data.volume import Volume
+from omnifm.quality.records import ImagesReport, LabelCount, PlaceRecord, SplitReport, Spread
 
 SAMPLE = 1_000_000
 """Number of intensities kept per site.  Each image gives the same number, so that large images do not count more."""

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from omnifm.check import inspection as check
-from omnifm.check.findings import Case, Findings, digest, record_reads
 from omnifm.cli import app
 from omnifm.data.datalist import read_datalist
 from omnifm.data.demo import demo_site
 from omnifm.data.reader import READER
 from omnifm.data.volume import Volume, read_volume
 from omnifm.plugins import load_task, plugin
+from omnifm.quality import inspection as check
+from omnifm.quality.findings import Case, Findings, digest, record_reads
 from tests.commands import omnifm
 from tests.conftest import experiment, write_site
 
@@ -152,7 +152,7 @@ class TestImages:
         assert sum(images["histogram"]["counts"]) == values.size
 
     def test_the_sample_of_intensities_is_bounded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("omnifm.check.findings.SAMPLE", 4000)
+        monkeypatch.setattr("omnifm.quality.findings.SAMPLE", 4000)
         datalist = read_datalist(write_site(tmp_path / "s"), required=("image",))
         findings = Findings(datalist)
         for item in datalist.training:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from omnifm.check.quarantine import Refusal, check_cases, write_quarantine
 from omnifm.data.datalist import Datalist
 from omnifm.data.refusal import RefusedImage
+from omnifm.quality.quarantine import Refusal, check_cases, write_quarantine
 
 
 def datalist(training: int, validation: int = 0, test: int = 0) -> Datalist:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omnifm.check.records import CheckReport, Histogram, LabelCount, PlaceRecord, Spread
 from omnifm.data.refusal import REASONS
+from omnifm.quality.records import CheckReport, Histogram, LabelCount, PlaceRecord, Spread
 from omnifm.report.elements import COLOURS, MAX_ROWS, Bar, Card, Cell, Key, Note, Picture, Stacked, Table
 from omnifm.report.numbers import NONE, natural
 from omnifm.report.render import render
