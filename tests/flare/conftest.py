@@ -36,7 +36,7 @@ class Simulator:
 
     def wait(self) -> int:
         """Wait until it ends; return the exit code."""
-        return self.process.wait(timeout=300)
+        return self.process.wait(timeout=500)
 
     def summary(self) -> dict[str, object]:
         """Wait, then read summary.json.  If the run fails, the test fails and shows the console."""

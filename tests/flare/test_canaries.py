@@ -8,7 +8,7 @@ from tests.flare.conftest import Simulator, write_job
 from tests.test_canaries import BORN, NAME, bad_site, found, good_site, leaks
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_says_and_keeps_no_name(tmp_path_factory, tmp_path, tidy):
     """Two sites train, a third refuses its data."""
     root = tmp_path_factory.mktemp("data") / f"{NAME} {BORN}"

@@ -34,7 +34,7 @@ def until(true, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 class TestSimulator:
     def test_one_thread_gives_the_result_of_one_process(self, tmp_path, federation, tidy):
         job = write_job(tmp_path / "job")

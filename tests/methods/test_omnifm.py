@@ -1,5 +1,6 @@
 """OmniFM's two halves: what a site uploads, what the server sends back, and every switch."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -180,23 +181,30 @@ SWITCHES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def switched(federation):
+    """Run OmniFM with these settings on two sites; the runs without a switch are kept for all tests."""
+
+    @functools.cache
+    def run(settings, model):
+        method = {"name": "omnifm", "dim": 8, "num_bands": 8} | dict(settings)
+        job = experiment(method=method, model=dict(model), train={"num_rounds": 2})
+        return simulation.run(job, federation, ["site-1", "site-2"])
+
+    return lambda settings, model: run(tuple(settings.items()), tuple(model.items()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: ",".join(s))
-def test_every_switch_runs_and_changes_the_result(federation, switch):
+def test_every_switch_runs_and_changes_the_result(switched, switch):
     """ring and the pruning settings only show after more rounds: there it is the bank that must differ."""
-    base = {"name": "omnifm", "dim": 8, "num_bands": 8}
     model = {"norm": "batch"} if "share_buffers" in switch else {}
-    runs = [
-        simulation.run(
-            experiment(method=base | s, model=model, train={"num_rounds": 2}), federation, ["site-1", "site-2"]
-        )
-        for s in ({}, switch)
-    ]
-    assert runs[1]["status"] == "COMPLETE"
+    plain, changed = switched({}, model), switched(switch, model)
+    assert changed["status"] == "COMPLETE"
     if "ring" in switch:
-        assert runs[1]["history"][-1]["bank"]["size"] < runs[0]["history"][-1]["bank"]["size"]
+        assert changed["history"][-1]["bank"]["size"] < plain["history"][-1]["bank"]["size"]
     else:
-        assert runs[1]["final_hash"] != runs[0]["final_hash"]
+        assert changed["final_hash"] != plain["final_hash"]
 
 
 @pytest.mark.slow

@@ -299,10 +299,12 @@ def test_refusals(tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-def test_every_paper_table_can_be_made(tmp_path):
-    """The command itself, all tables: nothing of them is only ever parsed."""
-    command = [BIN / "omnifm", "bench", "tables", "--scale", "smoke", "--out", tmp_path]
+def test_paper_tables_of_every_task_can_be_made(tmp_path):
+    """The command itself, with a table of each task and of each paper."""
+    chosen = ("federations", "omnifm_1", "omnifm_2", "omnifm_5", "omnifm_7", "fedsca_1")
+    tables = [word for name in chosen for word in ("--table", name)]
+    command = [BIN / "omnifm", "bench", "tables", "--scale", "smoke", "--out", tmp_path, *tables]
     done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.endswith("lint: 0 findings\n")
-    assert {page.stem for page in tmp_path.glob("*.html")} == set(TABLES)
+    assert {page.stem for page in tmp_path.glob("*.html")} == set(chosen)
