@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 
 import typer
 
+import omnifm
 from describing import Setting, methods, settings_of
 from omnifm.cli import app
 from omnifm.config import Data, Experiment, SiteConfig, Train
@@ -20,8 +21,9 @@ from omnifm.update import Update
 
 
 def refusals() -> str:
-    """Why an image is refused."""
-    return table(["reason", "meaning"], [[f"`{name}`", text] for name, text in REASONS.items()])
+    """Why an image is refused, and what to do."""
+    rows = [[f"`{name}`", *([why] if isinstance(why, str) else why)] for name, why in REASONS.items()]
+    return table(["reason", "meaning", "what to do"][: len(rows[0])], rows)
 
 
 def jobs() -> str:
@@ -82,6 +84,17 @@ def what_methods_send() -> str:
     """What every method adds to an update."""
     rows = [[f"`{m.name}`", code(m.sends), code(m.says), "yes" if m.seeds else "no"] for m in methods()]
     return table(["method", "tensors (`sends`)", "facts (`says`)", "replies before round 1"], rows)
+
+
+def front_door() -> str:
+    """What `import omnifm` offers, as mkdocstrings documents it."""
+    places = {name: f"{module}.{attribute}" for name, (module, attribute) in omnifm._PLACES.items()}
+    members = {"Experiment": "from_job, from_json, hash"}
+    parts = []
+    for name, place in sorted(places.items()):
+        chosen = f"\n    options:\n      members: [{members[name]}]" if name in members else ""
+        parts.append(f"## {name}\n\n::: {place}{chosen}")
+    return "\n\n".join(parts)
 
 
 def commands() -> str:
@@ -148,5 +161,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "update-fields": fields_of_an_update,
     "sends": what_methods_send,
+    "front-door": front_door,
     "commands": commands,
 }

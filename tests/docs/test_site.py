@@ -77,6 +77,12 @@ def test_links_of_a_document_lead_to_files(document):
     assert [link for link in links if not (file.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("name", names("methods"))
+def test_a_page_says_when_to_choose_a_method(name):
+    section = (ROOT / "docs/methods.md").read_text().split("## When to choose which")[1].split("\n## ")[0]
+    assert f"`{name}`" in section
+
+
 def test_old_tables_stand_below_a_warning():
     text = (ROOT / "docs/evidence.md").read_text()
     assert "!!! warning" in text.split("## ")[0]
