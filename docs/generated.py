@@ -6,18 +6,22 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 import typer
 
 import omnifm
-from describing import Setting, methods, settings_of
+from describing import SHARED, Setting, methods, settings_of
 from omnifm.cli import app
 from omnifm.config import Data, Experiment, SiteConfig, Train
 from omnifm.data.refusal import REASONS
+from omnifm.model import Capacity
 from omnifm.plugins import names, plugin
 from omnifm.shipped import jobs as shipped_jobs
 from omnifm.update import Update
+
+MANY = 10
+"""Number of settings from which on the table of methods does not list them."""
 
 
 def refusals() -> str:
@@ -35,16 +39,24 @@ def table_of_methods() -> str:
     """One line per method."""
     rows = []
     for method in methods():
-        keys = ", ".join(f"`{setting.name}`" for setting in method.settings if not setting.shared)
+        keys = ", ".join(f"`{setting.name}`" for setting in method.own) if len(method.own) < MANY else "see below"
         rows.append([f"[`{method.name}`](#{method.name})", method.summary, method.paper, method.travels, keys])
-    return table(["name", "what it does", "paper", "what travels", "keys of its own"], rows)
+    return table(["name", "what it does", "paper", "what travels, by default", "keys of its own"], rows)
+
+
+def shared_settings() -> str:
+    """The settings that all baselines have."""
+    return table_of_settings(settings_of(Capacity))
 
 
 def settings_of_methods() -> str:
     """A section per method: its settings."""
     parts = []
     for method in methods():
-        parts.append(f"### {method.name}\n\n{method.about}\n\n{table_of_settings(method.settings)}")
+        parts += [f"### {method.name}", method.about, table_of_settings(method.own)]
+        if method.has_shared:
+            keys = ", ".join(f"`{name}`" for name in sorted(SHARED))
+            parts.append(f"It also has {keys}, the [settings of all baselines](#settings-of-all-baselines).")
     return "\n\n".join(parts)
 
 
@@ -70,13 +82,13 @@ def settings() -> str:
 
 def fields_of_an_update() -> str:
     """Every field of the message that a site sends."""
-    assert is_dataclass(Update)
     section = inspect.getdoc(Update).split("Attributes:\n")[1]
-    texts: dict[str, str] = {}
+    rows, found = [], []
     for entry in re.split(r"\n(?=\S)", textwrap.dedent(section)):
         keys, text = entry.split(":", 1)
-        texts |= dict.fromkeys(keys.split(", "), " ".join(text.split()))
-    rows = [[f"`{field.name}`", texts[field.name]] for field in fields(Update)]
+        found += keys.split(", ")
+        rows.append([", ".join(f"`{key}`" for key in keys.split(", ")), " ".join(text.split())])
+    assert found == [field.name for field in fields(Update)]
     return table(["field", "what it holds"], rows)
 
 
@@ -112,7 +124,8 @@ def _commands(path: str, command: object) -> Iterable[str]:
     yield f"## {path}"
     yield paragraphs(command.help or "")
     rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
-    yield table(["argument or option", "default", "meaning"], rows)
+    if rows:
+        yield table(["argument or option", "default", "meaning"], rows)
 
 
 def _parameter(parameter: object) -> Sequence[str]:
@@ -126,8 +139,8 @@ def _parameter(parameter: object) -> Sequence[str]:
 
 def table_of_settings(settings: Iterable[Setting]) -> str:
     """Settings as a table; a sentence if there are none."""
-    rows = [[f"`{s.name}`", s.kind, shown(s.default) if s.has_default else "required", s.text] for s in settings]
-    return table(["key", "value", "default", "meaning"], rows) if rows else "None."
+    rows = [[f"`{s.name}`", s.kind, s.default, s.text] for s in settings]
+    return table(["key", "value", "default", "meaning"], rows) if rows else "It has no settings of its own."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -142,7 +155,7 @@ def paragraphs(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A default as it is written in JSON or on the command line; empty if there is none."""
+    """An option's default as it is written on the command line; empty if there is none."""
     if value is None:
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
@@ -158,6 +171,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "jobs": jobs,
     "methods": table_of_methods,
     "method-settings": settings_of_methods,
+    "shared-settings": shared_settings,
     "settings": settings,
     "update-fields": fields_of_an_update,
     "sends": what_methods_send,
