@@ -6,36 +6,131 @@ Messages are written to logs.  They name the rule and the value, and never a pat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Reason(NamedTuple):
+    """What a refusal means, and what a site does about it; both are shown to people."""
+
+    meaning: str
+    """Begins in lower case and has no full stop: it follows a count or a colon."""
+    advice: str
+    """Whole sentences."""
+
 
 REASONS = {
-    "missing_file": "the file named in dataset.json does not exist or cannot be opened",
-    "not_an_image": "the content is not of the kind that the file's name says",
-    "unsupported_format": "a file format, pixel type or colour model that we do not read",
-    "unsupported_transfer_syntax": "a DICOM compression that we do not decode",
-    "truncated": "the file holds fewer or more bytes than its header promises",
-    "corrupt": "a checksum or a decoder failed, or the header contradicts itself",
-    "too_large": "the image needs more memory than the budget allows",
-    "non_finite": "voxels, slope or intercept are NaN or infinite",
-    "too_slow": "decoding takes longer than is allowed for an image of this size",
-    "bad_geometry": "size, affine or spacing do not say where the voxels lie in space",
-    "mixed_orientation": "slices of one series point in different directions",
-    "irregular_spacing": "slices of one series are not equally far apart",
-    "missing_slices": "slices are missing within a series",
-    "several_volumes": "a time series, several series or several pages where one volume is wanted",
-    "duplicate_slices": "two slices of a series lie at the same place",
-    "gantry_tilt": "slices are not stacked at a right angle to their plane; correct the tilt when converting",
-    "localizer": "a localizer (scout view), which is no volume",
-    "mosaic": "many slices tiled into one picture",
-    "no_units": "values that cannot be given in the unit of their modality: a CT without Hounsfield units",
-    "no_pixels": "a DICOM object without an image: a plan, a report, structures",
-    "burned_in_text": "pixels may show a patient's name; look at them, then declare `burned_in_text` in dataset.json",
-    "missing_label": "a series for which no mask is found",
-    "several_labels": "a series for which more than one mask is found",
-    "label_geometry": "a mask that does not lie on its image's grid of voxels",
-    "bad_text": "a question, answer or answer type that is empty or not as declared",
-    "label_values": "a mask with values that are fractional or not declared",
+    "missing_file": Reason(
+        "the file does not exist or cannot be opened",
+        "Put the file where the list or the image's name says, or take its case out; check who may read it.",
+    ),
+    "not_an_image": Reason(
+        "the content is not of the kind that the file's name says",
+        "Open the file with a viewer: export it again, or take it out if it is no image.",
+    ),
+    "unsupported_format": Reason(
+        "a file format, pixel type or colour model that we do not read",
+        "Convert it to NIfTI, DICOM, PNG, JPEG, TIFF or BMP.",
+    ),
+    "unsupported_transfer_syntax": Reason(
+        "a DICOM compression that we do not decode",
+        "Export the series without compression.",
+    ),
+    "truncated": Reason(
+        "the file holds fewer or more bytes than its header promises",
+        "Export or copy the file again.",
+    ),
+    "corrupt": Reason(
+        "a checksum or a decoder failed, or the header contradicts itself",
+        "Export or copy the file again.",
+    ),
+    "too_large": Reason(
+        "the image needs more memory than the budget allows",
+        "Free memory, use a larger machine, or cut the image to the part that is needed.",
+    ),
+    "non_finite": Reason(
+        "voxels, slope or intercept are NaN or infinite",
+        "Find the step that made them, often a resampling, and write the image again.",
+    ),
+    "too_slow": Reason(
+        "decoding takes longer than is allowed for an image of this size",
+        "Try again when the machine is less busy; otherwise export the file again.",
+    ),
+    "bad_geometry": Reason(
+        "size, affine or spacing do not say where the voxels lie in space, or do not suit the task",
+        "Convert the image again from its source, with its orientation and spacing.",
+    ),
+    "mixed_orientation": Reason(
+        "slices of one series point in different directions",
+        "Export each direction as a series of its own.",
+    ),
+    "irregular_spacing": Reason(
+        "slices of one series are not equally far apart",
+        "Check that the export holds all slices; leave such a series out if it was scanned so.",
+    ),
+    "missing_slices": Reason("slices are missing within a series", "Export the whole series again."),
+    "several_volumes": Reason(
+        "a time series, several series or several pages where one volume is wanted",
+        "Give one 3-D volume per case; several sequences or time points as one input are not supported yet.",
+    ),
+    "duplicate_slices": Reason(
+        "two slices of a series lie at the same place",
+        "Keep one of the two; split a series with several echoes or time points into one per volume.",
+    ),
+    "gantry_tilt": Reason(
+        "slices are not stacked at a right angle to their plane",
+        "Convert the series to NIfTI with a program that corrects the tilt, for example dcm2niix.",
+    ),
+    "localizer": Reason("a localizer (scout view), which is no volume", "Leave it out; nothing is lost."),
+    "mosaic": Reason(
+        "many slices tiled into one picture",
+        "Convert the series to NIfTI with a program that unpacks mosaics, for example dcm2niix.",
+    ),
+    "no_units": Reason(
+        "values that cannot be given in the unit of their modality: a CT without Hounsfield units",
+        "Export the original series, not one that was processed.",
+    ),
+    "no_pixels": Reason("a DICOM object without an image: a plan, a report, structures", "Leave it out."),
+    "burned_in_text": Reason(
+        "pixels may show a patient's name",
+        "Look at the pictures. If none shows a name, declare `burned_in_text` as none in dataset.json; "
+        "otherwise give the boxes to blank.",
+    ),
+    "missing_label": Reason(
+        "a series for which no mask is found",
+        "Run without `--labels` first, draw masks, save each as mask.nii.gz in its series' folder, "
+        "then add `--mask mask.nii.gz`.",
+    ),
+    "several_labels": Reason(
+        "a series for which more than one mask is found",
+        "Keep one mask for each series, and move the others away.",
+    ),
+    "label_geometry": Reason(
+        "a mask that has another size or position than its image",
+        "Draw on the original image; do not resample or crop.",
+    ),
+    "bad_text": Reason(
+        "a question, answer or answer type that is empty or not as declared",
+        "Write the text into the item, or take the item out.",
+    ),
+    "label_values": Reason(
+        "a mask or class with a value that has no name, or that is no whole number",
+        "Give every value a name, in the order 0, 1, 2, ...: `--labels background,NAME` in prepare, 'labels' in "
+        "dataset.json.",
+    ),
+    "malformed": Reason(
+        "an entry of the data set's list lacks a field or has a wrong value",
+        "Compare the list with the published one; download the data set again if they differ.",
+    ),
+    "no_image_name": Reason(
+        "a file whose name does not end like an image's, for example a text",
+        "Nothing, if it is no image; otherwise convert it to NIfTI, DICOM, PNG, JPEG, TIFF or BMP.",
+    ),
+    "beside_unreadable": Reason(
+        "a series in the folder of a file that cannot be read and may be one of its slices",
+        "Repair or remove that file; it is listed, too.",
+    ),
 }
-"""What each reason means, as reports explain it."""
+"""What each reason means and what to do about it, as reports explain it."""
 
 
 class RefusedImage(ValueError):

@@ -243,8 +243,8 @@ def _other_split(at: PlaceRecord) -> str:
 
 def _reasons(report: CheckReport) -> Table | None:
     counts = Counter(refusal["reason"] for refusal in report["refusals"])
-    rows = [[reason, f"{count:,}", REASONS[reason]] for reason, count in counts.most_common()]
-    return Table(["Reason", "Cases", "Meaning"], rows, text=(0, 2)) if rows else None
+    rows: list[list[Cell]] = [[reason, f"{count:,}", *REASONS[reason]] for reason, count in counts.most_common()]
+    return Table(["Reason", "Cases", "Meaning", "What to do"], rows, text=(0, 2, 3)) if rows else None
 
 
 def _refusals(report: CheckReport) -> Table | None:

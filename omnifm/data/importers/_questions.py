@@ -106,7 +106,7 @@ def write_questions(
         ValueError: too many images cannot be read, or see `_sites.write_sites`.
     """
     cases = [_case(source, question, modalities[question.image]) for question in questions]
-    read = readable(cases, key=lambda case: case.patient, read=read_files)
+    read = readable(cases, lambda case: case.patient, read_files, destination)
     write_sites(destination, plan, read, {"name": name})
 
 

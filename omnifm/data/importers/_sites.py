@@ -3,13 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from tqdm import tqdm
+
+from omnifm.data.importers._notes import write_names
 from omnifm.data.items import Item
 from omnifm.data.partition import PARTITIONS, deal, split_sites
 from omnifm.data.refusal import RefusedImage
-from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
+from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import read_volume
 
 MAX_SITES = 1000
@@ -49,6 +53,7 @@ class Plan:
         seed: random seed of the partition and of the splits, >= 0.
         first: number of the first site, 1 to `MAX_SITES`; lets several data sets share one destination.
         usual: the importer's own default for `sites`.
+        link: whether images become hard links to the source's files instead of copies.
 
     Raises:
         ValueError: a value is out of range, or an option does not belong to the partition.
@@ -60,6 +65,7 @@ class Plan:
     seed: int
     first: int
     usual: int = 3
+    link: bool = False
 
     def __post_init__(self) -> None:
         if self.partition not in PARTITIONS:
@@ -104,28 +110,37 @@ def read_files(case: Case) -> None:
         read_volume(file)
 
 
-Fill = Callable[[Path, Sequence[Case]], list[Item]]
+Fill = Callable[[Path, Sequence[Case]], Sequence[Item]]
 """Writes the files of cases into a site's folder and returns the cases' items, in the same order."""
 
 
-def link_files(folder: Path, cases: Sequence[Case]) -> list[Item]:
-    """Link (or copy) the files of the cases into a site's folder; returns the cases' items."""
+def place_files(folder: Path, cases: Sequence[Case], *, link: bool = False) -> list[Item]:
+    """Copy the files of the cases into a site's folder; returns the cases' items.
+
+    Args:
+        folder: of the site.
+        cases: with their files.
+        link: link images instead.  Masks are always copied, because people draw in them.
+    """
     files = {target: file for case in cases for target, file in case.files.items()}
-    for target, file in files.items():
+    masks = {case.item.get("label") for case in cases}
+    for target, file in tqdm(files.items(), desc="copying", unit="file", disable=None, leave=False):
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, folder / target)
+        place(file, folder / target, link=link and target not in masks)
     return [dict(case.item) for case in cases]
 
 
-def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head, fill: Fill = link_files) -> None:
+def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head, fill: Fill | None = None) -> None:
     """Write the folders `site-<first>`, `site-<first + 1>`, ...; each is written completely or not at all.
+
+    Files that get another name are listed in `names.txt`.
 
     Args:
         destination: folder for the sites; created if it does not exist.
         plan: how cases become sites.
         cases: at least one.
         head: the shared entries of dataset.json.  "modality" is added: the most frequent one of each site.
-        fill: writes the files of a site.
+        fill: writes the files of a site; None copies each case's own files, or links them if the plan says so.
 
     Raises:
         ValueError: a site folder already exists, the cases do not fit the plan, a site has no training case, or two
@@ -153,8 +168,16 @@ def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head
     for name, split in zip(names, splits, strict=True):
         if not split["training"]:
             raise ValueError(f"{name!r} must have a training case; it has none: try another seed or fewer sites")
+    fill = fill or partial(place_files, link=plan.link)
     for name, split in zip(names, splits, strict=True):
         _write_site(destination / name, cases, split, head, fill)
+        write_names(destination, _renamed(name, [cases[i] for part in split.values() for i in part]))
+
+
+def _renamed(site: str, cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """(file in the site's folder, file in the source) of all files whose names differ."""
+    files = {f"{site}/{target}": file for case in cases for target, file in case.files.items()}
+    return [(target, str(file)) for target, file in files.items() if Path(target).name != file.name]
 
 
 def already_there(site: str) -> str:

@@ -1,27 +1,25 @@
 """Read the files of a data set.  Nothing outside its folder is read, and one unreadable case does not stop the import.
 
-Messages give numbers only: they never repeat a name, a path or a text that was read from the data set.
+Messages give numbers only: they never repeat a name, a path or a text that was read from the data set.  Names of what
+is left out are in `left-out.txt`, see `_notes`.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
+from omnifm.data.importers._notes import LeftOut, in_words, write_left_out
+from omnifm.data.importers._sites import Case
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.refusal import RefusedImage
 
 MAX_LEFT_OUT = 0.05
 """Largest share of entries or images that may be left out.  With more, the source is probably another data set."""
 MAX_JSON_BYTES = 256 * 2**20
-MALFORMED = "malformed"
-"""Reason for leaving out an entry that lacks a field or has a wrong value (other reasons: `refusal.REASONS`)."""
-
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
+MALFORMED = LeftOut("malformed")
+"""An entry that lacks a field or has a wrong value, where entries have no names of their own."""
 
 
 def inside(source: Path, text: str, what: str) -> Path:
@@ -75,46 +73,50 @@ def read_entries(file: Path) -> list[object]:
     return entries
 
 
-def readable(cases: Sequence[T], key: Callable[[T], K], read: Callable[[T], object]) -> list[T]:
+def readable(
+    cases: Sequence[Case], key: Callable[[Case], Hashable], read: Callable[[Case], object], destination: Path
+) -> list[Case]:
     """The cases whose images can be read, in their order.  Cases that are left out are counted and reported.
 
     Args:
         cases: all cases.
         key: identifies a case's images; cases with the same key share their images, which are read once.
         read: reads the images of a case; raises `RefusedImage` if it cannot.
+        destination: as for `report_left_out`.
 
     Raises:
         ValueError: too many images cannot be read; see `report_left_out`.
     """
     first_with = {key(case): case for case in reversed(cases)}
-    refused: dict[K, str] = {}
+    refused: dict[Hashable, LeftOut] = {}
     for name, case in tqdm(first_with.items(), desc="reading images", unit="image", disable=None, leave=False):
         try:
             read(case)
         except RefusedImage as refusal:
-            refused[name] = refusal.reason
-    report_left_out("images", len(first_with), refused.values())
+            files = " and ".join(map(str, case.files.values()))
+            refused[name] = LeftOut(refusal.reason, files, str(refusal))
+    report_left_out("images", len(first_with), list(refused.values()), destination)
     return [case for case in cases if key(case) not in refused]
 
 
-def report_left_out(what: str, total: int, reasons: Iterable[str]) -> None:
-    """Print how many things are left out and why, or stop if they are too many.
+def report_left_out(what: str, total: int, rows: Sequence[LeftOut], destination: Path) -> None:
+    """Print how many things are left out, why and what to do, or stop if they are too many.
 
     Args:
         what: the things that are counted, e.g. "images".
         total: number of things found.
-        reasons: one reason per thing that is left out.
+        rows: one for each thing that is left out.
+        destination: folder for `left-out.txt`, which lists those that have a name.
 
     Raises:
         ValueError: nothing is left, or more than `MAX_LEFT_OUT` is left out (a single one is always allowed).
     """
-    counts = Counter(reasons)
-    number = counts.total()
-    allowed = max(MAX_LEFT_OUT * total, 1)
-    by_reason = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
-    if total == 0 or number == total or number > allowed:
+    number = len(rows)
+    if total == 0:
+        raise ValueError(f"source must hold usable {what}; it holds none")
+    write_left_out(destination, rows)
+    if number == total or number > max(MAX_LEFT_OUT * total, 1):
         rule = f"source must hold usable {what}, at most {MAX_LEFT_OUT:.0%} of them left out"
-        detail = f" ({by_reason})" if by_reason else ""
-        raise ValueError(f"{rule}; got {total}, left out {number}{detail}")
+        raise ValueError(f"{rule}; got {total}, left out {number}. {in_words(rows)}")
     if number:
-        print(f"left out {number} of {total} {what}: {by_reason}")
+        print(f"left out {number} of {total} {what}. {in_words(rows)}")

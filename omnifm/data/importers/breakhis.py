@@ -9,8 +9,9 @@ Spanhol et al. 2016, doi 10.1109/TBME.2015.2496264.
 import re
 from pathlib import Path
 
+from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
-from omnifm.data.importers._source import MALFORMED, pictures, readable, report_left_out
+from omnifm.data.importers._source import pictures, readable, report_left_out
 
 NAME = re.compile(r"SOB_([BM])_([A-Z]{1,2})-(\d\d)-(\d+)[A-Z]*-(40|100|200|400)-\d+(?:_x\d+_y\d+)?\.png")
 TYPES = {
@@ -36,6 +37,7 @@ def prepare(
     sites: int | None = None,
     gamma: float | None = None,
     first: int = 1,
+    link: bool = False,
 ) -> None:
     """Write sites with the patients split 60/20/20 into training, validation and test.
 
@@ -52,12 +54,13 @@ def prepare(
         sites: number of sites for dirichlet and count; 4 if not given.
         gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
         first: number of the first site folder: 4 writes site-4, site-5, ...
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is out of range, the source holds no BreakHis images, too many images cannot be read,
             or a site folder already exists.
     """
-    plan = Plan(partition, sites, gamma, seed, first, usual=4)
+    plan = Plan(partition, sites, gamma, seed, first, usual=4, link=link)
     if magnification not in MAGNIFICATIONS:
         raise ValueError(f"magnification must be one of {list(MAGNIFICATIONS)}; got {magnification!r}")
     found = pictures(source, "SOB_*.png")
@@ -65,9 +68,10 @@ def prepare(
         raise ValueError("source must hold BreakHis images named like SOB_B_TA-14-4659-40-001.png; it has none")
     cases = [_case(source, file) for file in found]
     known = [case for case in cases if case is not None]
-    report_left_out("images", len(cases), [MALFORMED] * (len(cases) - len(known)))
+    malformed = [LeftOut("malformed", str(file)) for file, case in zip(found, cases, strict=True) if case is None]
+    report_left_out("images", len(cases), malformed, destination)
     wanted = [case for zoom, case in known if zoom == magnification]
-    read = readable(wanted, key=lambda case: case.patient + str(sorted(case.files)), read=read_files)
+    read = readable(wanted, lambda case: case.patient + str(sorted(case.files)), read_files, destination)
     labels = {str(number): name for number, name in enumerate(TYPES.values())}
     write_sites(destination, plan, read, {"name": f"BreakHis {magnification}X", "labels": labels})
 

@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from omnifm.data.importers._notes import LeftOut, by_reason, in_words, write_left_out, write_names
 from omnifm.data.importers._sites import already_there
 from omnifm.data.items import MODALITY
 from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
-from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
+from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
 from omnifm.records import Json
 from omnifm.state import write_atomic
@@ -39,6 +40,18 @@ class Selection(NamedTuple):
     modality: str
     description: str
     exclude: str
+
+
+class Masks(NamedTuple):
+    """The masks that are wanted.
+
+    Attributes:
+        labels: names of their values; empty if only images are wanted.
+        file: name of a NIfTI file beside the images; "" for SEG or RTSTRUCT objects.
+    """
+
+    labels: Labels
+    file: str
 
 
 @dataclass
@@ -62,6 +75,11 @@ class Series:
     complete: bool = True
     """False if a file in the folder of its slices cannot be read: that file may be one of the slices."""
 
+    @property
+    def place(self) -> str:
+        """Where it lies in the export, for `_notes`: its first file, and how many files it has."""
+        return f"{min(file for _, file in self.files)} ({len(self.files)} files)"
+
 
 Index = dict[str, Series]
 """Digest of a series -> the series."""
@@ -78,10 +96,13 @@ def prepare(
     exclude: str = "",
     labels: str = "",
     mask: str = "",
+    link: bool = False,
 ) -> None:
     """Write one site with the patients split 60/20/20 into training, validation and test.
 
-    Series that cannot be read or have no mask are left out and counted.  Two patients with the same PatientID from
+    Files are copied; the export is never changed, and the copies still hold its headers.  Series that cannot be read or
+    have no mask are left out; `left-out.txt` in the destination lists them, and `names.txt` leads from the new names to
+    the export.  Two patients with the same PatientID from
     different issuers count as one patient, so that they are in one split.  If a file that should be DICOM cannot be
     read, it may be a slice of any series in its folder.  All series with slices in that folder are then left out, until
     the file is repaired or removed.
@@ -96,6 +117,7 @@ def prepare(
         exclude: regular expression; series with it in their description or protocol are not used. Empty: none.
         labels: names of segments or structures, "liver,tumour" for mask values 1 and 2. Empty: images only.
         mask: file name of a NIfTI mask in each series' own folder, to use instead of SEG or RTSTRUCT.
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is wrong, the site folder already exists, or no series can be used.
@@ -103,18 +125,39 @@ def prepare(
     selection = Selection(modality, description, exclude)
     _check(source, site, selection, mask, labels)
     meanings = dict(enumerate(["background", *(name.strip() for name in labels.split(","))])) if labels else {}
-    left_out: Counter[str] = Counter()
-    found = _index(source, _salt(destination), selection, left_out)
+    left_out: list[LeftOut] = []
+    everything = _index(source, _salt(destination), selection, left_out)
+    found = {name: series for name, series in everything.items() if series.wanted and not series.excluded}
     try:
         with new_folder(destination / site) as folder:
-            items = _write_all(folder, found, meanings, mask, left_out)
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "nothing"
+            items = _write_all(folder, found, Masks(meanings, mask), left_out, link)
             if not items:
-                raise ValueError(f"source must hold a usable series; {len(found)} matched, left out: {counts}")
+                raise ValueError(_nothing_usable(everything, found, selection, left_out))
             _write_list(folder, items, meanings, seed)
     except FileExistsError:
         raise ValueError(already_there(site)) from None
+    finally:
+        write_left_out(destination, left_out)
+    write_names(destination, [(f"{site}/{item['image']}", found[Path(item["image"]).name].place) for item in items])
+    counts = ", ".join(f"{len(rows)} {reason}" for reason, rows in by_reason(left_out).items()) or "nothing"
     print(f"{len(items)} of {len(found)} matching series prepared; left out: {counts}")
+    if left_out:
+        print(in_words(left_out))
+
+
+def _nothing_usable(everything: Index, found: Index, selection: Selection, left_out: list[LeftOut]) -> str:
+    """Why no series is prepared, and what to do."""
+    if left_out and (found or not everything):
+        return f"source must hold a usable series; {len(found)} matched, and none can be used. {in_words(left_out)}"
+    if not everything:
+        return "source must hold DICOM images; it holds none: give the folder of an export"
+    codes = sorted({series.modality for series in everything.values() if MODALITY.fullmatch(series.modality)})
+    if selection.modality and selection.modality not in codes:
+        return f"no series has modality {selection.modality}; here are {' and '.join(codes)}: use --modality {codes[0]}"
+    return (
+        f"no series matches; here are {len(everything)}, of {' and '.join(codes)}: "
+        "change or leave out --modality, --description and --exclude"
+    )
 
 
 def _check(source: Path, site: str, selection: Selection, mask: str, labels: str) -> None:
@@ -147,8 +190,8 @@ def _salt(destination: Path) -> str:
     return text
 
 
-def _index(source: Path, salt: str, selection: Selection, left_out: Counter[str]) -> Index:
-    """The selected series of the export, with the SEG and RTSTRUCT objects that refer to them."""
+def _index(source: Path, salt: str, selection: Selection, left_out: list[LeftOut]) -> Index:
+    """All series of the export, with the SEG and RTSTRUCT objects that refer to them."""
     found: Index = {}
     labels: list[tuple[Path, list[str]]] = []
     files = sorted(file for file in source.rglob("*") if file.is_symlink() or not file.is_dir())
@@ -157,7 +200,7 @@ def _index(source: Path, salt: str, selection: Selection, left_out: Counter[str]
         try:
             facts, _ = READER.ask(file, what="header", max_bytes=MAX_BYTES, salt=salt, **selection._asdict())
         except RefusedImage as refusal:
-            left_out[f"file {refusal.reason}"] += 1
+            left_out.append(LeftOut(refusal.reason, str(file), str(refusal)))
             unread.add(file.parent)
             continue
         if facts["kind"] == "label":
@@ -166,7 +209,6 @@ def _index(source: Path, salt: str, selection: Selection, left_out: Counter[str]
             series = found.setdefault(facts["series"], Series(facts["modality"], facts["study"]))
             _add(series, file, facts)
     _add_missing_patients(found)
-    found = {name: series for name, series in found.items() if series.wanted and not series.excluded}
     for file, refers in labels:
         for name in set(refers) & found.keys():
             found[name].labels.append(file)
@@ -195,39 +237,39 @@ def _add_missing_patients(found: Index) -> None:
             series.patients = {named.get(series.study, series.study)}
 
 
-def _write_all(folder: Path, found: Index, labels: Labels, mask: str, left_out: Counter[str]) -> list[dict[str, str]]:
-    """Write the series that can be read, and count the others; returns the items of dataset.json."""
+def _write_all(folder: Path, found: Index, masks: Masks, left_out: list[LeftOut], link: bool) -> list[dict[str, str]]:
+    """Write the series that can be read, and note the others; returns the items of dataset.json."""
     items = []
     for name, series in tqdm(sorted(found.items()), unit="series", desc="reading", disable=None):
         if not series.complete:
-            left_out["series beside an unreadable file"] += 1
+            left_out.append(LeftOut("beside_unreadable", series.place))
             continue
         try:
-            items.append(_write_series(folder, name, series, labels, mask))
+            items.append(_write_series(folder, name, series, masks, link))
         except RefusedImage as refusal:
-            left_out[refusal.reason] += 1
+            left_out.append(LeftOut(refusal.reason, series.place, str(refusal)))
             shutil.rmtree(folder / "images" / name, ignore_errors=True)
     return items
 
 
-def _write_series(folder: Path, name: str, series: Series, labels: Labels, mask: str) -> dict[str, str]:
-    """Link one series into the site's folder and read it as training will; returns its item."""
+def _write_series(folder: Path, name: str, series: Series, masks: Masks, link: bool) -> dict[str, str]:
+    """Copy one series into the site's folder and read it as training will; returns its item."""
     if len(series.patients) > 1:
         raise RefusedImage("corrupt", f"a series must be of one patient; got {len(series.patients)}")
     target = folder / "images" / name
     target.mkdir(parents=True)
     for number, file in enumerate(_distinct(series.files)):
-        link_or_copy(file, target / f"{number:05d}.dcm")
+        place(file, target / f"{number:05d}.dcm", link=link)
     image = read_volume(target)
     (patient,) = series.patients
     item = {"image": f"images/{name}", "patient": patient, "modality": series.modality or "OT"}
-    if labels:
-        label = _label_of(series, mask)
-        ending = ".dcm" if label in series.labels else "".join(Path(mask).suffixes[-2:])
+    if masks.labels:
+        label = _label_of(series, masks.file)
+        ending = ".dcm" if label in series.labels else "".join(Path(masks.file).suffixes[-2:])
         (folder / "labels").mkdir(exist_ok=True)
         item["label"] = f"labels/{name}{ending}"
-        read_label(label, image, labels)
-        link_or_copy(label, folder / item["label"])
+        read_label(label, image, masks.labels)
+        place(label, folder / item["label"])
     return item
 
 

@@ -9,15 +9,18 @@ the data by institution.
 
 import csv
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import already_there
 from omnifm.data.importers._source import report_left_out
 from omnifm.data.partition import three_way
-from omnifm.data.site_folder import link_or_copy, new_folder, write_datalist
+from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import RefusedImage, read_label, read_volume
 
 GROUPS: dict[int, tuple[int, ...]] = {
@@ -34,10 +37,10 @@ SEGMENTATION_VALUES = dict.fromkeys(range(5), "")
 SUBJECT = re.compile(r"FeTS2022_\d{5}")
 
 
-def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -> None:
+def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1, link: bool = False) -> None:
     """Write `site-1`, `site-2`, ... in the order of Partition_ID, each with its patients split 60/20/20.
 
-    Images are linked, or copied if the disk does not support links.  Masks are written anew: 1 is enhancing tumour, 0
+    Images are copied.  Masks are written anew: 1 is enhancing tumour, 0
     is everything else.  A subject that cannot be read is left out and counted.  The importer stops if more than 5 % of
     an institution's subjects cannot be read.
 
@@ -46,6 +49,7 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -
         destination: folder in which the site folders are written; it is created if it does not exist.
         seed: random seed of the splits; the same seed gives the same splits.
         group: group of institutions in the paper, 1 to 4; those that the CSV file does not list are left out.
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: the group is unknown, the source does not have FeTS 2022's layout, too many subjects cannot be
@@ -62,7 +66,11 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1) -
         site = f"site-{number}"
         try:
             with new_folder(destination / site) as folder:
-                _write_site(source, folder, institutions[institution], f"institution {institution}", seed)
+                cases = partial(_write_case, folder=folder, link=link)
+                items, left_out = _write_cases([source / subject for subject in institutions[institution]], cases)
+                what, total = f"subjects of institution {institution}", len(items) + len(left_out)
+                report_left_out(what, total, left_out, destination)
+                _write_list(folder, items, seed)
         except FileExistsError:
             raise ValueError(already_there(site)) from None
 
@@ -88,17 +96,20 @@ def _institutions(source: Path) -> dict[int, list[str]]:
     return institutions
 
 
-def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed: int) -> None:
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    items = []
-    reasons = []
+def _write_cases(
+    subjects: list[Path], write: Callable[[Path], dict[str, str]]
+) -> tuple[list[dict[str, str]], list[LeftOut]]:
+    """The items of the subjects that can be read, and the others."""
+    items, left_out = [], []
     for subject in subjects:
         try:
-            items.append(_write_case(source / subject, folder, subject))
+            items.append(write(subject))
         except RefusedImage as refusal:
-            reasons.append(refusal.reason)
-    report_left_out(f"subjects of {name}", len(subjects), reasons)
+            left_out.append(LeftOut(refusal.reason, str(subject), str(refusal)))
+    return items, left_out
+
+
+def _write_list(folder: Path, items: list[dict[str, str]], seed: int) -> None:
     content: dict[str, object] = {
         "name": "FeTS 2022, enhancing tumour on T1ce",
         "modality": {"0": "MR"},
@@ -109,13 +120,16 @@ def _write_site(source: Path, folder: Path, subjects: list[str], name: str, seed
     write_datalist(folder, content)
 
 
-def _write_case(case: Path, folder: Path, subject: str) -> dict[str, str]:
-    """Link the scan of one subject and write its mask; returns its item."""
+def _write_case(case: Path, folder: Path, link: bool) -> dict[str, str]:
+    """Copy the scan of one subject and write its mask; returns its item."""
+    subject = case.name
     scan = case / f"{subject}_t1ce.nii.gz"
     image = read_volume(scan)
     tumour = read_label(case / f"{subject}_seg.nii.gz", image, SEGMENTATION_VALUES)
     item = {"image": f"images/{subject}.nii.gz", "label": f"labels/{subject}.nii.gz", "patient": subject}
-    link_or_copy(scan, folder / item["image"])
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+    place(scan, folder / item["image"], link=link)
     mask = nibabel.Nifti1Image((tumour == ENHANCING).astype(np.uint8), image.affine)
     nibabel.save(mask, folder / item["label"])
     return item

@@ -7,8 +7,9 @@ three digits of a name are the slice.  Images: the Whole Brain Atlas, www.med.ha
 import re
 from pathlib import Path
 
+from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
-from omnifm.data.importers._source import MALFORMED, inside, pictures, readable, report_left_out
+from omnifm.data.importers._source import inside, pictures, readable, report_left_out
 
 MODALITIES = {"CT": "CT", "PET": "PT", "SPECT": "NM"}
 """Folder -> DICOM code of the image that is fused with MR."""
@@ -24,6 +25,7 @@ def prepare(
     sites: int | None = None,
     gamma: float | None = None,
     first: int = 1,
+    link: bool = False,
 ) -> None:
     """Write one site per kind of pair, in alphabetical order, as in arXiv 2603.21660, section 4.5.
 
@@ -38,19 +40,22 @@ def prepare(
         sites: number of sites for dirichlet and count; 3 if not given.
         gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
         first: number of the first site folder: 4 writes site-4, site-5, ...
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is out of range, the source has no pairs, too many images are missing or cannot be read,
             or a site folder already exists.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, link=link)
     found = [file for file in pictures(source) if file.parent.name in MODALITIES]
     if not found:
         raise ValueError("source must hold pairs such as CT-MRI/CT/2004.png and CT-MRI/MRI/2004.png; it has none")
-    cases = [case for file in found if (case := _case(source, file)) is not None]
-    report_left_out("pairs", len(found), [MALFORMED] * (len(found) - len(cases)))
-    read = readable(cases, key=lambda case: str(case.item["image_a"]), read=read_files)
-    write_sites(destination, plan, read, {"name": "Harvard brain atlas"})
+    read = {file: _case(source, file) for file in found}
+    malformed = [LeftOut("malformed", str(file)) for file, case in read.items() if case is None]
+    report_left_out("pairs", len(found), malformed, destination)
+    cases = [case for case in read.values() if case is not None]
+    kept = readable(cases, lambda case: str(case.item["image_a"]), read_files, destination)
+    write_sites(destination, plan, kept, {"name": "Harvard brain atlas"})
 
 
 def _case(source: Path, file: Path) -> Case | None:

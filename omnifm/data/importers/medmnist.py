@@ -173,7 +173,7 @@ def prepare(
     unknown = [name for name in wanted if name not in SUBSETS]
     if unknown or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"subsets must be among {list(SUBSETS)}, each once, in files of size {size}; got {wanted}")
-    cases, rows = _cases([_read(source, f"{name}{suffix}.npz", name) for name in wanted])
+    cases, rows = _cases([_read(source, f"{name}{suffix}.npz", name) for name in wanted], destination)
     head: Head = {"name": "MedMNIST", "labels": _labels(wanted)}
     write_sites(destination, plan, cases, head, lambda folder, own: _fill(folder, own, rows))
 
@@ -182,7 +182,7 @@ Rows = dict[str, tuple[Subset, int]]
 """Key of a case -> where its image is: the subset and the row in it."""
 
 
-def _cases(subsets: Sequence[Subset]) -> tuple[list[Case], Rows]:
+def _cases(subsets: Sequence[Subset], destination: Path) -> tuple[list[Case], Rows]:
     """The cases of all subsets, and where their images are."""
     cases: list[Case] = []
     rows: Rows = {}
@@ -199,7 +199,7 @@ def _cases(subsets: Sequence[Subset]) -> tuple[list[Case], Rows]:
             rows[key] = (subset, row)
             cases.append(Case({"label": offset + label}, key, code, offset + label, home=subset.name, split=split))
         offset += len(classes)
-    report_left_out("images", sum(len(subset.labels) for subset in subsets), [MALFORMED] * num_malformed)
+    report_left_out("images", sum(len(subset.labels) for subset in subsets), [MALFORMED] * num_malformed, destination)
     return cases, rows
 
 

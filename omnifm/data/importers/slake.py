@@ -31,6 +31,7 @@ def prepare(
     sites: int | None = None,
     gamma: float | None = None,
     first: int = 1,
+    link: bool = False,
 ) -> None:
     """Write sites in which an image and all its questions are in one split only.
 
@@ -46,23 +47,24 @@ def prepare(
         sites: number of sites for dirichlet and count; 3 if not given.
         gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
         first: number of the first site folder: 4 writes site-4, site-5, ...
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is out of range, the source does not have SLAKE's layout, too many images are missing or
             cannot be read, or a site folder already exists.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, link=link)
     if language not in LANGUAGES:
         raise ValueError(f"language must be one of {list(LANGUAGES)}; got {language!r}")
     present = [name for name in FILES if (source / name).is_file()]
     if not present:
         raise ValueError(f"source must hold one of {list(FILES)}; it has none")
-    questions, modalities = _read_questions(source, present, LANGUAGES[language])
+    questions, modalities = _read_questions(source, present, LANGUAGES[language], destination)
     write_questions(source, destination, plan, questions, modalities, f"SLAKE ({language})")
 
 
 def _read_questions(
-    source: Path, names: Sequence[str], languages: Collection[str]
+    source: Path, names: Sequence[str], languages: Collection[str], destination: Path
 ) -> tuple[list[Question], dict[Path, str]]:
     """The questions in these languages, and the DICOM code of each image."""
     questions: list[Question] = []
@@ -79,7 +81,7 @@ def _read_questions(
                 modalities[image] = MODALITIES[entry["modality"]]
                 question_type = text_of(entry.get("content_type")) or "Other"
                 questions.append(question_of(entry, image, question_type, FILES[name]))
-    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
+    report_left_out("entries", num_entries, [MALFORMED] * num_malformed, destination)
     return questions, modalities
 
 

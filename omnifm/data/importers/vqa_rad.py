@@ -40,6 +40,7 @@ def prepare(
     sites: int | None = None,
     gamma: float | None = None,
     first: int = 1,
+    link: bool = False,
 ) -> None:
     """Write sites with the images split 60/20/20 into training, validation and test.
 
@@ -53,23 +54,24 @@ def prepare(
         sites: number of sites for dirichlet and count; 3 if not given.
         gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
         first: number of the first site folder: 4 writes site-4, site-5, ...
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is out of range, the source does not have VQA-RAD's layout, too many images are missing
             or cannot be read, or a site folder already exists.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, link=link)
     files = [(source / folder, source / name) for folder, names in LAYOUTS.items() for name in names]
     present = [(folder, file) for folder, file in files if file.is_file()]
     if not present:
         raise ValueError(f"source must hold one of {[file.name for _, file in files]}; it has none")
-    questions, organs = _read_questions(present)
+    questions, organs = _read_questions(present, destination)
     in_words = modalities_in_words(questions)
     modalities = {image: MODALITIES.get(organs[image]) or in_words[image] for image in in_words}
     write_questions(source, destination, plan, questions, modalities, "VQA-RAD")
 
 
-def _read_questions(files: Sequence[tuple[Path, Path]]) -> tuple[list[Question], dict[Path, str]]:
+def _read_questions(files: Sequence[tuple[Path, Path]], destination: Path) -> tuple[list[Question], dict[Path, str]]:
     """The questions of all (folder of images, question file), and the organ of each image in capitals."""
     questions: list[Question] = []
     organs: dict[Path, str] = {}
@@ -84,7 +86,7 @@ def _read_questions(files: Sequence[tuple[Path, Path]]) -> tuple[list[Question],
             image = inside(folder, entry["image_name"], f"image of entry {number} of {file.name}")
             organs[image] = text_of(entry.get("image_organ")).upper()
             questions.append(question_of(entry, image, _question_type(entry)))
-    report_left_out("entries", num_entries, [MALFORMED] * num_malformed)
+    report_left_out("entries", num_entries, [MALFORMED] * num_malformed, destination)
     return questions, organs
 
 

@@ -57,6 +57,7 @@ def prepare(
     sites: int | None = None,
     gamma: float | None = None,
     first: int = 1,
+    link: bool = False,
 ) -> None:
     """Write sites with the official split, which never puts an image into two splits.
 
@@ -71,20 +72,21 @@ def prepare(
         sites: number of sites for dirichlet and count; 3 if not given.
         gamma: for dirichlet, > 0; 0.5 if not given. 0.1 makes the sites very different, 100 nearly alike.
         first: number of the first site folder: 4 writes site-4, site-5, ...
+        link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is out of range, the source holds no questions with answers, too many images are
             missing or cannot be read, or a site folder already exists.
     """
-    plan = Plan(partition, sites, gamma, seed, first)
+    plan = Plan(partition, sites, gamma, seed, first, link=link)
     if year not in FILES:
         raise ValueError(f"year must be one of {list(FILES)}; got {year!r}")
-    questions = _read_questions(source, year)
+    questions = _read_questions(source, year, destination)
     modalities = modalities_in_words(questions)
     write_questions(source, destination, plan, questions, modalities, f"VQA-Med {year}")
 
 
-def _read_questions(source: Path, year: int) -> list[Question]:
+def _read_questions(source: Path, year: int, destination: Path) -> list[Question]:
     images = {file.stem: file for file in reversed(pictures(source))}
     questions: list[Question] = []
     num_lines = 0
@@ -102,7 +104,7 @@ def _read_questions(source: Path, year: int) -> list[Question]:
     if num_lines == 0:
         names = FILES[year]["training"][0]
         raise ValueError(f"source must hold questions with answers of VQA-Med {year}, in {names}; it has none")
-    report_left_out("lines", num_lines, [MALFORMED] * num_malformed)
+    report_left_out("lines", num_lines, [MALFORMED] * num_malformed, destination)
     return questions
 
 

@@ -9,7 +9,7 @@ from tests.data.importers.layouts import picture
 
 
 def items_of(folder):
-    sites = (read_datalist(site, required=("image", "label")) for site in folder.iterdir())
+    sites = (read_datalist(site, required=("image", "label")) for site in folder.glob("site-*"))
     return [item for site in sites for items in site.splits().values() for item in items]
 
 
@@ -33,7 +33,7 @@ def test_letters_of_a_slide_are_no_other_patient(tmp_path):
 def test_other_names_are_left_out(tmp_path, capsys, name):
     picture(layouts.breakhis(tmp_path / "source") / name)
     prepare(tmp_path / "source", tmp_path / "out")
-    assert "left out 1 of 49 images: malformed 1\n" in capsys.readouterr().out
+    assert "left out 1 of 49 images. 1 malformed: " in capsys.readouterr().out
     assert len(items_of(tmp_path / "out")) == 24
 
 
@@ -44,7 +44,7 @@ def test_rejects_magnifications(tmp_path, magnification):
 
 
 def test_rejects_a_magnification_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"source must hold usable images, .*; got 0, left out 0"):
+    with pytest.raises(ValueError, match="source must hold usable images; it holds none"):
         prepare(layouts.breakhis(tmp_path / "source"), tmp_path / "out", magnification=40)
 
 

@@ -133,7 +133,7 @@ class TestGrouping:
         files = series(tmp_path / "src", "anna")
         shutil.copy(files[0], tmp_path / "src/anna/again.dcm")
         edit(tmp_path / "src/anna/again.dcm", RescaleIntercept=100)
-        with pytest.raises(ValueError, match="1 matched, left out: 1 duplicate_slices"):
+        with pytest.raises(ValueError, match=r"1 matched, and none can be used. 1 duplicate_slices: "):
             prepare(tmp_path / "src", tmp_path / "dst")
 
     def test_what_names_no_series_is_left_out(self, tmp_path):
@@ -142,13 +142,13 @@ class TestGrouping:
             for number, file in enumerate(series(tmp_path / "src", patient)):
                 place = [0, 0, 2.0 * (2 * number + shift)]
                 edit(file, SeriesInstanceUID="", FrameOfReferenceUID="", ImagePositionPatient=place)
-        with pytest.raises(ValueError, match="0 matched, left out: 8 file corrupt"):
+        with pytest.raises(ValueError, match=r"0 matched, and none can be used. 8 corrupt: "):
             prepare(tmp_path / "src", tmp_path / "dst")
 
     def test_a_series_of_two_patients_is_left_out(self, tmp_path):
         for file in series(tmp_path / "src", "anna")[2:]:
             edit(file, PatientID="berta")
-        with pytest.raises(ValueError, match="1 matched, left out: 1 corrupt"):
+        with pytest.raises(ValueError, match=r"1 matched, and none can be used. 1 corrupt: "):
             prepare(tmp_path / "src", tmp_path / "dst")
 
     def test_without_patients_several_studies_are_one_series(self, tmp_path):
@@ -167,7 +167,9 @@ class TestGrouping:
 
     def test_a_slice_excluded_excludes_its_series(self, tmp_path):
         edit(series(tmp_path / "src", "anna")[-1], SeriesDescription="T1 derived")
-        with pytest.raises(ValueError, match="0 matched"):
+        with pytest.raises(
+            ValueError, match="no series matches; here are 1, of MR: change or leave out --modality, --desc"
+        ):
             prepare(tmp_path / "src", tmp_path / "dst", exclude="derived")
 
     def test_modality_and_description_choose(self, tmp_path, capsys):
@@ -249,6 +251,23 @@ class TestPatients:
         one, two = (json.loads((tmp_path / f"{folder}/site-1/dataset.json").read_text()) for folder in ("dst", "other"))
         assert one == two
 
+    def test_new_names_lead_back_to_the_export(self, tmp_path):
+        series(tmp_path / "src", "anna")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        (line,) = (tmp_path / "dst/names.txt").read_text().splitlines()
+        (item,) = items_of(tmp_path / "dst/site-1")
+        assert line == f"site-1/images/{item['image'].name}\t{tmp_path}/src/anna/anna_T1post_0.dcm (4 files)"
+
+    def test_the_export_is_copied(self, tmp_path):
+        """Whoever takes the names out of the copies leaves the originals alone."""
+        files = series(tmp_path / "src", "anna")
+        prepare(tmp_path / "src", tmp_path / "dst")
+        for file in (tmp_path / "dst/site-1").rglob("*.dcm"):
+            edit(file, PatientName="nobody")
+        assert {str(dcmread(file).PatientName) for file in files} == {"CANARY^anna"}
+        prepare(tmp_path / "src", tmp_path / "linked", link=True)
+        assert {file.stat().st_nlink for file in (tmp_path / "linked").rglob("*.dcm")} == {2}
+
     def test_no_name_in_any_path_or_list(self, tmp_path):
         series(tmp_path / "src", "anna")
         prepare(tmp_path / "src", tmp_path / "dst")
@@ -280,7 +299,11 @@ class TestMasks:
         self.make(tmp_path / "src")
         series(tmp_path / "src", "bare")
         prepare(tmp_path / "src", tmp_path / "dst", labels="bright", mask="mask.nii.gz")
-        assert "3 of 4 matching series prepared; left out: 1 missing_label" in capsys.readouterr().out
+        said, listed = capsys.readouterr().out, (tmp_path / "dst/left-out.txt").read_text()
+        assert "3 of 4 matching series prepared; left out: 1 missing_label\n" in said
+        assert "Run without `--labels` first, draw masks" in said
+        assert "bare" not in said
+        assert f"  {tmp_path}/src/bare/bare_T1post_0.dcm (4 files)  (a series must have one NIfTI mask" in listed
         assert len(list((tmp_path / "dst/site-1/images").iterdir())) == 3
 
     def test_a_dicom_seg_that_names_its_series(self, tmp_path):
@@ -298,7 +321,7 @@ class TestMasks:
 
     def test_real_ct_whose_rtstruct_is_of_another_frame_is_left_out(self, shared_data, tmp_path):
         source = shared_data / "dicom/series/ct_with_rtstruct"
-        with pytest.raises(ValueError, match="1 matched, left out: 1 label_geometry"):
+        with pytest.raises(ValueError, match=r"1 matched, and none can be used. 1 label_geometry: "):
             prepare(source, tmp_path / "dst", modality="CT", labels="ROI-1")
 
 
@@ -327,10 +350,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("spoil", "said"),
         [
-            (emptied, "1 file not_an_image, 1 series beside an unreadable file"),
-            (wiped, "1 file not_an_image, 1 series beside an unreadable file"),
+            (emptied, "1 beside_unreadable, 1 not_an_image"),
+            (wiped, "1 beside_unreadable, 1 not_an_image"),
             (cut_before_rows, "1 truncated"),
-            (linked, "1 file not_an_image, 1 series beside an unreadable file"),
+            (linked, "1 beside_unreadable, 1 not_an_image"),
         ],
     )
     def test_a_series_loses_no_slice_unseen(self, tmp_path, capsys, spoil, said):
@@ -351,7 +374,7 @@ class TestDamage:
         data.save_as(good)
         (tmp_path / "src/anna/spoilt.dcm").write_bytes(b"")
         prepare(tmp_path / "src", tmp_path / "dst")
-        assert "1 of 1 matching series prepared; left out: 1 file not_an_image\n" in capsys.readouterr().out
+        assert "1 of 1 matching series prepared; left out: 1 not_an_image\n" in capsys.readouterr().out
 
     def test_what_is_no_slice_by_its_name_or_kind_costs_nothing(self, tmp_path, capsys):
         files = series(tmp_path / "src", "anna")
@@ -378,7 +401,7 @@ class TestRefusals:
             ({"description": "("}, "must be regular expressions"),
             ({"mask": "../m.nii"}, "mask must be the plain name of a NIfTI file"),
             ({"mask": "m.nii"}, "labels must name what the mask's values mean"),
-            ({"modality": "PT"}, "source must hold a usable series; 0 matched"),
+            ({"modality": "MRT"}, "no series has modality MRT; here are MR: use --modality MR"),
         ],
     )
     def test_options(self, tmp_path, options, message):

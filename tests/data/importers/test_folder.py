@@ -1,10 +1,12 @@
 import json
+import re
 
 import nibabel
 import numpy as np
 import pytest
 
 from omnifm.data.datalist import read_datalist
+from omnifm.data.importers import folder
 from omnifm.data.importers.folder import prepare
 from omnifm.data.volume import read_label, read_volume
 from tests.data.importers import layouts
@@ -15,7 +17,7 @@ CLASSES = {"modality": "XC", "labels": "benign,malignant"}
 
 
 def items_of(folder):
-    sites = (read_datalist(site, required=("image", "label")) for site in sorted(folder.iterdir()))
+    sites = (read_datalist(site, required=("image", "label")) for site in sorted(folder.glob("site-*")))
     return [item for site in sites for items in site.splits().values() for item in items]
 
 
@@ -56,6 +58,59 @@ def test_rejects_masks_that_could_be_anothers(tmp_path, made, message):
         prepare(source, tmp_path / "out", **MASKS)
     assert not (tmp_path / "out").exists()
     assert "Doe" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["images/Notiz.txt", "labels/Notiz.DOCX"])
+def test_a_text_among_the_images_is_none(tmp_path, capsys, file):
+    source = layouts.folder(tmp_path / "source")
+    (source / file).write_text("Doe")
+    prepare(source, tmp_path / "out", patient="(Doe_[0-9]+)_", **MASKS)
+    assert len(items_of(tmp_path / "out")) == 24
+    said = capsys.readouterr().out
+    assert said.startswith("passed over 1 of 25 files in one folder. 1 no_image_name: ")
+    assert "Notiz" not in said
+    assert "Notiz" in (tmp_path / "out/left-out.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619.2"])
+def test_a_file_without_an_ending_may_be_an_image(tmp_path, name):
+    source = layouts.folder(tmp_path / "source")
+    for kind in ("images", "labels"):
+        (source / kind / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="in 1 of 25"):
+        prepare(source, tmp_path / "out", patient="(Doe_[0-9]+)_", **MASKS)
+
+
+class TestPatientsUnknown:
+    def test_no_item_claims_a_patient_and_it_is_said(self, tmp_path, capsys):
+        prepare(layouts.folder(tmp_path / "source"), tmp_path / "out", **MASKS)
+        assert not any("patient" in item for item in items_of(tmp_path / "out"))
+        said = capsys.readouterr().out
+        assert said.startswith("WARNING: every file counts as its own patient")
+        assert "The 24 names share 8 beginnings" in said
+        assert "Doe" not in said
+
+    def test_with_patients_nothing_is_said(self, tmp_path, capsys):
+        prepare(layouts.folder(tmp_path / "source"), tmp_path / "out", patient="Doe_([0-9]+)_", **MASKS)
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize(
+        ("names", "pattern"),
+        [
+            ([f"P{n:03d}_{k}.png" for n in range(12) for k in range(2)], "(.+)[-_ ]"),
+            ([f"P{n:02d}{k}.nii.gz" for n in range(4) for k in "ab"], "([A-Za-z]*[0-9]+)"),
+            ([f"Doe {n}-{k}.tif" for n in range(3) for k in range(50)], "(.+)[-_ ]"),
+            ([f"polyp_{n}.png" for n in range(12)], None),  # all share one beginning: it is no patient
+            ([f"P{n:03d}.png" for n in range(12)], None),
+            ([f"{n}-ct.png" for n in range(12)], None),
+        ],
+    )
+    def test_an_expression_is_suggested_where_names_share_a_beginning(self, names, pattern):
+        words = folder._warning(names)
+        assert ("try --patient" in words) == (pattern is not None)
+        if pattern:
+            assert words.endswith(f"try --patient '{pattern}'.")
+            assert len({re.search(pattern, name)[1] for name in names}) < len(names)
 
 
 def test_a_mask_may_have_another_ending(tmp_path):
@@ -139,7 +194,8 @@ def test_a_mask_that_does_not_fit_is_left_out(tmp_path, capsys, spoil, reason):
     source = layouts.folder(tmp_path / "source")
     spoil(sorted((source / "labels").iterdir()))
     prepare(source, tmp_path / "out", **MASKS)
-    assert capsys.readouterr().out == f"left out 1 of 24 images: {reason} 1\n"
+    assert f"left out 1 of 24 images. 1 {reason}: " in capsys.readouterr().out
+    assert "Doe" in (tmp_path / "out/left-out.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -27,13 +28,56 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def test_files_are_linked_where_the_item_says(source, tmp_path):
+def test_files_are_copied_where_the_item_says(source, tmp_path):
     write_sites(tmp_path / "out", plan(), [case(source, n) for n in range(5)], {"name": "x"})
     site = tmp_path / "out/site-1"
     for split in ("training", "validation", "test"):
         for item in written(tmp_path / "out")["site-1"][split]:
             assert (site / item["image"]).read_text() == item["patient"][1:]
-            assert (site / item["image"]).stat().st_nlink == 2
+            assert (site / item["image"]).stat().st_nlink == 1
+
+
+def test_writing_to_a_prepared_file_never_changes_the_original(source, tmp_path):
+    write_sites(tmp_path / "out", plan(), [case(source, n) for n in range(5)], {"name": "x"})
+    before = {file: file.read_bytes() for file in source.iterdir()}
+    for file in (tmp_path / "out/site-1/images").iterdir():
+        file.write_text("edited")
+    assert {file: file.read_bytes() for file in source.iterdir()} == before
+
+
+def test_links_are_for_images_only(source, tmp_path):
+    cases = [case(source, n) for n in range(5)]
+    for one in cases:
+        one.item["label"] = one.item["image"].replace("images", "labels")
+        one.files[one.item["label"]] = one.files[one.item["image"]]
+    write_sites(tmp_path / "out", plan(link=True), cases, {"name": "x"})
+    site = tmp_path / "out/site-1"
+    assert {file.stat().st_nlink for file in (site / "images").iterdir()} == {2}
+    assert {file.stat().st_nlink for file in (site / "labels").iterdir()} == {1}
+
+
+def test_only_the_owner_can_read_a_site(source, tmp_path):
+    for file in source.parent.rglob("*"):
+        file.chmod(0o755)
+    write_sites(tmp_path / "out", plan(), [case(source, n) for n in range(5)], {"name": "x"})
+    modes = {path.is_dir(): path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    assert modes == {True: 0o700, False: 0o600}
+
+
+def test_a_link_keeps_the_mode_of_its_original(source, tmp_path):
+    cases = [case(source, n) for n in range(5)]
+    (source / "0.png").chmod(0o644)
+    write_sites(tmp_path / "out", plan(link=True), cases, {"name": "x"})
+    assert (source / "0.png").stat().st_mode & 0o777 == 0o644
+
+
+def test_new_names_lead_back_to_the_source(source, tmp_path):
+    one = [replace(case(source, n), files={f"images/{n:05d}.png": source / f"{n}.png"}) for n in range(3)]
+    write_sites(tmp_path / "out", plan(), one, {"name": "x"})
+    write_sites(tmp_path / "out", plan(first=2), [case(source, n) for n in range(3)], {"name": "x"})
+    rows = sorted((tmp_path / "out/names.txt").read_text().splitlines())
+    assert rows == [f"site-1/images/{n:05d}.png\t{source}/{n}.png" for n in range(3)]
+    assert (tmp_path / "out/names.txt").stat().st_mode & 0o777 == 0o600
 
 
 def test_homes_become_sites_in_their_order_and_give_them_their_names(source, tmp_path):

@@ -51,7 +51,7 @@ def test_other_layouts(tmp_path, folder, name):
 @pytest.mark.parametrize("changes", [{"answer": None}, {"question": ""}, {"answer_type": "MAYBE"}])
 def test_a_malformed_entry_is_left_out_and_counted(tmp_path, capsys, changes):
     prepare(edit(layouts.vqa_rad(tmp_path / "source"), **changes), tmp_path / "out")
-    assert "left out 1 of 48 entries: malformed 1\n" in capsys.readouterr().out
+    assert "left out 1 of 48 entries. 1 malformed: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd"])
