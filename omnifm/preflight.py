@@ -16,7 +16,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,25 @@ if TYPE_CHECKING:
 PLATFORM = "omnifm_flare.preflight"
 PACKAGES = ("omnifm-flare", "torch", "monai", "numpy", "nibabel", "pydicom")
 OLDEST_PYTHON = (3, 11)
+OTHER_KITS = {"fed_server.json": "the server", "fed_admin.json": "an admin"}
+"""A file in `startup/` that tells whose kit it is, if it is no hospital's."""
+LONG_S = 5.0
+"""A check that takes longer says how long it took, in seconds."""
+DOES = {
+    "classification": "classifies images",
+    "image_fusion": "fuses pairs of images",
+    "segmentation": "outlines structures",
+    "vqa": "answers questions about images",
+}
+"""What a job of a shipped task does with labelled data.  Any other task is compared by reading the cases only."""
+HOLDS = {
+    "classification": "classes",
+    "image_fusion": "pairs of images",
+    "segmentation": "masks",
+    "vqa": "questions and answers",
+    None: "images without labels",
+}
+"""What data hold, by the task that they are for."""
 MIN_FREE_GIB = 1.0
 """Free space that the state folder needs before a run starts, in GiB."""
 NUM_STATES = 8
@@ -66,6 +87,13 @@ def judged(name: str, look: Callable[[], str]) -> Check:
         look: returns what it found, which gives the verdict `ok`.  A `Doubt` that it raises gives `warn`, any other
             ValueError or OSError gives `FAIL`.
     """
+    start = time.monotonic()
+    found = _judged(name, look)
+    seconds = time.monotonic() - start
+    return replace(found, value=f"{found.value} (checked in {seconds:.0f} s)") if seconds > LONG_S else found
+
+
+def _judged(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", look())
     except Doubt as doubt:
@@ -88,6 +116,9 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
     """
     if not (kit / "startup").is_dir():
         raise ValueError("kit must be a startup kit, a folder that holds startup/ and local/; it is not")
+    for file, owner in OTHER_KITS.items():
+        if (kit / "startup" / file).is_file():
+            raise ValueError(f"this is the kit of {owner}, not a hospital's: give the hospital's folder with --kit")
     experiment = None if job is None else Experiment.from_job(job)
     yield judged("software", software)
     yield from platform(kit)
@@ -101,7 +132,10 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
     yield judged("device", lambda: device(config.device))
     if experiment is None:
         yield judged("data", lambda: data(config, file))
-    else:
+        return
+    fit = judged("task", lambda: task_and_data(experiment, config))
+    yield fit
+    if fit.verdict != "FAIL":
         yield from one_batch(experiment, config)
 
 
@@ -171,8 +205,24 @@ def data(config: SiteConfig, file: Path) -> str:
     report, _ = check_site(Path(config.data_root), None, file)
     if not report["usable"]:
         raise ValueError("; ".join(report["problems"]) + " (run omnifm check to see where)")
+    if report["task"] is None:
+        raise Doubt("images without labels: ready for predict; to train, add masks or classes")
     cases = ", ".join(f"{split['cases']} {name}" for name, split in report["splits"].items())
     return f"{report['task']}: {cases} cases, {len(report['refusals'])} refused, {len(report['warnings'])} warnings"
+
+
+def task_and_data(experiment: Experiment, config: SiteConfig) -> str:
+    """Compare what the job does with what the items of dataset.json hold, before a case is read."""
+    from omnifm.data.datalist import read_datalist
+    from omnifm.quality.inspection import kind_of_data
+
+    roots = tuple(map(Path, config.allowed_roots))
+    held = kind_of_data(read_datalist(Path(config.data_root), required=(), allowed_roots=roots))
+    name = experiment.task["name"]
+    if name in DOES and held != name:
+        shown = HOLDS[held] + (f" ({held})" if held else "")
+        raise ValueError(f"this job {DOES[name]} ({name}); your data hold {shown}. Wrong job or wrong data_root?")
+    return f"the job is for {name}; the data hold {HOLDS[held]}"
 
 
 def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
@@ -181,9 +231,26 @@ def one_batch(experiment: Experiment, config: SiteConfig) -> Iterator[Check]:
         train = replace(experiment.train, num_rounds=2, local_epochs=1, min_sites=1, participation=1.0)
         short = replace(experiment, train=train)
         opened: list[Site] = []
-        yield judged("data", lambda: _open(short, replace(config, state_dir=f"{scratch}/site"), opened))
+        with waiting("reading every case of data_root"):
+            found = judged("data", lambda: _open(short, replace(config, state_dir=f"{scratch}/site"), opened))
+        yield found
         if opened:
-            yield judged("round", lambda: _round(experiment, opened[0], Path(scratch), Path(config.state_dir)))
+            with waiting("training the first batch"):
+                found = judged("round", lambda: _round(experiment, opened[0], Path(scratch), Path(config.state_dir)))
+            yield found
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what is being done and for how long; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        shown.add_task(what, total=None)
+        yield
 
 
 def _open(experiment: Experiment, config: SiteConfig, opened: list[Site]) -> str:
@@ -213,8 +280,9 @@ def _round(experiment: Experiment, site: Site, scratch: Path, state: Path) -> st
     if needed_gib > shutil.disk_usage(state).free / 2**30:
         raise ValueError(f"state_dir must have room for {NUM_STATES} models, {needed_gib:.1f} GiB; free some space")
     return (
-        f"about {seconds:.3g} s ({train:.2g} s per batch of {size}), {row['bytes_down'] / 1e6:.2f} MB down, "
-        f"{row['bytes_up'] / 1e6:.2f} MB up; {experiment.train.num_rounds} rounds planned"
+        f"about {seconds:.3g} s for this site's part of each round ({train:.2g} s per batch of {size}), "
+        f"{row['bytes_down'] / 1e6:.2f} MB down, {row['bytes_up'] / 1e6:.2f} MB up; "
+        f"{experiment.train.num_rounds} rounds planned"
     )
 
 

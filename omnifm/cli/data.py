@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,9 @@ def check(
 ) -> None:
     """Check a site's data before training.  Exit code 0: the data can be used.  Exit code 1: they cannot.
 
+    Images without labels can be used, for predict or to draw masks, unless
+    --task or --job names a task that needs labels.
+
     Reads every case exactly as training does.  Reports the number of cases,
     labels, geometry, duplicates, and why a case was refused.
     """
@@ -44,14 +46,15 @@ def check(
         write_page(html, report, pictures)
     print(json.dumps(report, indent=1) if as_json else "\n".join(in_words(report)))
     if report["task"] and not (as_json or task or job):
-        print("the task was found from the items; --task or --job sets it", file=sys.stderr)
+        print(f"Task guessed from your data: {report['task']}. If it is wrong, use --task.", file=sys.stderr)
     raise typer.Exit(0 if report["usable"] else 1)
 
 
 def predict(
     personal: Annotated[Path, typer.Option(help="The site's state folder, or the folder of one job in it.")],
     source: Annotated[
-        Path, typer.Option("--input", help="An image, a folder with one DICOM series, or a dataset.json.")
+        Path,
+        typer.Option("--input", help="An image, a folder with one DICOM series or with images, or a dataset.json."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the predictions; it must be new or empty.")],
     job: Annotated[
@@ -76,8 +79,13 @@ def predict(
     Super-resolution and fusion write a PNG for pictures, NIfTI otherwise.
 
     Classes and answers are in predictions.json, which lists the cases by
-    position, never by name.  For research only, not for diagnosis.
+    position, never by name.  For a folder of images, names.txt leads from the
+    positions to their names.  A class whose probability is below 0.6 has
+    low_confidence; a segmentation has the mean probability of its foreground as
+    confidence.  For research only, not for diagnosis.
     """
+    from omnifm.data.local_lists import LeftOut, in_lines
+    from omnifm.data.writers import LOW_CONFIDENCE
     from omnifm.site.predict import predict as run
 
     index = run(
@@ -91,9 +99,12 @@ def predict(
         site_file=site_file,
         device=device,
     )
-    refused = Counter(case["reason"] for case in index["cases"] if case["status"] == "refused")
-    reasons = "".join(f"; {number} refused: {reason}" for reason, number in sorted(refused.items()))
-    print(f"predicted {len(index['cases']) - refused.total()} of {len(index['cases'])} cases{reasons}")
+    refused = [LeftOut(case["reason"], "", case["message"]) for case in index["cases"] if case["status"] == "refused"]
+    print(f"predicted {len(index['cases']) - len(refused)} of {len(index['cases'])} cases")
+    if refused:
+        print(f"refused {len(refused)}:", *in_lines(refused), sep="\n")
+    if unsure := sum(case.get("low_confidence", False) for case in index["cases"]):
+        print(f"{unsure} with a low confidence, the best class below {LOW_CONFIDENCE:g}: look at them first")
     raise typer.Exit(1 if refused else 0)
 
 
@@ -117,4 +128,5 @@ def preflight(
     for check in checks(kit, job):
         print(check.line(), flush=True)
         failed |= check.verdict == "FAIL"
+    print("something must be put right first: the lines with FAIL" if failed else "this hospital can take part")
     raise typer.Exit(1 if failed else 0)

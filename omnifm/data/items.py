@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnifm.data.refusal import ONE_INPUT
+
 IMAGE_KEYS = ("image", "image_a", "image_b")
 MAX_CLASSES = 10_000
 MODALITY = re.compile(r"[A-Z0-9_ ]{1,16}")
@@ -83,6 +85,8 @@ class ItemReader:
         return self._path(label, where)
 
     def _path(self, text: object, where: str) -> Path:
+        if isinstance(text, list):
+            raise ValueError(f"{where} must be the path of one file; got a list: {ONE_INPUT}")
         if not isinstance(text, str):
             raise ValueError(f"{where} must be the path of a file; got {type(text).__name__}")
         if not text or "\0" in text:
@@ -112,7 +116,7 @@ def check_modality(code: object, where: str) -> None:
     """
     if not isinstance(code, str) or not MODALITY.fullmatch(code):
         rule = "must be a DICOM code such as MR (capital letters, digits, at most 16 characters)"
-        raise ValueError(f"{where} {rule}; it is not")
+        raise ValueError(f"{where} {rule}; it is not: for every sequence of MR (T1w, T2w, FLAIR) write MR")
 
 
 def check_burned_in(value: object, where: str) -> str | list[list[int]]:

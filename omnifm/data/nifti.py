@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from nibabel.spatialimages import HeaderDataError
 
-from omnifm.data.refusal import RefusedImage, check_budget
+from omnifm.data.refusal import ONE_INPUT, RefusedImage, check_budget
 
 CHUNK = 2**20
 MAX_EXTENSION_BYTES = 64 * 2**20
@@ -86,7 +86,7 @@ def _shape(header: Header) -> tuple[int, int, int]:
     if not 2 <= ndim <= 7 or min(sizes) < 1:
         raise RefusedImage("bad_geometry", f"NIfTI dim must be 2 to 7 positive sizes; got {dims}")
     if any(n > 1 for n in sizes[3:]):
-        raise RefusedImage("several_volumes", f"NIfTI must hold one volume; got dim {sizes}")
+        raise RefusedImage("several_volumes", f"NIfTI must hold one volume; got dim {sizes}: {ONE_INPUT}")
     x, y, z = [*sizes, 1][:3]
     return x, y, z
 

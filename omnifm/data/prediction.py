@@ -21,12 +21,14 @@ class LabelMap:
         affine: affine of the image, voxel -> RAS mm.
         names: class number -> name, background included.
         shown: the picture with its classes drawn in colour, for people to look at; None for a volume.
+        confidence: mean probability that the network gives to its foreground, in [0, 1]; None without foreground.
     """
 
     values: UInt8[np.ndarray, "x y z"]
     affine: Float[np.ndarray, "4 4"]
     names: dict[int, str]
     shown: UInt8[np.ndarray, "rows columns 3"] | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+ONE_INPUT = "several sequences or time points as one input are not supported yet: give one volume for each case"
+"""What is said where four MR sequences, a 4-D file or a list of files is given as one image."""
+
 
 class Reason(NamedTuple):
     """What a refusal means, and what a site does about it; both are shown to people."""
@@ -70,7 +73,7 @@ REASONS = {
     "missing_slices": Reason("slices are missing within a series", "Export the whole series again."),
     "several_volumes": Reason(
         "a time series, several series or several pages where one volume is wanted",
-        "Give one 3-D volume per case; several sequences or time points as one input are not supported yet.",
+        "Several sequences or time points as one input are not supported yet: give one volume for each case.",
     ),
     "duplicate_slices": Reason(
         "two slices of a series lie at the same place",

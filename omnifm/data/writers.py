@@ -20,6 +20,9 @@ from omnifm.data.refusal import RefusedImage
 from omnifm.state import write_atomic
 
 Kind = Literal["dicom", "nifti", "picture"]
+LOW_CONFIDENCE = 0.6
+"""A class whose probability is lower is marked, so that somebody looks at the case.  Probabilities of a trained network
+are often too high: a higher one is no proof."""
 BYTE_WINDOW = (0.0, 255.0)
 """Window of an 8-bit picture."""
 
@@ -47,18 +50,22 @@ def write(prediction: Prediction, source: Path, folder: Path, name: str, model: 
 
     Returns:
         the entry for the index: `files` (names), and further keys by kind of prediction.
-        `LabelMap`: `voxels` and, for volumes, `millilitres` by class name; `note` if no DICOM SEG could be written.
+        `LabelMap`: `voxels` and, for volumes, `millilitres` by class name; `confidence`; `note` if no DICOM SEG could
+        be written.
         `Picture`: `window`, the values of the source that black and white stand for.
-        `Classes`: `class` and `probabilities`.  `Answer`: `question` and `answer`.
+        `Classes`: `class`, `probabilities` and `low_confidence` (see `LOW_CONFIDENCE`).
+        `Answer`: `question` and `answer`.
     """
     if isinstance(prediction, Classes):
         best = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
-        return {"files": [], "class": best, "probabilities": prediction.probabilities}
+        is_low = prediction.probabilities[best] < LOW_CONFIDENCE
+        return {"files": [], "class": best, "probabilities": prediction.probabilities, "low_confidence": is_low}
     if isinstance(prediction, Answer):
         return {"files": [], "question": prediction.question, "answer": prediction.answer}
     if isinstance(prediction, Picture):
         return _write_picture(prediction, source, folder, name)
-    return _write_labels(prediction, source, folder, name, model, version) | _sizes(prediction)
+    written = _write_labels(prediction, source, folder, name, model, version)
+    return written | _sizes(prediction) | {"confidence": prediction.confidence}
 
 
 def nifti(array: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> bytes:

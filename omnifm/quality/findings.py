@@ -116,6 +116,8 @@ class Split:
 
     cases: int = 0
     patients: set[str] = field(default_factory=set)
+    nameless: int = 0
+    """Cases that name no patient."""
     modalities: Counter[str] = field(default_factory=Counter)
     label_cases: Counter[int] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
@@ -172,6 +174,7 @@ class Findings:
         split, origin = self.splits[self.split_of[item["origin"]]], item["origin"]
         split.cases += 1
         split.patients |= {item["patient"]} if "patient" in item else set()
+        split.nameless += "patient" not in item
         for key in (key for key in IMAGE_KEYS if key in item):
             path, modality = item[key], modality_of(item, key)
             split.modalities[modality] += 1

@@ -17,16 +17,21 @@ from tqdm import tqdm
 from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.items import Item
+from omnifm.data.refusal import REASONS
 from omnifm.plugins import load_task, plugin
 from omnifm.quality.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
-from omnifm.quality.page import page
+from omnifm.quality.page import are_pictures, page
 from omnifm.quality.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
 from omnifm.quality.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
 from omnifm.quality.samples import Pictures
+from omnifm.quality.unlabelled import NOT_YET, CaseReader, ImagesOnly, is_unlabelled
 from omnifm.records import Json
 from omnifm.state import write_atomic
-from omnifm.task import Task
 
+UNKNOWN_PATIENTS = (
+    "patients unknown: every file counts as its own patient, so that one patient may be in several splits; "
+    "name them, by 'patient' in dataset.json or --patient in prepare"
+)
 SCHEMA = 1
 """Version of the report.  A site repeats a stored check of another version."""
 MAX_LEAKED = 0.01
@@ -72,7 +77,12 @@ class Inspection:
 
 
 def inspect(
-    datalist: Datalist, task: Task, max_refused_fraction: float = 0.05, *, name: str, progress: bool = False
+    datalist: Datalist,
+    task: CaseReader,
+    max_refused_fraction: float = 0.05,
+    *,
+    name: str | None,
+    progress: bool = False,
 ) -> Inspection:
     """Read every case once, as the task does, and decide whether the site can train.
 
@@ -80,7 +90,7 @@ def inspect(
         datalist: of the site.
         task: reads the cases.
         max_refused_fraction: as for `check_cases`.
-        name: of the task.
+        name: of the task; None for images without labels.
         progress: whether to show a progress bar on standard error.
 
     Raises:
@@ -111,7 +121,7 @@ def inspect(
 
 
 def _report(
-    findings: Findings, datalist: Datalist, refusals: Sequence[Refusal], facts: Sequence[Json], task: str
+    findings: Findings, datalist: Datalist, refusals: Sequence[Refusal], facts: Sequence[Json], task: str | None
 ) -> CheckReport:
     """Return the report of all cases that were read."""
     across, within = findings.duplicates()
@@ -173,7 +183,12 @@ def check_site(
         raise ValueError(f"task must be the job's, {experiment.task['name']}; got {task}")
     task = task if experiment is None else experiment.task["name"]
     try:
-        task = task or _task_of(read_datalist(path, required=(), allowed_roots=roots).training)
+        if task is None:
+            listed = read_datalist(path, required=(), allowed_roots=roots)
+            task = kind_of_data(listed)
+            if task is None:
+                found = inspect(listed, ImagesOnly(), config.max_refused_fraction, name=None, progress=True)
+                return found.report, found.pictures
         datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots)
     except ValueError as error:
         return _unusable(task, str(error)), {}
@@ -232,18 +247,27 @@ def _unusable(task: str | None, problem: str) -> CheckReport:
 
 def in_words(report: CheckReport) -> Iterator[str]:
     """Return the report as lines for a terminal."""
-    yield ("usable" if report["usable"] else "NOT usable") + (f" for {report['task']}" if report["task"] else "")
+    yield _verdict(report)
     for name, split in report["splits"].items():
         yield _split_in_words(name, split, report["labels"])
     for modality, images in report["images"].items():
         yield _images_in_words(modality, images)
     for refusal in report["refusals"]:
         yield f"refused: item {refusal['position']} of '{refusal['split']}': {refusal['reason']}: {refusal['message']}"
+    for reason in sorted({refusal["reason"] for refusal in report["refusals"]}):
+        yield f"what to do about {reason}: {REASONS[reason].advice}"
     duplicates = report["duplicates"]
     yield from (f"duplicate across splits: {_group_in_words(group)}" for group in duplicates["across_splits"])
     yield from (f"duplicate within a split: {_group_in_words(group)}" for group in duplicates["within_a_split"])
     yield from (f"warning: {warning}" for warning in report["warnings"])
     yield from (f"problem: {problem}" for problem in report["problems"])
+
+
+def _verdict(report: CheckReport) -> str:
+    """Return the first line, which says for what the data can be used."""
+    if report["task"] is None:
+        return f"usable. {NOT_YET}" if report["usable"] else "NOT usable"
+    return f"{'usable' if report['usable'] else 'NOT usable'} for {report['task']}"
 
 
 def _split_in_words(name: str, split: SplitReport, names: Mapping[str, str]) -> str:
@@ -255,20 +279,24 @@ def _split_in_words(name: str, split: SplitReport, names: Mapping[str, str]) -> 
 
 def _images_in_words(modality: str, images: ImagesReport) -> str:
     shape, spacing = (" x ".join(f"{x:g}" for x in one["median"]) for one in (images["shape"], images["spacing_mm"]))
+    size = f"{shape.removesuffix(' x 1')} pixels" if are_pictures(images) else f"{shape} voxels of {spacing} mm"
     low, high = images["intensity"]["1"], images["intensity"]["99"]
-    return (
-        f"{modality}: {images['num_images']} images, median {shape} voxels of {spacing} mm, "
-        f"98 % of intensities in {low:g} to {high:g}"
-    )
+    return f"{modality}: {images['num_images']} images, median {size}, 98 % of intensities in {low:g} to {high:g}"
 
 
 def _group_in_words(group: Sequence[PlaceRecord]) -> str:
     return " = ".join(f"item {at['position']} of '{at['list']}' ({at['split']})" for at in group)
 
 
+def kind_of_data(datalist: Datalist) -> str | None:
+    """Return the shipped task that the items of a list are for; None for images without labels."""
+    return None if is_unlabelled(datalist.training) else _task_of(datalist.training)
+
+
 def _task_of(items: Sequence[Item]) -> str:
     """Return the task that fits most items: one item without its label must not decide for all of them."""
-    return Counter(map(_kind_of, items)).most_common(1)[0][0]
+    told = [item for item in items if {"image_a", "question", "label"} & item.keys()]
+    return Counter(map(_kind_of, told)).most_common(1)[0][0]
 
 
 def _kind_of(item: Item) -> str:
@@ -276,8 +304,6 @@ def _kind_of(item: Item) -> str:
         return "image_fusion"
     if "question" in item:
         return "vqa"
-    if "label" not in item:
-        return "super_resolution"
     return "segmentation" if isinstance(item["label"], Path) else "classification"
 
 
@@ -316,19 +342,22 @@ def _colours(facts: Sequence[Json]) -> list[str]:
 
 
 def _warnings(
-    findings: Findings, datalist: Datalist, num_within: int, odd: Mapping[str, Sequence[PlaceRecord]], task: str
+    findings: Findings, datalist: Datalist, num_within: int, odd: Mapping[str, Sequence[PlaceRecord]], task: str | None
 ) -> list[str]:
     warnings = [f"{len(places)} {ODD[name]}" for name, places in odd.items()]
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
     read = [split for split in findings.splits.values() if split.cases]
     if read and not any(split.patients for split in read):
-        warnings.append("no item names its patient: whether one is in several splits cannot be told")
+        warnings.append(UNKNOWN_PATIENTS)
     if min(findings.num_2d[True], findings.num_2d[False]):
         kinds = f"{findings.num_2d[True]} of {findings.num_2d.total()} 2-D images are pictures without patient axes"
         warnings.append(f"{kinds}: the others, in RAS, may lie another way round")
     if num_within:
         warnings.append(f"{num_within} image(s) stand more than once within a split")
-    if "label" in plugin("tasks", task).required:
+    nameless = sum(split.nameless for split in read)
+    if nameless and any(split.patients for split in read):
+        warnings.append(f"{nameless} case(s) name no patient: each counts as its own; name them by 'patient'")
+    if task is not None and "label" in plugin("tasks", task).required:
         warnings += _label_warnings(findings, datalist)
     return warnings
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnifm.data.refusal import REASONS
-from omnifm.quality.records import CheckReport, Histogram, LabelCount, PlaceRecord, Spread
+from omnifm.quality.records import CheckReport, Histogram, ImagesReport, LabelCount, PlaceRecord, Spread
+from omnifm.quality.unlabelled import NOT_YET
 from omnifm.report.elements import COLOURS, MAX_ROWS, Bar, Card, Cell, Key, Note, Picture, Stacked, Table
 from omnifm.report.numbers import NONE, natural
 from omnifm.report.render import render
@@ -54,7 +55,7 @@ class CheckPage:
     title: str
     verdict: str
     is_usable: bool
-    task: str
+    purpose: str
     notes: Sequence[Note]
     cards: Sequence[Card]
     legend: Sequence[Key]
@@ -84,7 +85,7 @@ def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
         title=f"Data check: {verdict.lower()}",
         verdict=verdict,
         is_usable=report["usable"],
-        task=(report["task"] or "").replace("_", " "),
+        purpose=_purpose(report),
         notes=notes,
         cards=_cards(report),
         legend=_legend(report) if _has_voxels(report) else [],
@@ -100,6 +101,13 @@ def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
         refusals=_refusals(report),
     )
     return render("check.html.j2", content)
+
+
+def _purpose(report: CheckReport) -> str:
+    """Return for what the data are usable, or not."""
+    if report["task"] is None:
+        return NOT_YET if report["usable"] else ""
+    return f"For {report['task'].replace('_', ' ')}."
 
 
 def _has_voxels(report: CheckReport) -> bool:
@@ -122,11 +130,17 @@ def _cards(report: CheckReport) -> list[Card]:
     return [
         Card("Usable cases", f"{cases:,}", ", ".join(f"{split['cases']:,} {name}" for name, split in splits.items())),
         Card("Refused cases", f"{refused:,}", f"{100 * refused / max(1, cases + refused):.1f} % of all"),
-        Card("Patients", f"{patients:,}", "none is in two splits")
-        if patients
-        else Card("Patients", "unknown", "dataset.json names none"),
+        _patients(patients, cases),
         Card("Images in several splits", f"{across:,}", f"equal voxels, whatever the file; {within:,} more in a split"),
     ]
+
+
+def _patients(patients: int, cases: int) -> Card:
+    """Return what the splits rest on; `patients` and `cases` are counts."""
+    if not patients:
+        return Card("Patients", "unknown", "every file counts as its own patient")
+    each = "one for each case; " if patients == cases else ""
+    return Card("Patients", f"{patients:,}", f"{each}none named is in two splits")
 
 
 def _splits(report: CheckReport) -> Table | None:
@@ -174,7 +188,7 @@ IMAGE_HEADERS = (
     "Images",
     "Dimensions",
     "Channels",
-    "Voxels",
+    "Voxels or pixels",
     "Spacing, mm",
     "Minimum",
     "1 %",
@@ -189,8 +203,14 @@ def _images(report: CheckReport) -> Table | None:
     for code, found in report["images"].items():
         levels = [_intensity(found["intensity"][percentile]) for percentile in ("0", "1", "50", "99", "100")]
         counts = [f"{found['num_images']:,}", _counts(found["dims"]), _counts(found["channels"])]
-        rows.append([code, *counts, _range(found["shape"]), _range(found["spacing_mm"]), *levels])
+        spacing = NONE if are_pictures(found) else _range(found["spacing_mm"])
+        rows.append([code, *counts, _range(found["shape"]), spacing, *levels])
     return Table(IMAGE_HEADERS, rows, (0, 2, 3, 4, 5)) if rows else None
+
+
+def are_pictures(images: ImagesReport) -> bool:
+    """Return whether all images are 2-D and none says how large its pixels are."""
+    return set(images["dims"]) == {"2-D"} and all(set(images["spacing_mm"][at]) == {1.0} for at in ("min", "max"))
 
 
 def _intensity(value: float) -> str:

@@ -67,10 +67,12 @@ def check_cases(
         allowed = max(allowed, 1)
     if len(refusals) > allowed:
         share = 100 * len(refusals) / len(items)
-        reasons = dict(Counter(refusal.reason for refusal in refusals))
+        counts = Counter(refusal.reason for refusal in refusals)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
         raise TooManyRefused(
-            f"refused {len(refusals)} of {len(items)} cases ({share:.1f} %), "
-            f"more than max_refused_fraction={max_refused_fraction}: reasons {reasons}",
+            f"{len(refusals)} of {len(items)} cases ({share:.1f} %) cannot be used; at most "
+            f"{100 * max_refused_fraction:g} % may: {reasons}. Repair those that omnifm check lists, or change "
+            "max_refused_fraction in local/omnifm_site.json",
             refusals,
         )
     kept = without(datalist, {(r.split, r.position) for r in refusals})

@@ -13,6 +13,8 @@ from omnifm import __version__
 from omnifm.config import read_site_file
 from omnifm.data.datalist import SPLITS, read_datalist
 from omnifm.data.items import Item, file_of
+from omnifm.data.local_lists import write_names
+from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import RefusedImage
 from omnifm.data.writers import write
 from omnifm.records import Json
@@ -58,15 +60,18 @@ def predict(
 ) -> Predictions:
     """Predict new cases; write the predictions and predictions.json into a new folder.
 
+    The images of a folder are numbered in alphabetical order; `names.txt` leads from the numbers to their names.
+
     A case that cannot be read is refused in predictions.json, and the others are still predicted.
 
     Args:
         personal: the site's state folder, or one job's folder in it.
-        source: an image, a folder with one DICOM series, a dataset.json, or the folder that holds it.
+        source: an image, a folder with one DICOM series, a folder of images (PNG, JPEG, TIFF, BMP or NIfTI, one case
+            each), a dataset.json, or the folder that holds it.
         output: a new or empty folder.
         job: the job whose model is used; needed if the state folder holds several.
         second: the second image, for image fusion.
-        question: the question about one image, for visual question answering.
+        question: the question about the image, or about each image of a folder, for visual question answering.
         split: training, validation or test; only this split of a dataset.json is predicted, None is every case.  Splits
             that the file does not give are drawn with the job's seed, as in training.
         site_file: the site's own configuration; its `allowed_roots` hold for the dataset.json.
@@ -87,6 +92,8 @@ def predict(
         raise ValueError(f"job must be what its model was trained for, {used.experiment.job!r}; got {job!r}")
     roots = () if site_file is None else tuple(map(Path, read_site_file(site_file).allowed_roots))
     items = _items(used, source, second, question, split, roots)
+    if len(items) > 1 and items[0]["origin"][0] == SINGLE:
+        write_names(output, [("-".join(map(str, item["origin"])), str(item[used.task.given[0]])) for item in items])
     rows = [_predicted(used, item, output) for item in tqdm(items, desc="predict", unit="case", disable=None)]
     index: Predictions = {
         "schema": SCHEMA,
@@ -120,20 +127,33 @@ def _items(
             raise ValueError(f"split must hold a case; {split!r} of this dataset.json holds none")
         return found
     if split is not None:
-        raise ValueError("split goes with dataset.json; the input is one image")
+        raise ValueError("split goes with dataset.json; the input is none")
     values: dict[str, Path | str | None] = {
         "input": source.absolute(),
         "second": None if second is None else second.absolute(),
         "question": question,
     }
     options = {OPTIONS[key] for key in given}
+    images = _images_in(source)
+    if images and "second" in options:
+        raise ValueError("input must be one image for pairs of images; for several pairs give a dataset.json")
     for name, value in values.items():
         if (value is not None) != (name in options):
             rule = "must be given" if name in options else "must not be given"
             raise ValueError(f"{name} {rule} for {used.experiment.task['name']} of one image")
         if isinstance(value, Path) and not file_of(value).exists():
             raise ValueError(f"{name} must be an existing file or folder; it is not")
-    return ({key: values[OPTIONS[key]] for key in given} | {"origin": (SINGLE, 0)},)
+    return tuple(
+        {key: values[OPTIONS[key]] for key in given} | {given[0]: image, "origin": (SINGLE, number)}
+        for number, image in enumerate(images or [source.absolute()])
+    )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images of a folder that is no DICOM series: all whose names end like those of NIfTI or of a picture."""
+    files = sorted(folder.absolute().iterdir()) if folder.is_dir() else []
+    visible = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    return [file for file in visible if file.name.lower().endswith((".nii", ".nii.gz", *SUFFIXES))]
 
 
 def _predicted(used: Personal, item: Item, output: Path) -> Json:

@@ -62,10 +62,10 @@ def trained_folder(state_dir: Path, job: str | None = None) -> Path:
     if _holds_model(state_dir):
         return state_dir
     jobs = sorted(folder.name for folder in state_dir.iterdir() if folder.is_dir() and _holds_model(folder))
-    if job is not None and job not in jobs:
+    if jobs and job is not None and job not in jobs:
         raise ValueError(f"job must be one of {jobs} in this state folder; got {job!r}")
     if not jobs:
-        raise ValueError("personal must hold a trained job; it holds none")
+        raise ValueError(_no_model(state_dir))
     if job is None and len(jobs) > 1:
         raise ValueError(f"personal must hold one job, or job must name one of {jobs}")
     return state_dir / (job or jobs[0])
@@ -94,6 +94,18 @@ def load_personal(folder: Path, device: str = "auto") -> Personal:
     place = device_named(device)
     on_device = {name: value.to(place) for name, value in extra.items()}
     return Personal(experiment, task, model.to(place).eval(), on_device, record, digest(tensors), place)
+
+
+def _no_model(folder: Path) -> str:
+    """The refusal of a folder without a trained job; it names the sites if this is the folder above theirs."""
+    below = [site for site in folder.iterdir() if site.is_dir() and not site.name.startswith(".")]
+    sites = sorted(site.name for site in below if any(_holds_model(job) for job in site.iterdir() if job.is_dir()))
+    if sites:
+        return (
+            f"no trained model here. Sites below: {', '.join(sites)}. "
+            f"Choose one: --personal .../{folder.resolve().name}/{sites[0]}"
+        )
+    return "no trained model here: give the site's state folder, state_dir in local/omnifm_site.json, after a training"
 
 
 def _holds_model(folder: Path) -> bool:

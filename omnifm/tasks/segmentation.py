@@ -224,12 +224,16 @@ class Segmentation(Task):
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Class numbers (x y z) on the case's own grid."""
+        return _classes_of(self._logits(forward, case), case)
+
+    def _logits(self, forward: Forward, case: Batch) -> Tensor:
+        """What the network says of each voxel (1, classes, *space), on the case's own grid."""
         logits = predict_in_windows(forward, case["image"][None], self.spec["patch"], overlap=0.25)
         logits = _without_padding(logits, case)
         native = tuple(case["native_label"].shape[: self.spec["dims"]])
         if tuple(logits.shape[2:]) != native:
             logits = F.interpolate(logits, size=native, mode="bilinear" if len(native) == 2 else "trilinear")
-        return logits.argmax(1)[0].cpu().numpy().astype(np.int64).reshape(case["native_label"].shape)
+        return logits
 
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:
         """Image | truth | prediction, in the slice with the most foreground."""
@@ -251,14 +255,27 @@ class Segmentation(Task):
         no_mask = np.zeros(turned.array.shape[:3], np.uint8)  # prediction does not use its values
         case = _case(turned, no_mask)
         check_fits_model(self.case_facts(case), self.spec)
-        values = as_stored(self.predict(forward, self.prepare(case)).astype(np.uint8), volume.affine)
+        prepared = self.prepare(case)
+        logits = self._logits(forward, prepared)
+        values = as_stored(_classes_of(logits, prepared).astype(np.uint8), volume.affine)
         labels = self.spec["labels"]
         names = {number: labels[value] for number, value in enumerate(sorted(labels, key=int))}
         shown = None
         if values.shape[2] == 1:
             array = as_stored(case["array"], volume.affine)[:, :, 0]
             shown = np.ascontiguousarray(_painted(as_rgb(np.moveaxis(array, -1, 0)), values[..., 0]).swapaxes(0, 1))
-        return LabelMap(values, volume.affine, names, shown)
+        return LabelMap(values, volume.affine, names, shown, _confidence(logits))
+
+
+def _classes_of(logits: Tensor, case: Batch) -> np.ndarray:
+    """Class numbers (x y z) on the case's own grid."""
+    return logits.argmax(1)[0].cpu().numpy().astype(np.int64).reshape(case["native_label"].shape)
+
+
+def _confidence(logits: Tensor) -> float | None:
+    """Mean probability of the chosen class over the foreground; None if there is no foreground."""
+    found = logits.softmax(1).amax(1)[logits.argmax(1) > 0]
+    return round(float(found.mean()), 3) if found.numel() else None
 
 
 def _joined_names(facts: Mapping[str, Json]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from omnifm.data.volume import Volume, read_volume
 from omnifm.plugins import load_task, plugin
 from omnifm.quality import inspection as check
 from omnifm.quality.findings import Case, Findings, digest, record_reads
+from omnifm.quality.page import page
 from tests.commands import omnifm
 from tests.conftest import experiment, write_site
 
@@ -67,7 +68,7 @@ def test_nothing_is_said_of_patients_that_were_not_read(tmp_path, named, told):
     (tmp_path / "a.png").write_bytes(b"no picture")
     items = [{"image": "a.png", "patient": "p"}] if named else [{"image": picture(tmp_path, "b.png", 1)}]
     warnings = report(site(tmp_path, {"training": items}), "super_resolution")["warnings"]
-    assert any("names its patient" in line for line in warnings) == told
+    assert (check.UNKNOWN_PATIENTS in warnings) == told
 
 
 def test_labels_concern_only_a_task_that_learns_them(tmp_path):
@@ -76,6 +77,65 @@ def test_labels_concern_only_a_task_that_learns_them(tmp_path):
     said = {task: " ".join(report(folder, task)["warnings"]) for task in ("classification", "super_resolution")}
     assert "2 label(s) occur in validation or test but never in training" in said["classification"]
     assert "label" not in said["super_resolution"]
+
+
+class TestUnlabelled:
+    def folder(self, tmp_path):
+        return pictures(tmp_path / "s", [("a.png", 1), ("b.png", 2)], [("c.png", 3)], [("d.png", 4)])
+
+    def test_is_ready_for_predict(self, tmp_path):
+        found = report(self.folder(tmp_path))
+        assert (found["task"], found["usable"], found["problems"], found["warnings"]) == (None, True, [], [])
+        assert found["splits"]["training"]["cases"] == 2
+        first = next(iter(check.in_words(found)))
+        assert first.startswith("usable. No labels here: ready for predict or for drawing masks.")
+
+    def test_is_not_usable_for_a_task_that_needs_labels(self, tmp_path):
+        found = report(self.folder(tmp_path), "segmentation")
+        assert (found["task"], found["usable"]) == ("segmentation", False)
+
+    def test_volumes_too(self, tmp_path):
+        folder = write_site(tmp_path / "s")
+        record = json.loads((folder / "dataset.json").read_text())
+        for split in ("training", "validation", "test"):
+            record[split] = [{"image": item["image"], "patient": item["patient"]} for item in record[split]]
+        (folder / "dataset.json").write_text(json.dumps(record))
+        assert report(folder)["usable"]
+
+    def test_one_that_cannot_be_read_is_refused(self, tmp_path):
+        folder = self.folder(tmp_path)
+        (folder / "a.png").write_bytes(b"no picture")
+        found = report(folder)
+        assert [refusal["reason"] for refusal in found["refusals"]] == ["not_an_image"]
+        assert any(line.startswith("what to do about not_an_image: Open the file") for line in check.in_words(found))
+
+
+class TestPatients:
+    def site(self, tmp_path, patients):
+        """Six pictures; None is a case without a patient."""
+        items = [{"image": picture(tmp_path, f"{i}.png", i)} for i in range(len(patients))]
+        items = [item | ({"patient": p} if p else {}) for item, p in zip(items, patients, strict=True)]
+        return site(tmp_path, {"training": items[:-2], "validation": items[-2:-1], "test": items[-1:]})
+
+    def said(self, tmp_path, patients):
+        found = report(self.site(tmp_path, patients), "super_resolution")
+        words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page(found, {}).decode()))
+        return "\n".join(check.in_words(found)), words
+
+    def test_unknown_ones_are_not_certified(self, tmp_path):
+        lines, words = self.said(tmp_path, [None] * 6)
+        assert "patients unknown: every file counts as its own patient" in lines
+        assert "Patients unknown every file counts as its own patient" in words
+        assert "in two splits" not in words
+
+    def test_some_without_are_counted(self, tmp_path):
+        lines, words = self.said(tmp_path, ["a", "a", None, None, "b", "c"])
+        assert "2 case(s) name no patient: each counts as its own" in lines
+        assert "Patients 3 none named is in two splits" in words
+
+    def test_as_many_as_cases_is_said(self, tmp_path):
+        _, words = self.said(tmp_path, list("abcdef"))
+        assert "Patients 6 one for each case; none named is in two splits" in words
 
 
 class TestCounts:
@@ -103,7 +163,7 @@ class TestCounts:
         assert found["splits"]["training"]["labels"] == {"0": {"cases": 1}, "1": {"cases": 2}}
         assert found["splits"]["test"]["labels"] == {"5": {"cases": 1}}
         assert found["warnings"] == [
-            "no item names its patient: whether one is in several splits cannot be told",
+            check.UNKNOWN_PATIENTS,
             "1 label(s) occur in validation or test but never in training",
             "1 of 3 declared labels occur in no case",
             "1 class number(s) are none of the 3 declared in 'labels'",
@@ -296,7 +356,7 @@ class TestVerdict:
             ("validation", 0, "missing_file"),
         ]
         assert [split["refused"] for split in found["splits"].values()] == [1, 1, 0]
-        assert found["problems"][0].startswith("refused 2 of 6 cases (33.3 %), more than max_refused_fraction=0.05")
+        assert found["problems"][0].startswith("2 of 6 cases (33.3 %) cannot be used; at most 5 % may: 1 ")
         assert "'validation' holds no usable case" in found["warnings"]
 
     def test_all_training_cases_refused(self, tmp_path):
@@ -348,7 +408,8 @@ class TestVerdict:
             raise ValueError(f"{len(cases)} cases disagree")
 
         monkeypatch.setattr(plugin("tasks", "super_resolution"), "facts", disagree)
-        found = report(site(tmp_path, {"training": [{"image": picture(tmp_path, "a.png", 1, size=(40, 40))}]}))
+        folder = site(tmp_path, {"training": [{"image": picture(tmp_path, "a.png", 1, size=(40, 40))}]})
+        found = report(folder, "super_resolution")
         assert (found["usable"], found["problems"]) == (False, ["1 cases disagree"])
 
     def test_the_sites_own_limits_count(self, tmp_path):

@@ -185,7 +185,10 @@ class TestSegmentation:
         Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "images/0.nii.gz", format="PNG")
         result = run("--personal", trained, "--input", folder / "dataset.json", "--output", tmp_path / "out")
         assert result.exit_code == 1
-        assert result.stdout == "predicted 2 of 4 cases; 2 refused: not_an_image\n"
+        first, _, second = result.stdout.splitlines()
+        assert first == "predicted 2 of 4 cases"
+        assert second.startswith("2 not_an_image: the content is not of the kind that the file's name says (")
+        assert second.endswith("Open the file with a viewer: export it again, or take it out if it is no image.")
         rows = index_of(tmp_path / "out")["cases"]
         assert [row["status"] for row in rows] == ["refused", "refused", "ok", "ok"]
         assert set(rows[1]) == {"list", "position", "status", "reason", "message"}
@@ -205,6 +208,32 @@ class TestSegmentation:
         shutil.rmtree(folder / "labels")
         index = predict(trained, folder, tmp_path / "out", split="test", device="cpu")
         assert [(case["list"], case["status"]) for case in index["cases"]] == [("test", "ok")]
+
+    def test_a_folder_of_images_is_as_many_cases(self, trained, tmp_path):
+        (tmp_path / "Doe").mkdir()
+        for name in ("b", "a", ".hidden"):
+            ball(tmp_path / f"Doe/{name}.nii.gz", np.eye(4))
+        (tmp_path / "Doe/notes.txt").write_text("no image")
+        result = run("--personal", trained, "--input", tmp_path / "Doe", "--output", tmp_path / "out")
+        assert (result.exit_code, result.stdout) == (0, "predicted 2 of 2 cases\n")
+        cases = index_of(tmp_path / "out")["cases"]
+        assert [(case["list"], case["position"], case["files"]) for case in cases] == [
+            ("input", 0, ["input-0.nii.gz"]),
+            ("input", 1, ["input-1.nii.gz"]),
+        ]
+        assert "Doe" not in (tmp_path / "out/predictions.json").read_text()
+        names = (tmp_path / "out/names.txt").read_text()
+        assert names == f"input-0\t{tmp_path}/Doe/a.nii.gz\ninput-1\t{tmp_path}/Doe/b.nii.gz\n"
+
+    def test_confidence_is_the_mean_probability_of_the_foreground(self, trained, tmp_path, monkeypatch):
+        source = ball(tmp_path / "a.nii.gz", np.eye(4))
+        logits = torch.tensor([0.0, np.log(3.0)]).view(1, 2, 1, 1, 1)
+        for sign, expected in ((1, 0.75), (-1, None)):  # ball everywhere, and nowhere
+            monkeypatch.setattr(
+                module.Personal, "forward", lambda self, b, s=sign: (s * logits).expand(1, 2, *b["image"].shape[2:])
+            )
+            (case,) = predict(trained, source, tmp_path / f"out{sign}", device="cpu")["cases"]
+            assert case["confidence"] == expected
 
     def test_no_name_of_a_file_or_a_patient_leaves_the_input(self, trained, tmp_path):
         source = ball(tmp_path / "Doe_Jane_1970.nii.gz", np.eye(4))
@@ -312,8 +341,10 @@ class TestWrongUse:
         with pytest.raises(ValueError, match=r"job must be what its model was trained for, 'tiny'; got 'other'"):
             predict(copy, tmp_path, tmp_path / "out", job="other")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="must hold a trained job; it holds none"):
+        with pytest.raises(ValueError, match="no trained model here: give the site's state folder"):
             trained_folder(tmp_path / "empty")
+        with pytest.raises(ValueError, match=r"Sites below: copy. Choose one: --personal .../.*/copy$"):
+            trained_folder(tmp_path)
         with pytest.raises(ValueError, match="there is no such folder"):
             trained_folder(tmp_path / "absent")
 
@@ -388,6 +419,7 @@ class TestOtherTasks:
     def check_classification(row: dict, out: Path, source: Path) -> None:
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert row["probabilities"][row["class"]] == max(row["probabilities"].values())
+        assert row["low_confidence"] == (row["probabilities"][row["class"]] < 0.6)
 
     @staticmethod
     def check_vqa(row: dict, out: Path, source: Path) -> None:

@@ -9,8 +9,8 @@ from typing import NotRequired, TypedDict
 
 from tqdm import tqdm
 
-from omnifm.data.importers._notes import write_names
 from omnifm.data.items import Item
+from omnifm.data.local_lists import write_names
 from omnifm.data.partition import PARTITIONS, deal, split_sites
 from omnifm.data.refusal import RefusedImage
 from omnifm.data.site_folder import new_folder, place, write_datalist

@@ -1,7 +1,7 @@
 """Read the files of a data set.  Nothing outside its folder is read, and one unreadable case does not stop the import.
 
 Messages give numbers only: they never repeat a name, a path or a text that was read from the data set.  Names of what
-is left out are in `left-out.txt`, see `_notes`.
+is left out are in `left-out.txt`, see `local_lists`.
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnifm.data.importers._notes import LeftOut, in_words, write_left_out
 from omnifm.data.importers._sites import Case
+from omnifm.data.local_lists import LeftOut, in_words, write_left_out
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.refusal import RefusedImage
 
@@ -95,7 +95,7 @@ def readable(
         except RefusedImage as refusal:
             files = " and ".join(map(str, case.files.values()))
             refused[name] = LeftOut(refusal.reason, files, str(refusal))
-    report_left_out("images", len(first_with), list(refused.values()), destination)
+    report_left_out("images", len(first_with), sorted(refused.values()), destination)
     return [case for case in cases if key(case) not in refused]
 
 

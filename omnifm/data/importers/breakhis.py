@@ -9,9 +9,9 @@ Spanhol et al. 2016, doi 10.1109/TBME.2015.2496264.
 import re
 from pathlib import Path
 
-from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
 from omnifm.data.importers._source import pictures, readable, report_left_out
+from omnifm.data.local_lists import LeftOut
 
 NAME = re.compile(r"SOB_([BM])_([A-Z]{1,2})-(\d\d)-(\d+)[A-Z]*-(40|100|200|400)-\d+(?:_x\d+_y\d+)?\.png")
 TYPES = {

@@ -14,14 +14,15 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from omnifm.data.importers._notes import LeftOut, by_reason, in_words, write_left_out, write_names
 from omnifm.data.importers._sites import already_there
 from omnifm.data.items import MODALITY
+from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, write_left_out, write_names
 from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import new_folder, place, write_datalist
@@ -77,7 +78,7 @@ class Series:
 
     @property
     def place(self) -> str:
-        """Where it lies in the export, for `_notes`: its first file, and how many files it has."""
+        """Where it lies in the export, for `local_lists`: its first file, and how many files it has."""
         return f"{min(file for _, file in self.files)} ({len(self.files)} files)"
 
 
@@ -141,8 +142,8 @@ def prepare(
     write_names(destination, [(f"{site}/{item['image']}", found[Path(item["image"]).name].place) for item in items])
     counts = ", ".join(f"{len(rows)} {reason}" for reason, rows in by_reason(left_out).items()) or "nothing"
     print(f"{len(items)} of {len(found)} matching series prepared; left out: {counts}")
-    if left_out:
-        print(in_words(left_out))
+    for line in in_lines(left_out):
+        print(line)
 
 
 def _nothing_usable(everything: Index, found: Index, selection: Selection, left_out: list[LeftOut]) -> str:
@@ -151,9 +152,11 @@ def _nothing_usable(everything: Index, found: Index, selection: Selection, left_
         return f"source must hold a usable series; {len(found)} matched, and none can be used. {in_words(left_out)}"
     if not everything:
         return "source must hold DICOM images; it holds none: give the folder of an export"
-    codes = sorted({series.modality for series in everything.values() if MODALITY.fullmatch(series.modality)})
+    known = {series.modality for series in everything.values() if MODALITY.fullmatch(series.modality)}
+    codes = sorted(known) or ["none"]
     if selection.modality and selection.modality not in codes:
-        return f"no series has modality {selection.modality}; here are {' and '.join(codes)}: use --modality {codes[0]}"
+        nearest = get_close_matches(selection.modality, codes, n=1, cutoff=0)[0]
+        return f"no series has modality {selection.modality}; here are {' and '.join(codes)}: use --modality {nearest}"
     return (
         f"no series matches; here are {len(everything)}, of {' and '.join(codes)}: "
         "change or leave out --modality, --description and --exclude"

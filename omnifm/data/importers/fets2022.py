@@ -16,9 +16,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import already_there
 from omnifm.data.importers._source import report_left_out
+from omnifm.data.local_lists import LeftOut
 from omnifm.data.partition import three_way
 from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import RefusedImage, read_label, read_volume

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from omnifm.data.importers._notes import LeftOut, in_words, write_left_out
 from omnifm.data.importers._sites import Case, Head, Plan, read_files, write_sites
 from omnifm.data.importers._source import inside, readable
 from omnifm.data.items import check_modality
+from omnifm.data.local_lists import LeftOut, in_words, write_left_out
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import read_label, read_volume
 

@@ -7,9 +7,9 @@ three digits of a name are the slice.  Images: the Whole Brain Atlas, www.med.ha
 import re
 from pathlib import Path
 
-from omnifm.data.importers._notes import LeftOut
 from omnifm.data.importers._sites import Case, Plan, read_files, write_sites
 from omnifm.data.importers._source import inside, pictures, readable, report_left_out
+from omnifm.data.local_lists import LeftOut
 
 MODALITIES = {"CT": "CT", "PET": "PT", "SPECT": "NM"}
 """Folder -> DICOM code of the image that is fused with MR."""

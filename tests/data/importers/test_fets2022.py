@@ -50,9 +50,10 @@ def test_only_enhancing_tumour_is_labelled(tmp_path):
     assert item["patient"] == "FeTS2022_00000"
 
 
-def test_images_are_linked_not_copied(tmp_path):
-    prepare(fets(tmp_path / "src", subjects(i2=1)), tmp_path / "dst")
-    assert next((tmp_path / "dst").rglob("images/*")).stat().st_nlink == 2
+@pytest.mark.parametrize(("link", "names"), [(False, 1), (True, 2)])
+def test_images_are_copied_unless_links_are_asked_for(tmp_path, link, names):
+    prepare(fets(tmp_path / "src", subjects(i2=1)), tmp_path / "dst", link=link)
+    assert next((tmp_path / "dst").rglob("images/*")).stat().st_nlink == names
 
 
 def test_seed_moves_patients_between_splits(tmp_path):

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from omnifm.data.importers import _source
-from omnifm.data.importers._notes import LeftOut, write_left_out
 from omnifm.data.importers._sites import Case
 from omnifm.data.importers._source import inside, pictures, read_entries, readable, report_left_out
+from omnifm.data.local_lists import LeftOut, write_left_out
 from omnifm.data.refusal import RefusedImage
 from tests.data.importers.layouts import picture
 

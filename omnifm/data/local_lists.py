@@ -39,18 +39,26 @@ def by_reason(rows: Sequence[LeftOut]) -> dict[str, list[LeftOut]]:
 
 
 def in_words(rows: Sequence[LeftOut]) -> str:
-    """How many are left out for which reason, what the first of each is, and what to do, in one line without names.
+    """The most frequent reason, the first such case and what to do, in one line without names; the others are counted.
 
     >>> in_words([LeftOut("truncated")])
     '1 truncated: the file holds fewer or more bytes than its header promises. Export or copy the file again.'
     """
-    parts = []
+    first, *others = in_lines(rows)
+    if len(found := by_reason(rows)) < 2:
+        return " ".join([first, *others])
+    counts = ", ".join(f"{len(more)} {reason}" for reason, more in list(found.items())[1:])
+    return " ".join([first, f"Also {counts}.", *others[len(found) - 1 :]])
+
+
+def in_lines(rows: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason: how many, what the first of them is, and what to do; then where their names are."""
+    lines = []
     for reason, found in by_reason(rows).items():
         meaning, advice = REASONS[reason]
         detail = next((f" (first: {row.message})" for row in found if row.message), "")
-        parts.append(f"{len(found)} {reason}: {meaning}{detail}. {advice}")
-    named = [WHERE] if any(row.name for row in rows) else []
-    return " ".join([*parts, *named])
+        lines.append(f"{len(found)} {reason}: {meaning}{detail}. {advice}")
+    return [*lines, WHERE] if any(row.name for row in rows) else lines
 
 
 def write_left_out(destination: Path, rows: Sequence[LeftOut]) -> None:
