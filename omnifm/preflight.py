@@ -116,8 +116,8 @@ def preflight(kit: Path, job: Path | None = None) -> Iterator[Check]:
     """
     if not (kit / "startup").is_dir():
         raise ValueError("kit must be a startup kit, a folder that holds startup/ and local/; it is not")
-    for file, owner in OTHER_KITS.items():
-        if (kit / "startup" / file).is_file():
+    for marker, owner in OTHER_KITS.items():
+        if (kit / "startup" / marker).is_file():
             raise ValueError(f"this is the kit of {owner}, not a hospital's: give the hospital's folder with --kit")
     experiment = None if job is None else Experiment.from_job(job)
     yield judged("software", software)

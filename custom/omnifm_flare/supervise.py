@@ -20,7 +20,7 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -93,12 +93,14 @@ class Supervisor:
         seen_at = time.monotonic()
         while True:
             try:
-                status = str(self.ask(lambda session: session.get_job_meta(job_id))["status"])
+                meta = self.ask(lambda session: session.get_job_meta(job_id))
             except JobNotFound:
                 return LOST
-            if status != said:
-                self.say(f"{job_id}: {status}")
-                said = status
+            status = str(meta["status"])
+            words = status + (self._why_waiting(meta) if status == RunStatus.SUBMITTED.value else "")
+            if words != said:
+                self.say(f"{job_id}: {words}")
+                said = words
             if status.startswith("FINISHED"):
                 return status
             running = [info.job_id for info in self.ask(lambda session: session.get_system_info()).job_info]
@@ -180,6 +182,11 @@ class Supervisor:
 
     def _sites(self) -> list[str]:
         return [client.name for client in self.ask(lambda session: session.get_system_info()).client_info]
+
+    def _why_waiting(self, meta: Mapping[str, object]) -> str:
+        """What a job that has not started yet waits for, as the server's job list says it."""
+        needed = meta.get("min_clients") or "enough"
+        return f"; it starts when {needed} hospitals are connected and free (connected now: {len(self._sites())})"
 
     def _wait_for_sites(self, wanted: int) -> None:
         end = time.monotonic() + RECONNECT_S

@@ -76,7 +76,7 @@ class TestSupervisor:
         assert done
         assert said == [
             "attempt 1 of 3: job submitted as id-1",
-            "id-1: SUBMITTED",
+            "id-1: SUBMITTED; it starts when enough hospitals are connected and free (connected now: 1)",
             "id-1: RUNNING",
             "id-1: FINISHED:ABNORMAL",
             f"id-1: FINISHED:ABNORMAL; the run is {outcome}",

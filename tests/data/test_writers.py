@@ -147,7 +147,10 @@ class TestPictures:
 class TestWords:
     def test_classes_and_answers_are_rows_of_the_index(self, tmp_path):
         said = written(Classes({"benign": 0.25, "malignant": 0.75}), tmp_path / "a.png", tmp_path)
-        assert said == {"files": [], "class": "malignant", "probabilities": {"benign": 0.25, "malignant": 0.75}}
+        chances = {"benign": 0.25, "malignant": 0.75}
+        assert said == {"files": [], "class": "malignant", "probabilities": chances, "low_confidence": False}
+        unsure = written(Classes({"benign": 0.41, "malignant": 0.59}), tmp_path / "a.png", tmp_path)
+        assert unsure["low_confidence"] is True
         said = written(Answer("Is it?", "no"), tmp_path / "a.png", tmp_path)
         assert said == {"files": [], "question": "Is it?", "answer": "no"}
 

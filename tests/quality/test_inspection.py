@@ -448,7 +448,7 @@ class TestPage:
         assert list(drawn) == [f"{name} · MR · z {z}/16" for name, z in self.largest(tmp_path / "s")]
         assert text.count("<img") == len(drawn) == 6
         for said in (
-            "USABLE for segmentation",
+            "USABLE For segmentation. This page",
             "training 4 0 4 4",
             "1 ball",
             "MR 6 3-D 1 16 × 16 × 16 all alike",

@@ -1,7 +1,8 @@
 """Your own data: a folder with images/ and labels/ (masks of the same names), or with one folder per class.
 
-Source layouts: `images/a.nii.gz` with the mask `labels/a.nii.gz` or `labels/a.png` (for segmentation), or
-`<class>/a.png` (for classification).  Each image is a single file: NIfTI, DICOM, PNG, JPEG, TIFF or BMP.
+Source layouts: `images/a.nii.gz` with the mask `labels/a.nii.gz` or `labels/a.png` (for segmentation), `<class>/a.png`
+(for classification), or images alone, without `--labels`.  Each image is a single file: NIfTI, DICOM, PNG, JPEG, TIFF
+or BMP.
 """
 
 import re
@@ -40,7 +41,7 @@ def prepare(
     destination: Path,
     *,
     modality: str,
-    labels: str,
+    labels: str = "",
     seed: int = 0,
     patient: str = "",
     partition: str = "natural",
@@ -62,7 +63,7 @@ def prepare(
         source: folder with images/ and labels/, or with one folder per class.
         destination: folder in which the site folders are written; it is created if it does not exist.
         modality: DICOM code of all images: MR, CT, US, CR, ...
-        labels: names, separated by commas: of the mask values 0, 1, 2, ..., or of the class folders.
+        labels: names, separated by commas: of mask values 0, 1, 2, ... or of class folders. Empty: images only.
         seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
         patient: regular expression; its first group in a file name is the patient. Empty: patients are unknown.
         partition: natural or modality (one site), dirichlet (uneven classes) or count (similar sites).
@@ -77,11 +78,14 @@ def prepare(
     """
     plan = Plan(partition, sites, gamma, seed, first, link=link)
     check_modality(modality, "modality")
-    names = [name.strip() for name in labels.split(",")]
+    names = [name.strip() for name in labels.split(",")] if labels else []
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"labels must be different names, separated by commas; got {len(names)} names")
     pattern = _pattern(patient) if patient else None
-    if (source / "images").is_dir() and (source / "labels").is_dir():
+    if not names:
+        cases = _images_alone(source, pattern, modality, destination)
+        read = read_files
+    elif (source / "images").is_dir() and (source / "labels").is_dir():
         cases = _pairs(source, pattern, modality, destination)
         read = _reader_of_pairs(dict(enumerate(names)))
     else:
@@ -90,7 +94,9 @@ def prepare(
     if pattern is None:
         print(_warning([next(iter(case.files.values())).name for case in cases]))
     kept = readable(cases, lambda case: str(case.item["image"]), read, destination)
-    head: Head = {"name": "folder", "labels": {str(value): name for value, name in enumerate(names)}}
+    head: Head = {"name": "folder"}
+    if names:
+        head["labels"] = {str(value): name for value, name in enumerate(names)}
     write_sites(destination, plan, kept, head)
 
 
@@ -122,6 +128,8 @@ def _files(source: Path, folder: str, destination: Path) -> list[Path]:
     """
     names = sorted(file.name for file in (source / folder).iterdir())
     visible = [name for name in names if not name.startswith(".") and name.lower() not in BOOKKEEPING]
+    if folder == ".":
+        visible = [name for name in visible if not (source / name).is_dir()]
     foreign = [name for name in visible if not _stem(Path(name))[1] and FOREIGN.fullmatch(Path(name).suffix)]
     if foreign:
         rows = [LeftOut("no_image_name", str(source / folder / name)) for name in foreign]
@@ -135,6 +143,22 @@ def _stem(file: Path) -> tuple[str, str]:
     """A file's name without its ending, and the ending; the ending is "" if it is not one of `ENDINGS`."""
     ending = next((end for end in ENDINGS if file.name.lower().endswith(end)), "")
     return (file.name[: -len(ending)], ending) if ending else (file.name, "")
+
+
+def _images_alone(source: Path, pattern: re.Pattern[str] | None, modality: str, destination: Path) -> list[Case]:
+    """The cases of images without labels: for `omnifm predict`, or to draw masks."""
+    folder = "images" if (source / "images").is_dir() else "."
+    images = _files(source, folder, destination) if source.is_dir() else []
+    if not images:
+        rule = "source must hold images, in images/ or in itself, if --labels is not given"
+        raise ValueError(f"{rule}; it holds none: for class folders or masks add --labels")
+    patients = _patients(images, pattern)
+    cases = []
+    for number, image in enumerate(images):
+        target = f"images/{number:05d}{_stem(image)[1]}"
+        item = {"image": target, **_named(patients[image], pattern)}
+        cases.append(Case(item, patients[image], modality, "", {target: image}))
+    return cases
 
 
 def _pairs(source: Path, pattern: re.Pattern[str] | None, modality: str, destination: Path) -> list[Case]:

@@ -81,6 +81,22 @@ def test_a_file_without_an_ending_may_be_an_image(tmp_path, name):
         prepare(source, tmp_path / "out", patient="(Doe_[0-9]+)_", **MASKS)
 
 
+@pytest.mark.parametrize("folder", ["images", "."])
+def test_images_alone(tmp_path, folder):
+    for n in range(6):
+        picture(tmp_path / "source" / folder / f"P{n}.png", n)
+    (tmp_path / "source/notes").mkdir()
+    prepare(tmp_path / "source", tmp_path / "out", modality="US", patient="(P[0-9]+)")
+    splits = read_datalist(tmp_path / "out/site-1", required=("image",)).splits()
+    assert sum(len(items) for items in splits.values()) == 6
+    assert not any("label" in item for items in splits.values() for item in items)
+
+
+def test_class_folders_need_their_names(tmp_path):
+    with pytest.raises(ValueError, match="for class folders or masks add --labels"):
+        prepare(layouts.class_folders(tmp_path / "source"), tmp_path / "out", modality="XC")
+
+
 class TestPatientsUnknown:
     def test_no_item_claims_a_patient_and_it_is_said(self, tmp_path, capsys):
         prepare(layouts.folder(tmp_path / "source"), tmp_path / "out", **MASKS)
