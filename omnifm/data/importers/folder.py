@@ -82,15 +82,14 @@ def prepare(
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"labels must be different names, separated by commas; got {len(names)} names")
     pattern = _pattern(patient) if patient else None
+    read: Callable[[Case], None] = read_files
     if not names:
         cases = _images_alone(source, pattern, modality, destination)
-        read = read_files
     elif (source / "images").is_dir() and (source / "labels").is_dir():
         cases = _pairs(source, pattern, modality, destination)
         read = _reader_of_pairs(dict(enumerate(names)))
     else:
         cases = _classes(source, names, pattern, modality, destination)
-        read = read_files
     if pattern is None:
         print(_warning([next(iter(case.files.values())).name for case in cases]))
     kept = readable(cases, lambda case: str(case.item["image"]), read, destination)
