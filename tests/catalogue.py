@@ -14,7 +14,17 @@ from omnifm.data.refusal import REASONS
 from tests.conftest import ROOT
 
 FOLDERS = ("omnifm", "custom/omnifm_flare", "provisioning")
-SPEAKS = {"ValueError", "RefusedImage", "Doubt", "StateError", "RejectedUpdate", "TooManyRefused", "print", "warning"}
+SPEAKS = {
+    "ValueError",
+    "RefusedImage",
+    "Doubt",
+    "StateError",
+    "RejectedUpdate",
+    "TooManyRefused",
+    "print",
+    "warning",
+    "append",
+}
 """Names of errors and functions whose text people read."""
 
 
@@ -30,12 +40,27 @@ class Message(NamedTuple):
 def messages() -> Iterator[Message]:
     """All texts of the source, in the order of files and lines."""
     for file in sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")):
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-        for call in sorted(calls, key=lambda call: call.lineno):
-            speaker = getattr(call.func, "id", getattr(call.func, "attr", ""))
-            text = max((_text(argument) for argument in call.args), key=len, default="")
-            if speaker in SPEAKS and " " in text:
-                yield Message(file.relative_to(ROOT).as_posix(), call.lineno, speaker, text)
+        for node in sorted(_speaking(ast.parse(file.read_text())), key=lambda node: node.lineno):
+            speaker, parts = _said_by(node)
+            text = max(map(_text, parts), key=len, default="")
+            if text.count(" ") > 1:
+                yield Message(file.relative_to(ROOT).as_posix(), node.lineno, speaker, text)
+
+
+def _speaking(tree: ast.Module) -> list[ast.Call | ast.Return | ast.Assign]:
+    """Calls, return statements, and the module's own constants."""
+    inside = [node for node in ast.walk(tree) if isinstance(node, ast.Call | ast.Return)]
+    return [*inside, *(node for node in tree.body if isinstance(node, ast.Assign))]
+
+
+def _said_by(node: ast.Call | ast.Return | ast.Assign) -> tuple[str, list[ast.expr]]:
+    """What says a text, and where the text may be; nothing for a call of something that does not speak."""
+    if isinstance(node, ast.Return):
+        return "returned", [node.value] if node.value else []
+    if isinstance(node, ast.Assign):
+        return getattr(node.targets[0], "id", ""), [node.value]
+    speaker = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    return speaker, node.args if speaker in SPEAKS else []
 
 
 def _text(node: ast.expr) -> str:
