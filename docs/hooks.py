@@ -45,7 +45,23 @@ def notebook_page(notebook: Path) -> str:
             continue
         if cell["outputs"] or cell["execution_count"] is not None:
             raise ValueError(f"{notebook.name}: cells must hold no output; clear it before you commit")
-        parts.append(f"```python\n{text}\n```")
+        parts.append(code_block(text))
     title, *rest = parts
     note = f"[Download this page as a notebook]({notebook.name}) and run it; it takes a few minutes on two cores."
     return "\n\n".join([title, note, *rest]) + "\n"
+
+
+def code_block(cell: str) -> str:
+    """A code cell as a fenced block.  The first line of `%%bash` and `%%writefile FILE` becomes the block's kind.
+
+    >>> print(code_block("%%bash\\nls"))
+    ```bash
+    ls
+    ```
+    """
+    first, _, rest = cell.partition("\n")
+    if first == "%%bash":
+        return f"```bash\n{rest}\n```"
+    if first.startswith("%%writefile "):
+        return f'```python title="{first.split()[1]}"\n{rest}\n```'
+    return f"```python\n{cell}\n```"
