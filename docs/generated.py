@@ -26,8 +26,8 @@ MANY = 10
 
 def refusals() -> str:
     """Why an image is refused, and what to do."""
-    rows = [[f"`{name}`", *([why] if isinstance(why, str) else why)] for name, why in REASONS.items()]
-    return table(["reason", "meaning", "what to do"][: len(rows[0])], rows)
+    rows = [[f"`{name}`", reason.meaning, reason.advice] for name, reason in REASONS.items()]
+    return table(["reason", "meaning", "what to do"], rows)
 
 
 def jobs() -> str:
