@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omnifm.records import Json
+from omnifm.statistics import KEYS
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
 
@@ -275,11 +276,13 @@ class Method:
             metrics: names of the task's metrics.
         """
         described = {"num_train", "num_validation", "num_test", "num_refused", "modalities", "source", "data"}
+        described |= {"name", "split_by"}
         keys = described if update.stage == "describe" else self.says
         for kind, found, allowed in (
             ("tensor", set(update.extra), self.sends if update.stage in ("seed", "train") else set()),
             ("fact", set(update.facts), keys),
             ("metric", {*update.before, *update.after}, set(metrics)),
+            ("statistic", set(update.statistics), KEYS if update.stage == "evaluate" else set()),
             ("shared tensor", set(update.shared) if update.stage != "train" else set(), set()),
         ):
             if foreign := sorted(found - set(allowed)):

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from omnifm.statistics import Statistics
+
 Json = dict[str, Any]
 """A JSON object whose keys are somebody else's: a task's or a method's."""
+MAX_DATA_NAME = 80
+"""Largest number of letters of a data set's name."""
 
 
 class Facts(TypedDict):
@@ -24,6 +28,10 @@ class Facts(TypedDict):
     """`demo` (synthetic) or `site` (a hospital's own data)."""
     data: Json
     """The facts that the task asks for: dimensions, channels, spacing, label names."""
+    name: NotRequired[str]
+    """Name of the data set, from the site's dataset.json."""
+    split_by: NotRequired[str]
+    """`patient` if every item of dataset.json names its patient, so that none is in two splits; else `image`."""
 
 
 class MetricRecord(TypedDict):
@@ -48,6 +56,14 @@ class SiteRecord(TypedDict):
     num_refused: int
     modalities: dict[str, int]
     metrics: dict[str, MetricRecord]
+    name: NotRequired[str]
+    """As in `Facts`."""
+    split_by: NotRequired[str]
+    """As in `Facts`."""
+    units: NotRequired[dict[str, str]]
+    """Unit by metric, where it is another one than the metric's name says: pixels, where no spacing is known."""
+    statistics: NotRequired[Statistics]
+    """Aggregate facts about the test split."""
 
 
 class SiteRound(TypedDict):
@@ -103,6 +119,10 @@ class Summary(TypedDict):
     data: NotRequired[str]
     seed: int
     versions: dict[str, str]
+    settings: NotRequired[dict[str, Json]]
+    """All settings of the run by section of experiment.json, with the defaults."""
+    finished: NotRequired[str]
+    """When the run ended: date and time in UTC, to the minute."""
     status: str
     """`COMPLETE`, `SUBSET` (a site that should have taken part did not, at any round) or `FAILED`."""
     reason: str | None

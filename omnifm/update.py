@@ -89,6 +89,7 @@ class Update:
             on the validation split (train) or the test split (evaluate).
         seconds: time that the site took.
         pictures: PNG files of predictions, as bytes; only a site with synthetic demo data may fill it.
+        statistics: aggregate facts about the test split, `statistics.Statistics` (evaluate only).
     """
 
     site: str
@@ -105,11 +106,12 @@ class Update:
     after: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    statistics: Json = field(default_factory=dict)
 
     def pack(self) -> tuple[dict[str, Tensor], Json]:
         """Return (tensors by prefixed name, JSON record)."""
         plain = ("site", "stage", "round", "answers", "partition", "facts", "num_samples", "train_loss", "seconds")
-        record = {name: getattr(self, name) for name in plain}
+        record = {name: getattr(self, name) for name in (*plain, "statistics")}
         for when in ("before", "after"):
             record[when] = {name: asdict(score) for name, score in getattr(self, when).items()}
         return prefixed(shared=self.shared, extra=self.extra, pictures=self.pictures), record | {"version": VERSION}

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from omnifm.records import Aggregate, Facts, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
+from omnifm.records import Aggregate, Facts, Json, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
 from omnifm.report.run import write_report
 from omnifm.state import write_atomic
+from omnifm.statistics import Statistics
 from omnifm.update import Payload, Score, Update
 
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
@@ -124,14 +126,31 @@ def site_record(facts: Facts, update: Update) -> SiteRecord:
         }
         for name, after in update.after.items()
     }
-    return {
+    record: SiteRecord = {
         "num_train": facts["num_train"],
         "num_validation": facts["num_validation"],
         "num_test": facts["num_test"],
         "num_refused": facts["num_refused"],
         "modalities": facts["modalities"],
         "metrics": metrics,
+        "units": units(facts["data"], metrics),
+        "statistics": cast(Statistics, update.statistics),
     }
+    if "name" in facts:
+        record["name"] = facts["name"]
+    if "split_by" in facts:
+        record["split_by"] = facts["split_by"]
+    return record
+
+
+def units(data: Json, metrics: Iterable[str]) -> dict[str, str]:
+    """Unit of the metrics that are named in mm and are in pixels, because the site's pictures do not say their spacing.
+
+    >>> units({"dims": 2, "spacing_mm": [1.0, 1.0, 1.0]}, ["dice", "hd95_mm"])
+    {'hd95_mm': 'pixels'}
+    """
+    unknown = data.get("dims") == 2 and data.get("spacing_mm") == [1.0, 1.0, 1.0]
+    return {name: "pixels" for name in metrics if unknown and name.endswith("_mm")}
 
 
 def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Aggregate]:

@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from omnifm import statistics
 from omnifm.method import Tensors
+from omnifm.records import MAX_DATA_NAME
 from omnifm.update import Update
 
 COUNT_KEYS = ("num_train", "num_validation", "num_test", "num_refused")
 """Keys of `Facts` that count cases."""
 MAX_COUNT = 10**9
 """Largest number of cases that a site may claim."""
+SPLIT_BY = ("patient", "image")
+"""What a site's splits may rest on."""
 MAX_MODALITIES = 32
 """Largest number of modalities of a site.  The bank always keeps one entry of each modality of each site."""
 MIN_PEERS = 3
@@ -45,6 +49,8 @@ def malformed(update: Update) -> str | None:
             return f"metric {name!r:.30} must be finite or None; got {score.mean!r:.20}"
         if not all(type(count) is int and count >= 0 for count in (score.support, score.undefined)):
             return f"metric {name!r:.30} must count its cases; got {score.support!r:.20}, {score.undefined!r:.20}"
+    if reason := statistics.malformed(update.statistics):
+        return reason
     return _malformed_facts(update) if update.stage == "describe" else None
 
 
@@ -57,6 +63,9 @@ def _malformed_facts(update: Update) -> str | None:
         return f"facts must hold counts of cases per split and modality, 0 to {MAX_COUNT}"
     if facts.get("source") not in ("demo", "site"):
         return "facts must hold the source of the data, demo or site"
+    name = facts.get("name", "")
+    if not isinstance(name, str) or len(name) > MAX_DATA_NAME or facts.get("split_by", "image") not in SPLIT_BY:
+        return f"facts must name the data set in at most {MAX_DATA_NAME} letters, and split by one of {SPLIT_BY}"
     return None
 
 

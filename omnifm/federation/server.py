@@ -6,9 +6,12 @@ Both drivers call `Federation.run`.  How payloads reach the sites is the `Transp
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import secrets
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -299,6 +302,8 @@ class Federation:
             "data": "synthetic demo" if demo else self.experiment.data.name,
             "seed": self.experiment.seed,
             "versions": versions(),
+            "settings": self._settings(),
+            "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             "status": status,
             "reason": reason,
             "rounds": {"planned": self.experiment.train.num_rounds, "completed": len(self.journal.history)},
@@ -313,6 +318,12 @@ class Federation:
             "capped": self._capped(facts),
             "history": self.journal.history,
         }
+
+    def _settings(self) -> dict[str, Json]:
+        """All settings by section, with the defaults, as JSON holds them."""
+        task, model, method = self.task.settings, self.task.model, self.method.settings
+        sections = {"task": task, "model": model, "method": method, "train": self.experiment.train}
+        return cast("dict[str, Json]", json.loads(json.dumps({name: asdict(part) for name, part in sections.items()})))
 
     def _capped(self, facts: dict[str, Facts]) -> dict[str, int]:
         """Weight by site whose weight is limited to fewer cases than it has."""

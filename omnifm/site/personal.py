@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import NamedTuple, TypedDict
 
 from omnifm.config import Experiment
 from omnifm.method import LocalRound, Partition, Tensors
 from omnifm.records import Json
 from omnifm.state import History
+from omnifm.statistics import Checkpoint, Moment
 from omnifm.task import Task
 from omnifm.update import Payload, Score, clean, digest, under
 
-Moment = Literal["before", "after"]
-"""Of a checkpoint: before (the received model) or after local training (the personal model)."""
+
+class Best(NamedTuple):
+    """What `PersonalState.load_best` found beside the model.
+
+    Attributes:
+        extra: the method's own tensors that were received with it, on the CPU.
+        chosen: where the checkpoint comes from, and why it was chosen.
+    """
+
+    extra: Tensors
+    chosen: Checkpoint
 
 
 class PersonalRecord(TypedDict):
@@ -31,6 +41,8 @@ class CheckpointRecord(TypedDict):
 
     run_id: str
     round: int
+    last: bool
+    """Whether it comes from the additional training after the last round."""
     partition: str
     """Hash of the partition of the model."""
     spec: Json
@@ -110,6 +122,7 @@ class PersonalState:
         record: CheckpointRecord = {
             "run_id": payload.run_id,
             "round": payload.round,
+            "last": payload.stage == "evaluate",
             "partition": local.partition.hash(),
             "spec": payload.spec,
             "experiment": asdict(self.experiment),
@@ -121,11 +134,8 @@ class PersonalState:
         }
         history.save(payload.round, tensors, record)
 
-    def load_best(self, moment: Moment, local: LocalRound) -> Tensors:
+    def load_best(self, moment: Moment, local: LocalRound) -> Best:
         """Load the checkpoint of this moment into the model.
-
-        Returns:
-            The method's own tensors that were received with it, on the CPU.
 
         Raises:
             ValueError: there is no checkpoint, or its file is damaged.
@@ -134,7 +144,14 @@ class PersonalState:
         if found is None:
             raise ValueError(f"the checkpoint {moment!r} of this run must be readable; it is missing or damaged")
         local.model.load_state_dict(under(found.tensors, "model"), strict=False)
-        return under(found.tensors, "extra")
+        metric, record = next(iter(self.task.metrics)), found.record
+        chosen: Checkpoint = {
+            "round": record["round"],
+            "last": record.get("last", False),  # an older version did not write it
+            "metric": metric,
+            "score": record["scores"].get(metric, {}).get("mean"),
+        }
+        return Best(under(found.tensors, "extra"), chosen)
 
     def frozen_digest(self, local: LocalRound) -> str:
         """SHA-256 of the frozen part, which is not kept: whoever uses a checkpoint must build the same one."""

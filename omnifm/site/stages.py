@@ -6,7 +6,7 @@ Both drivers, the simulation in one process and FLARE's executor, only call `Sit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import Datalist
+from omnifm.data.items import Item
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.records import Json
+from omnifm.records import MAX_DATA_NAME, Json
 from omnifm.site.device import device_named, to_device
 from omnifm.site.loader import Loader, check_data
 from omnifm.site.personal import PersonalState
 from omnifm.site.pictures import draw_cases
 from omnifm.site.training import make_optimizer, refuse_divergence, seed_everything
 from omnifm.state import locked
+from omnifm.statistics import Statistics
 from omnifm.task import Backbone, Batch, Forward
 from omnifm.update import Payload, Score, Update, clean, under
 
@@ -119,6 +121,7 @@ class Site:
             modalities[modality] = modalities.get(modality, 0) + 1
         counts = {f"num_{split.removesuffix('ing')}": len(items) for split, items in splits.items()}
         facts = {**counts, "num_refused": self.num_refused, "modalities": modalities, "source": self.datalist.source}
+        facts |= {"name": _printable(self.datalist.name), "split_by": _split_by(splits)}
         data = self.task.facts(self.case_facts, self.datalist.labels)
         return Update(self.name, "describe", 0, payload.digest(), facts={**facts, "data": data})
 
@@ -177,9 +180,12 @@ class Site:
         self.method.personalise(local)
         refuse_divergence(local)
         self.personal.keep_best("after", payload, local, local.validate())
-        before = self.score(local.model, self._on_device(self.personal.load_best("before", local)), "test")
-        extra = self._on_device(self.personal.load_best("after", local))
+        received = self.personal.load_best("before", local)
+        before = self.score(local.model, self._on_device(received.extra), "test")
+        trained = self.personal.load_best("after", local)
+        extra = self._on_device(trained.extra)
         after = self.score(local.model, extra, "test")
+        statistics: Statistics = {"checkpoints": {"before": received.chosen, "after": trained.chosen}}
         return Update(
             self.name,
             "evaluate",
@@ -191,6 +197,7 @@ class Site:
             before=before,
             after=after,
             pictures=self._pictures(local.model, extra),
+            statistics=dict(statistics),
         )
 
     # What the stages, and the benchmarks, are made of.
@@ -269,3 +276,14 @@ class Site:
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.device)
+
+
+def _printable(name: str) -> str:
+    """The data set's name as it may leave: one line of limited length."""
+    return "".join(c if c.isprintable() else " " for c in name)[:MAX_DATA_NAME]
+
+
+def _split_by(splits: Mapping[str, tuple[Item, ...]]) -> str:
+    """What keeps the splits apart: `patient` if every item names its patient, else `image`."""
+    known = all("patient" in item for items in splits.values() for item in items)
+    return "patient" if known else "image"
