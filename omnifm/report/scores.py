@@ -36,7 +36,7 @@ def site_names(summary: Summary) -> list[str]:
 def data_names(summary: Summary) -> list[str]:
     """Names that the sites give their data sets; the job's name for them where no site says one."""
     own = sorted({site["name"] for site in summary["sites"].values() if site.get("name")}, key=natural)
-    return own or [summary["data"]] * ("data" in summary)
+    return own or ([summary["data"]] if "data" in summary else [])
 
 
 def site_table(summary: Summary) -> Table | None:

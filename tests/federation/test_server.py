@@ -116,19 +116,18 @@ class TestRun:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("ranks", "said"), [((1.5, 1.5, 1.5), [1]), ((2.5, 1.5, 1.5), [2]), ((1.5, 2.5, 1.5), [1, 3])]
+        ("states", "said"), [((True, True, True), [1]), ((False, True, True), [2]), ((True, False, True), [1, 3])]
     )
-    def test_a_collapse_is_said_when_it_comes_and_not_every_round(
-        self, tmp_path, federation, monkeypatch, caplog, ranks, said
+    def test_that_prototypes_look_alike_is_said_when_it_comes_and_not_every_round(
+        self, tmp_path, federation, monkeypatch, caplog, states, said
     ):
-        monkeypatch.setattr(
-            "omnifm.method.Method.monitors",
-            lambda method: {"effective_rank": (rank := next(method.ranks)), "collapsed": rank < 2},
-        )
-        monkeypatch.setattr("omnifm.method.Method.ranks", iter(ranks), raising=False)
+        caplog.set_level("INFO", "omnifm.federation")
+        monkeypatch.setattr("omnifm.method.Method.monitors", lambda method: {"alike": next(method.states)})
+        monkeypatch.setattr("omnifm.method.Method.states", iter(states), raising=False)
         federate(tmp_path, federation, experiment(method={"name": "fedavg"}, train={"num_rounds": 3}))
-        told = re.findall(r"round (\d+): the bank has collapsed", caplog.text)
+        told = re.findall(r"round (\d+): note: the spectral prototypes of all sites look alike", caplog.text)
         assert [int(number) for number in told] == said
+        assert "WARNING" not in [record.levelname for record in caplog.records if "alike" in record.message]
 
 
 class TestRefusals:

@@ -13,6 +13,10 @@ HOSTILE = "<script src='http://x'>alert(1)</script>\"' onload=x $\\frac{"
 FETCHES = r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?https?:"  # the acceptance check's own expression
 PNG = b"\x89PNG\r\n\x1a\n not really"
 VOID = {"meta", "img", "use", "path"}
+CHECKPOINTS = {
+    "before": {"round": 2, "last": False, "metric": "dice", "score": 0.61},
+    "after": {"round": 3, "last": True, "metric": "dice", "score": 0.7},
+}
 
 
 class Page(HTMLParser):
@@ -53,6 +57,13 @@ class Page(HTMLParser):
         return next(row for row in self.rows if tuple(row[: len(start)]) == start)
 
 
+def scores_of(page, site):
+    """The site's row of the table of scores."""
+    rows = [row for row in page.rows if row[0] in (site, "Site")]
+    start = next(index for index, row in enumerate(rows) if row[:2] == ["Site", "Dice"])
+    return next(row[1:] for row in rows[start:] if row[0] == site)
+
+
 def entry(number, sites, missing=(), bank=True):
     row = {
         "train_loss": 1 / number,
@@ -66,7 +77,10 @@ def entry(number, sites, missing=(), bank=True):
     state = {
         "size": 4,
         "effective_rank": 3.25,
-        "mean_cosine": 0.5,
+        "mean_cosine": 0.9997,
+        "centred_rank": 2.25,
+        "centred_cosine": -0.1,
+        "alike": False,
         "by_site": {"a": 3, "b": 1},
         "by_modality": {"MR": 4},
     }
@@ -95,6 +109,10 @@ def summary(scores=None, **changes):
         }
         for name, pairs in scores.items()
     }
+    if "a" in sites:
+        sites["a"] |= {"name": "polyps", "split_by": "image", "statistics": {"checkpoints": CHECKPOINTS}}
+    if "b" in sites:
+        sites["b"] |= {"name": "scans", "split_by": "patient"}
     whole = {
         "schema": 1,
         "job": "seg_fets",
@@ -102,6 +120,8 @@ def summary(scores=None, **changes):
         "method": "omnifm",
         "data": "fets",
         "seed": 7,
+        "settings": {"train": {"lr": 0.01, "preset": None}},
+        "finished": "2026-12-01 05:30 UTC",
         "versions": {"torch": "2.13.0"},
         "status": "SUBSET",
         "reason": "sites did not: ['b']",
@@ -140,13 +160,13 @@ class TestNumbers:
         page, _ = draw(summary())
         for words in (
             "seg_fets SUBSET",
-            "task segmentation · data fets · method omnifm · seed 7",
+            "task segmentation · data polyps, scans · method omnifm · seed 7 · finished 2026-12-01 05:30 UTC",
             "SUBSET: sites did not: ['b']",
             "Rounds 3 of 3",
             "Sites with test scores 2 of 2",
             "Cases 2,414 2,400 train, 6 validation, 8 test, 4 refused",
-            "Mean dice, test 0.600 → 0.650",
-            "Worst dice, test 0.600 b",
+            "Mean Dice, test 0.600 → 0.650",
+            "Worst Dice, test 0.600 b",
             "Sent by sites 7.50 MB",
             "Sent to sites 10.00 MB",
             "Time at sites 2.5 min 90.0 s",
@@ -155,20 +175,53 @@ class TestNumbers:
 
     def test_sites(self, draw):
         page, _ = draw(summary())
-        assert page.row("a")[:6] == ["a", "1,200", "3", "4", "2", "MR 7, CT 3"]
-        assert page.row("a")[6:] == [
+        assert page.row("a") == ["a", "polyps", "1,200", "3", "4", "2", "MR 7, CT 3", "pictures; patients unknown"]
+        assert page.row("b") == ["b", "scans", "1,200", "3", "4", "2", "MR 7, CT 3", "patients"]
+
+    def test_scores(self, draw):
+        page, _ = draw(summary())
+        assert scores_of(page, "a") == [
             "0.400 → 0.700+0.300, n 4, 1 undefined",
             "9.000 → 5.000-4.000, n 4, 1 undefined, worst site",
         ]
-        assert page.row("b")[6:] == [
+        assert scores_of(page, "b") == [
             "0.800 → 0.600-0.200, n 4, 1 undefined, worst site",
             "4.000 → 3.000-1.000, n 4, 1 undefined",
         ]
 
     def test_across_sites(self, draw):
         page, _ = draw(summary())
-        assert page.row("dice") == ["dice", "0.650", "0.050", "0.600", "b"]
-        assert page.row("hd95_mm") == ["hd95_mm", "4.000", "1.000", "5.000", "a"]
+        assert page.row("Dice") == ["Dice", "0.650", "0.050", "0.600", "b"]
+        assert page.row("HD95 (mm)") == ["HD95 (mm)", "4.000", "1.000", "5.000", "a"]
+
+    @pytest.mark.parametrize(("units", "name"), [("ab", "HD95 (pixels)"), ("a", "HD95 (pixels or mm)")])
+    def test_pixels_are_called_pixels_where_no_spacing_is_known(self, draw, units, name):
+        content = summary()
+        for site in units:
+            content["sites"][site]["units"] = {"hd95_mm": "pixels"}
+        page, _ = draw(content)
+        assert page.row(name)
+        assert page.row("Site", "Dice") == ["Site", "Dice", name]
+
+    def test_which_model_was_tested(self, draw):
+        page, _ = draw(summary())
+        assert page.row("a", "round 2") == [
+            "a",
+            "round 2",
+            "0.610",
+            "additional training after the last round",
+            "0.700",
+        ]
+        assert ["b", "round 2"] not in [row[:2] for row in page.rows]  # an older site does not say it
+
+    def test_settings(self, draw):
+        page, _ = draw(summary())
+        assert page.row("lr") == ["lr", "0.01"]
+        assert page.row("preset") == ["preset", "–"]
+
+    def test_unknown_patients_are_a_warning(self, draw):
+        assert "Patients unknown: a: pictures of one patient may be in training and in test" in draw(summary())[0].text
+        assert "Patients unknown" not in draw(summary(data_source="demo"))[0].text
 
     def test_gains_are_coloured_by_the_direction_that_the_worst_site_tells(self, draw):
         _, text = draw(summary())
@@ -202,23 +255,33 @@ class TestNumbers:
 
     def test_bank(self, draw):
         page, _ = draw(summary())
-        for words in ("Prototypes, now 4", "Effective rank, now 3.250", "Mean cosine, now 0.500"):
+        for words in ("Prototypes, now 4", "Effective rank, centred, now 2.250", "Mean cosine, centred, now -0.100"):
             assert words in page.text
         assert page.row("a", "3")
         assert page.row("MR", "4")
-        assert "collapsed" not in page.text
+        assert "Technical note" not in page.text  # its uncentred cosine is 0.9997, as alignment makes it
 
-    def test_a_collapsed_bank_is_named_with_its_rounds(self, draw):
-        history = [entry(number, "ab") for number in (1, 2, 3)]
-        for past in history[:2]:
-            past["bank"] |= {"effective_rank": 1.99}
+    @pytest.mark.parametrize(("alike", "is_said"), [((True, True), True), ((True, False), False)])
+    def test_prototypes_that_look_alike_at_the_end_are_a_calm_note(self, draw, alike, is_said):
+        history = [entry(number, "ab") for number in (1, 2)]
+        for past, state in zip(history, alike, strict=True):
+            past["bank"]["alike"] = state
+        page, text = draw(summary(history=history))
+        note = "Technical note: the spectral prototypes of all sites look alike, so retrieval adds nothing here."
+        assert (f"{note} The scores above remain valid." in page.text) == is_said
+        assert 'class="note severe"' not in text
+
+    def test_an_old_bank_is_drawn_as_it_was_measured(self, draw):
+        history = [entry(1, "ab")]
+        history[0]["bank"] = {"size": 4, "effective_rank": 1.2, "mean_cosine": 0.9, "by_site": {}, "by_modality": {}}
         page, _ = draw(summary(history=history))
-        assert "The bank collapsed: its effective rank was below 2 in round 1–2," in page.text
+        assert "Effective rank, not centred, now 1.200" in page.text
+        assert "Technical note" not in page.text
 
     def test_curves_say_their_last_values(self, draw):
         labels = [attrs["aria-label"] for tag, attrs in draw(summary())[0].tags if tag == "svg"]
         assert labels[0] == "Training loss over 3 rounds; last values: a 0.333, b 0.333"
-        assert labels[2] == "Validation dice, after local training over 3 rounds; last values: a 0.600, b 0.600"
+        assert labels[2] == "Validation Dice, after local training over 3 rounds; last values: a 0.600, b 0.600"
         assert len(labels) == 6  # three curves, three of the bank
 
 
@@ -235,8 +298,10 @@ class TestPage:
         history = [entry(1, ["a", HOSTILE]), {**entry(2, ["a"]), "missing": {HOSTILE: HOSTILE}}]
         history[0]["bank"] |= {"by_site": {HOSTILE: 1}, "by_modality": {HOSTILE: 1}}
         content = summary({HOSTILE: ((0.4, 0.7), (9.0, 5.0)), "a": ((0.8, 0.6), (4.0, 3.0))}, history=history)
-        for key in ("job", "task", "method", "status", "reason", "data", "init_hash", "data_source"):
+        for key in ("job", "task", "method", "status", "reason", "data", "init_hash", "data_source", "finished"):
             content[key] = HOSTILE
+        content["settings"] = {HOSTILE: {HOSTILE: HOSTILE}}
+        content["sites"][HOSTILE] |= {"name": HOSTILE, "split_by": HOSTILE, "units": {"dice": HOSTILE}}
         content["versions"] = {HOSTILE: HOSTILE}
         content["sites"][HOSTILE]["modalities"] = {HOSTILE: 1}
         content["aggregate"]["dice"]["worst_site"] = HOSTILE
@@ -244,7 +309,7 @@ class TestPage:
         assert "<script" not in text
         assert not any("onload" in attrs for _, attrs in page.tags)
         assert page.row(HOSTILE, "2") == [HOSTILE, "2", HOSTILE]
-        assert page.row("dice")[-1] == HOSTILE
+        assert page.row("Dice")[-1] == HOSTILE
 
     def test_every_picture_and_drawing_has_words(self, draw):
         page, _ = draw(summary(), {"a, case 1": PNG})
@@ -291,7 +356,7 @@ class TestEdges:
     @pytest.mark.parametrize("nothing", [None, math.nan, math.inf])
     def test_undefined_scores_are_dashes(self, draw, nothing):
         page, _ = draw(summary({"a": ((None, nothing), (nothing, 1.0)), "b": ((0.8, 0.6), (4.0, 3.0))}))
-        assert page.row("a", "1,200")[6:] == ["– → –n 4, 1 undefined", "– → 1.000n 4, 1 undefined, worst site"]
+        assert scores_of(page, "a") == ["– → –n 4, 1 undefined", "– → 1.000n 4, 1 undefined, worst site"]
 
     def test_a_mean_over_other_sites_than_before_says_so(self, draw):
         scores = {"a": ((0.4, None), (9.0, 5.0)), "b": ((0.8, 0.6), (4.0, 3.0))}
@@ -315,8 +380,8 @@ class TestEdges:
 
     def test_failed_after_rounds_keeps_their_curves(self, draw):
         page, _ = draw(summary(status="FAILED", reason="no site returned", sites={}, aggregate={}))
-        assert "Validation dice, after local training" in page.text
-        assert page.row("a", "–") == ["a", *["–"] * 5]
+        assert "Validation Dice, after local training" in page.text
+        assert page.row("a", "no test scores") == ["a", "no test scores", *["–"] * 6]
 
     def test_rounds_without_any_reply(self, draw):
         history = [entry(1, "", "ab"), entry(2, "", "ab")]
@@ -326,11 +391,16 @@ class TestEdges:
     def test_history_of_the_bare_contract(self, draw):
         """`before` in the history, `frozen` and `data` are ours; the contract does without them."""
         content = summary()
-        del content["data"], content["partition"]["frozen"]
+        for key in ("settings", "finished", "data"):
+            del content[key]
+        del content["partition"]["frozen"]
+        for site in content["sites"].values():
+            for key in ("name", "split_by", "statistics"):
+                site.pop(key, None)
         for past in content["history"]:
             for row in past["sites"].values():
                 row.pop("before", None)
-        assert "Mean dice, test 0.600 → 0.650" in draw(content)[0].text
+        assert "Mean Dice, test 0.600 → 0.650" in draw(content)[0].text
 
 
 class TestReport:

@@ -60,6 +60,8 @@ class TestDescribe:
             "num_refused": 0,
             "modalities": {"MR": 6},
             "source": "site",
+            "name": "tiny",
+            "split_by": "patient",
             "data": {
                 "labels": {"0": "background", "1": "ball"},
                 "dims": 3,
@@ -314,6 +316,27 @@ class TestEvaluate:
         for number in (1, 2, 3):
             site.reply(payload(site, number=number))
         assert [History(tmp_path / "state/tiny", when, keep=1).rounds() for when in ("before", "after")] == [[2], [2]]
+
+    @pytest.mark.parametrize(("validated", "round", "last"), [((0.9, 0.5), 1, False), ((0.5, 0.9), 1, True)])
+    def test_it_says_which_checkpoint_was_tested(self, tmp_path, monkeypatch, validated, round, last):
+        """One round and the additional training after it: the better one on validation is tested."""
+        site = open_site(tmp_path)
+        first, second = validated
+        scores = iter([first, first, second, second, 0.7, 0.7])
+        monkeypatch.setattr(site, "score", lambda *_: {"dice": Score(next(scores), 1)})
+        site.reply(payload(site, number=1))
+        told = site.reply(payload(site, "evaluate", 1)).statistics["checkpoints"]
+        expected = {"round": round, "last": last, "metric": "dice", "score": 0.9}
+        assert told == {"before": expected, "after": expected}
+
+    def test_the_name_of_the_data_leaves_as_one_short_line(self, tmp_path):
+        folder = write_site(tmp_path / "data")
+        record = json.loads((folder / "dataset.json").read_text())
+        record["training"][0].pop("patient")
+        (folder / "dataset.json").write_text(json.dumps(record | {"name": "polyps\n" + 99 * "x"}))
+        facts = open_site(tmp_path).reply(Payload("describe", 0, "run")).facts
+        assert facts["name"] == "polyps " + 73 * "x"
+        assert facts["split_by"] == "image"  # one item without a patient: nobody knows
 
     def test_pictures_stay_home_unless_the_data_are_synthetic(self, tmp_path):
         site = open_site(tmp_path)

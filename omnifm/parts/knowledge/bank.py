@@ -20,6 +20,8 @@ from omnifm.parts.knowledge.entries import Entry, removable
 from omnifm.parts.knowledge.records import BankRecord, BankSettings, Monitors
 from omnifm.parts.knowledge.retrieval import cosines, directions
 
+MIN_SPREAD = 1e-4
+"""Smallest spread of the vectors around their mean, as a share of their length, that is more than rounding."""
 COLUMNS = ("id", "round", "hits", "age")
 """Tensors of a saved bank beside `vectors`: one number per entry."""
 
@@ -191,6 +193,7 @@ class KnowledgeBank:
     def monitors(self) -> Monitors:
         """Numbers that show whether the bank is in use and diverse; reported after every round."""
         rank = effective_rank(self.vectors)
+        centred = self.vectors.double() - self.vectors.double().mean(dim=0)
         return {
             "size": len(self),
             "effective_rank": rank,
@@ -198,6 +201,9 @@ class KnowledgeBank:
             "by_site": dict(sorted(Counter(entry.site for entry in self.entries).items())),
             "by_modality": dict(sorted(Counter(entry.modality for entry in self.entries).items())),
             "collapsed": rank < 2,
+            "centred_rank": effective_rank(centred),
+            "centred_cosine": mean_cosine(centred),
+            "alike": len(self) > 1 and bool(centred.norm() <= MIN_SPREAD * self.vectors.double().norm()),
         }
 
     def state(self) -> tuple[dict[str, Tensor], BankRecord]:

@@ -39,4 +39,11 @@ class Monitors(TypedDict):
     by_site: dict[str, int]
     by_modality: dict[str, int]
     collapsed: bool
-    """Whether the effective rank is below 2: all vectors point almost the same way, and retrieval tells nothing."""
+    """Whether the effective rank is below 2: the vectors, not centred, point almost the same way.  Alignment does this,
+    and retrieval still works, because it compares centred vectors: `alike` tells whether it does."""
+    centred_rank: float
+    """As `effective_rank`, after subtracting the mean.  Two kinds of vectors have rank 1, three have at most rank 2."""
+    centred_cosine: float
+    """As `mean_cosine`, after subtracting the mean; without structure it is -1 / (M - 1)."""
+    alike: bool
+    """Whether the vectors are equal but for rounding, so that retrieval has nothing to tell them apart by."""

@@ -323,6 +323,25 @@ class TestMonitors:
         assert bank.monitors()["effective_rank"] == pytest.approx(1, abs=1e-4)
         assert bank.monitors()["mean_cosine"] == pytest.approx(1)
         assert bank.monitors()["collapsed"]
+        assert bank.monitors()["alike"]
+
+    def test_aligned_vectors_of_two_sites_are_not_alike(self):
+        """Cosine 0.9997, as alignment leaves them: centred, they are two directions, and retrieval tells them apart."""
+        bank = KnowledgeBank(2)
+        bank.insert(torch.tensor([[1.0, 0.012], [1.0, 0.012]]), "a", "", 0)
+        bank.insert(torch.tensor([[1.0, -0.012], [1.0, -0.012]]), "b", "", 0)
+        monitors = bank.monitors()
+        assert monitors["mean_cosine"] > 0.9997
+        assert monitors["collapsed"]
+        assert not monitors["alike"]
+        assert monitors["centred_rank"] == pytest.approx(1)
+        assert monitors["centred_cosine"] == pytest.approx(-1 / 3)  # 2 of 6 pairs agree, 4 are opposite
+
+    @pytest.mark.parametrize("size", [0, 1])
+    def test_fewer_than_two_vectors_are_not_alike(self, size):
+        bank = KnowledgeBank(4)
+        bank.insert(vectors(size), "a", "", 0)
+        assert not bank.monitors()["alike"]
 
     @pytest.mark.parametrize("rows", [torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(3, 4)])
     def test_rank_is_at_least_one(self, rows: torch.Tensor):
