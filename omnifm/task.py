@@ -15,7 +15,9 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from omnifm.data.prediction import Prediction
+from omnifm.metrics.intervals import mean_interval
 from omnifm.records import Json
+from omnifm.statistics import Statistics
 from omnifm.update import Score
 
 Batch = Json
@@ -140,13 +142,31 @@ class Task(ABC):
         """Return the metrics of one prepared case; None where a metric is undefined."""
 
     def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterable[Mapping[str, float | None]]:
-        """Return the `score` of every case.  A task with small cases of one size may predict several at once."""
+        """Return the `score` of every case.  A task with small cases of one size may predict several at once.
+
+        A row may hold more than the metrics, for `details`.  If the rows are in another order than the cases, each says
+        its case's `position`, from 0.
+        """
         return (self.score(forward, case) for case in cases)
 
     def summarise(self, scores: Iterable[Mapping[str, float | None]]) -> dict[str, Score]:
         """Average each metric over the cases that define it, and count these cases and the others."""
         rows = list(scores)
         return {name: _mean([row[name] for row in rows]) for name in self.metrics}
+
+    def intervals(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+        """Return the 95 % bootstrap interval over cases of each metric that has one, as [low, high]."""
+        found = {name: mean_interval([row[name] for row in scores]) for name in self.metrics}
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+    def details(self, scores: Sequence[Mapping[str, float | None]]) -> Statistics:
+        """Return what the report of the test cases says beside the metrics; what is too small stays at the site."""
+        return {}
+
+    def case_score(self, row: Mapping[str, float | None]) -> tuple[str, float | None]:
+        """Return name and value of the score by which a report orders cases: the first metric."""
+        name = next(iter(self.metrics))
+        return name, row[name]
 
     @abstractmethod
     def picture(self, forward: Forward, case: Batch) -> np.ndarray:

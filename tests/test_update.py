@@ -47,6 +47,7 @@ class TestUpdate:
             "after",
             "seconds",
             "pictures",
+            "statistics",
         }
 
     def test_refuses_another_version(self):

@@ -12,7 +12,8 @@ from typing import cast
 
 import numpy as np
 
-from omnifm.records import Aggregate, Facts, Json, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
+from omnifm.records import Aggregate, Facts, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
+from omnifm.report.metric_names import units
 from omnifm.report.run import write_report
 from omnifm.state import write_atomic
 from omnifm.statistics import Statistics
@@ -137,16 +138,6 @@ def site_record(facts: Facts, update: Update) -> SiteRecord:
     if "split_by" in facts:
         record["split_by"] = facts["split_by"]
     return record
-
-
-def units(data: Json, metrics: Iterable[str]) -> dict[str, str]:
-    """Unit of the metrics that are named in mm and are in pixels, because the site's pictures do not say their spacing.
-
-    >>> units({"dims": 2, "spacing_mm": [1.0, 1.0, 1.0]}, ["dice", "hd95_mm"])
-    {'hd95_mm': 'pixels'}
-    """
-    unknown = data.get("dims") == 2 and data.get("spacing_mm") == [1.0, 1.0, 1.0]
-    return {name: "pixels" for name in metrics if unknown and name.endswith("_mm")}
 
 
 def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Aggregate]:

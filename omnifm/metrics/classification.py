@@ -32,18 +32,30 @@ def class_scores(probabilities: Float[np.ndarray, "n k"], truth: Int[np.ndarray,
     num_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     confusion = np.bincount(truth * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, -1)
-    num_right = confusion.diagonal()
-    num_true = confusion.sum(axis=1)
-    num_predicted = confusion.sum(axis=0)
-    occurs = num_true > 0
-    occurs_or_predicted = num_true + num_predicted > 0
-    f1 = 2 * num_right[occurs_or_predicted] / (num_true + num_predicted)[occurs_or_predicted]
     return {
-        "accuracy": float(num_right.sum() / len(truth)),
-        "balanced_accuracy": float((num_right[occurs] / num_true[occurs]).mean()),
-        "macro_f1": float(f1.mean()),
+        "accuracy": float(confusion.diagonal().sum() / len(truth)),
+        "balanced_accuracy": float(balanced_accuracy(confusion)),
+        "macro_f1": float(macro_f1(confusion)),
         "auroc": _auroc(probabilities, truth),
     }
+
+
+def balanced_accuracy(confusion: Int[np.ndarray, "*r k k"]) -> Float[np.ndarray, "*r"]:
+    """Mean recall over the classes that occur, of each confusion matrix (rows: true classes)."""
+    num_right = confusion.diagonal(axis1=-2, axis2=-1)
+    return _mean_share(num_right, confusion.sum(axis=-1))
+
+
+def macro_f1(confusion: Int[np.ndarray, "*r k k"]) -> Float[np.ndarray, "*r"]:
+    """Mean F1 over the classes that occur or are predicted, of each confusion matrix (rows: true classes)."""
+    num_right = confusion.diagonal(axis1=-2, axis2=-1)
+    return _mean_share(2 * num_right, confusion.sum(axis=-1) + confusion.sum(axis=-2))
+
+
+def _mean_share(part: Int[np.ndarray, "*r k"], whole: Int[np.ndarray, "*r k"]) -> Float[np.ndarray, "*r"]:
+    """Mean of part / whole over the classes whose whole is not zero."""
+    occurs = whole > 0
+    return np.mean(part / np.where(occurs, whole, 1), axis=-1, where=occurs)
 
 
 def _auroc(probabilities: np.ndarray, truth: np.ndarray) -> float | None:

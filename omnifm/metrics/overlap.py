@@ -5,6 +5,8 @@ Letters: x y z voxel axes (z = 1 for a picture).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -41,7 +43,21 @@ def overlap(
     >>> scores["dice"], round(scores["iou"], 4), scores["hd95_mm"]
     (0.5, 0.3333, 2.0)
     """
-    rows = [_scores_of_class(prediction == c, truth == c, spacing_mm) for c in range(1, num_classes)]
+    return average(overlap_by_class(prediction, truth, num_classes, spacing_mm))
+
+
+def overlap_by_class(
+    prediction: Int[np.ndarray, "x y z"],
+    truth: Int[np.ndarray, "x y z"],
+    num_classes: int,
+    spacing_mm: tuple[float, float, float],
+) -> list[dict[str, float | None]]:
+    """The scores of `overlap` for each foreground class, 1 to num_classes - 1; the arguments are the same."""
+    return [_scores_of_class(prediction == c, truth == c, spacing_mm) for c in range(1, num_classes)]
+
+
+def average(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each score over the classes that define it."""
     return {name: _mean([row[name] for row in rows]) for name in ("dice", "iou", "hd95_mm")}
 
 

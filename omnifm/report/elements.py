@@ -86,6 +86,7 @@ class ScoreCell:
         notes: number of cases and the like, in words.
         is_worst: whether no other site has a worse score.
         others: one line for each trivial rival.
+        interval: 95 % interval of the score after local training; empty if unknown.
     """
 
     kind: ClassVar[str] = "score"
@@ -96,6 +97,7 @@ class ScoreCell:
     notes: str
     is_worst: bool
     others: Sequence[str]
+    interval: str = ""
 
 
 Cell = str | Bar | Strong | Code | Stacked | ScoreCell

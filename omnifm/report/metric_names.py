@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from omnifm.records import SiteRecord
+from omnifm.records import Json, SiteRecord
 
 NAMES = {
     "dice": "Dice",
@@ -42,3 +42,13 @@ def common_unit(metric: str, sites: Iterable[SiteRecord]) -> str | None:
     units = {site.get("units", {}).get(metric) for site in sites}
     named = sorted(unit for unit in units if unit)
     return None if not named else " or ".join([*named, "mm"] if None in units else named)
+
+
+def units(data: Json, metrics: Iterable[str]) -> dict[str, str]:
+    """Unit of the metrics that are named in mm and are in pixels, because the site's pictures do not say their spacing.
+
+    >>> units({"dims": 2, "spacing_mm": [1.0, 1.0, 1.0]}, ["dice", "hd95_mm"])
+    {'hd95_mm': 'pixels'}
+    """
+    unknown = data.get("dims") == 2 and data.get("spacing_mm") == [1.0, 1.0, 1.0]
+    return {name: "pixels" for name in metrics if unknown and name.endswith("_mm")}

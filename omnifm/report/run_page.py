@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omnifm.records import RoundEntry, SiteRecord, SiteRound, Summary
 from omnifm.report.bank import Bank, bank_panel
+from omnifm.report.classes import ClassPanel, class_panel, small_classes_note
 from omnifm.report.elements import Card, Cell, Code, Key, Note, Picture, Table, in_natural_order, legend
 from omnifm.report.metric_names import common_unit, metric_name
 from omnifm.report.numbers import NONE, Score, defined, duration, natural, number, ranges, size
@@ -22,6 +23,9 @@ from omnifm.report.scores import (
     site_names,
     site_table,
 )
+
+MAX_PANELS = 12
+"""Largest number of sites whose classes the page shows; summary.json holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class RunPage:
     scores: Table | None
     across_sites: Table | None
     checkpoints: Table | None
+    panels: Sequence[ClassPanel]
+    small_classes: str
     bank: Bank | None
     missing: Table | None
     pictures: Sequence[Picture]
@@ -82,6 +88,8 @@ def run_page(summary: Summary, pictures: Mapping[str, bytes]) -> RunPage:
         scores=score_table(summary),
         across_sites=across_sites(summary),
         checkpoints=checkpoint_table(summary["sites"]),
+        panels=_panels(summary),
+        small_classes=small_classes_note(),
         bank=bank_panel(history),
         missing=_missing(history),
         pictures=in_natural_order(pictures),
@@ -166,6 +174,12 @@ def _training(summary: Summary) -> Training | None:
                 plot(f"Validation {words}, after local training", rounds, trained, limits),
             ]
     return Training(legend(sites), plots)
+
+
+def _panels(summary: Summary) -> list[ClassPanel]:
+    sites = summary["sites"]
+    panels = [class_panel(name, sites[name].get("statistics", {})) for name in site_names(summary) if name in sites]
+    return [panel for panel in panels if not panel.is_empty][:MAX_PANELS]
 
 
 # Replies.

@@ -9,7 +9,7 @@ from omnifm.records import MetricRecord, SiteRecord, Summary
 from omnifm.report.elements import Cell, Note, ScoreCell, Table
 from omnifm.report.metric_names import common_unit, metric_name
 from omnifm.report.numbers import NONE, defined, natural, number
-from omnifm.statistics import Checkpoint, Moment
+from omnifm.statistics import Checkpoint, Moment, Statistics
 
 COUNTED = ("train", "validation", "test", "refused")
 """Counts of cases, in the order of the columns."""
@@ -141,7 +141,14 @@ def _score(summary: Summary, site: str, metric: str, others: Mapping[str, str]) 
         notes=f"n {score['support']:,}{undefined}",
         is_worst=overall is not None and overall["worst_site"] == site and len(summary["sites"]) > 1,
         others=[f"{name} {number(scores[key]['after'])}" for name, key in others.items() if key in scores],
+        interval=interval_words(summary["sites"][site].get("statistics", {}), "after", metric),
     )
+
+
+def interval_words(statistics: Statistics, moment: Moment, metric: str) -> str:
+    """The 95 % interval of a metric in brackets; empty if there is none."""
+    ends = statistics.get("intervals", {}).get(moment, {}).get(metric)
+    return f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
 
 
 def _change(summary: Summary, metric: str, score: MetricRecord) -> tuple[str, str]:

@@ -1,8 +1,10 @@
-"""Pictures of a few test cases beside their predictions, for the site's own staff."""
+"""Pictures of a few test cases beside their predictions, the worst among them, for the site's own staff."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,29 +12,70 @@ from monai.data import Dataset
 from PIL import Image
 
 from omnifm.method import Tensors
+from omnifm.report.metric_names import metric_name
 from omnifm.state import write_atomic
 from omnifm.task import Forward, Task
 
-NUM_PICTURES = 3
+SHOWN = 256
+"""Smallest side of a picture in pixels; a smaller one is enlarged by a whole number, so that its pixels stay seen."""
 
 
-def draw_cases(task: Task, forward: Forward, cases: Dataset, folder: Path) -> Tensors:
-    """Write `prediction-1.png`, `prediction-2.png`, ... into the site's state folder.
+def draw_cases(
+    task: Task, forward: Forward, cases: Dataset, rows: Sequence[Mapping[str, float | None]], folder: Path
+) -> dict[str, bytes]:
+    """Write `prediction-1.png`, `prediction-2.png`, ... into the site's state folder, the worst case first.
 
     Args:
         forward: the model's prediction of a batch.
-        cases: prepared test cases; the first three are drawn.
+        cases: prepared test cases.
+        rows: their scores, from `task.scores`.
+        folder: the job's folder in the site's state folder.
 
     Returns:
-        The bytes of each PNG file (uint8, one dimension) by caption.  They show cases, so only a site on synthetic
-        demo data may send them.
+        PNG files by caption, which says the case's rank and score.  They show cases, so only a site on synthetic demo
+        data may send them.
     """
-    drawn: Tensors = {}
-    for number, case in zip(range(1, NUM_PICTURES + 1), cases, strict=False):
+    drawn: dict[str, bytes] = {}
+    for file in folder.glob("prediction-*.png"):  # an earlier run may have drawn more
+        file.unlink()
+    for number, (position, words) in enumerate(chosen(task, rows), start=1):
         with torch.no_grad():
-            pixels = task.picture(forward, case)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        write_atomic(folder / f"prediction-{number}.png", buffer.getvalue())
-        drawn[f"test case {number}"] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+            pixels = task.picture(forward, cases[position])
+        drawn[words] = _png(Image.fromarray(pixels))
+        write_atomic(folder / f"prediction-{number}.png", drawn[words])
     return drawn
+
+
+def chosen(task: Task, rows: Sequence[Mapping[str, float | None]]) -> list[tuple[int, str]]:
+    """Position and caption of the cases that are drawn: the worst two, the middle one and the best, worst first.
+
+    Cases whose score is undefined come last.
+    """
+    sign = 1 if next(iter(task.metrics.values())) else -1
+    scored = [(task.case_score(row), int(row.get("position", index) or 0)) for index, row in enumerate(rows)]
+    scored.sort(key=lambda one: math.inf if one[0][1] is None else sign * one[0][1])
+    size = len(scored)
+    return [
+        (scored[rank][1], _caption(*scored[rank][0], rank, size))
+        for rank in sorted({0, 1, size // 2, size - 1})
+        if 0 <= rank < size
+    ]
+
+
+def as_tensors(pictures: Mapping[str, bytes]) -> Tensors:
+    """PNG files as tensors (uint8, one dimension), as `Update` carries them."""
+    return {words: torch.frombuffer(bytearray(png), dtype=torch.uint8) for words, png in pictures.items()}
+
+
+def _caption(name: str, value: float | None, rank: int, size: int) -> str:
+    place = {0: ", the worst", size - 1: ", the best"}.get(rank, "") if size > 1 else ""
+    score = "undefined" if value is None else f"{value:.3f}"
+    return f"test case {rank + 1} of {size}{place}: {metric_name(name)} {score}"
+
+
+def _png(picture: Image.Image) -> bytes:
+    factor = math.ceil(SHOWN / min(picture.size))
+    buffer = io.BytesIO()
+    larger = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    larger.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -22,11 +22,12 @@ from omnifm.plugins import load_method, load_task
 from omnifm.records import MAX_DATA_NAME, Json
 from omnifm.site.device import device_named, to_device
 from omnifm.site.loader import Loader, check_data
+from omnifm.site.own_page import Tested, write_site_page
 from omnifm.site.personal import PersonalState
-from omnifm.site.pictures import draw_cases
+from omnifm.site.pictures import as_tensors, draw_cases
 from omnifm.site.training import make_optimizer, refuse_divergence, seed_everything
 from omnifm.state import locked
-from omnifm.statistics import Statistics
+from omnifm.statistics import Statistics, for_server
 from omnifm.task import Backbone, Batch, Forward
 from omnifm.update import Payload, Score, Update, clean, under
 
@@ -181,11 +182,20 @@ class Site:
         refuse_divergence(local)
         self.personal.keep_best("after", payload, local, local.validate())
         received = self.personal.load_best("before", local)
-        before = self.score(local.model, self._on_device(received.extra), "test")
+        rows_before = self._rows(local.model, self._on_device(received.extra), "test")
         trained = self.personal.load_best("after", local)
         extra = self._on_device(trained.extra)
-        after = self.score(local.model, extra, "test")
-        statistics: Statistics = {"checkpoints": {"before": received.chosen, "after": trained.chosen}}
+        rows = self._rows(local.model, extra, "test")
+        before, after = self.task.summarise(rows_before), self.task.summarise(rows)
+        whole: Statistics = {
+            "checkpoints": {"before": received.chosen, "after": trained.chosen},
+            "intervals": {"before": self.task.intervals(rows_before), "after": self.task.intervals(rows)},
+            **self.task.details(rows),
+        }
+        drawn = draw_cases(self.task, self._forward(local.model, extra), self.loader.cases("test"), rows, self.folder)
+        facts = self.task.facts(self.case_facts, self.datalist.labels)
+        tested = Tested(self.name, self.experiment, self.datalist.name, facts, before, after, whole)
+        write_site_page(tested, list(self.task.metrics), drawn, self.folder)
         return Update(
             self.name,
             "evaluate",
@@ -196,8 +206,8 @@ class Site:
             train_loss=loss,
             before=before,
             after=after,
-            pictures=self._pictures(local.model, extra),
-            statistics=dict(statistics),
+            pictures=as_tensors(drawn) if self.datalist.source == "demo" else {},
+            statistics=dict(for_server(whole)),
         )
 
     # What the stages, and the benchmarks, are made of.
@@ -251,9 +261,13 @@ class Site:
 
     def score(self, model: Model, extra: Tensors, split: str) -> Scores:
         """The task's metrics over the cases of a split; `extra` holds the method's own tensors on the device."""
+        return self.task.summarise(self._rows(model, extra, split))
+
+    def _rows(self, model: Model, extra: Tensors, split: str) -> list[Mapping[str, float | None]]:
+        """The scores of each case of a split."""
         model.eval()
         with torch.no_grad():
-            return self.task.summarise(self.task.scores(self._forward(model, extra), iter(self.loader.cases(split))))
+            return list(self.task.scores(self._forward(model, extra), iter(self.loader.cases(split))))
 
     def _train_model(self, local: LocalRound) -> float:
         started = time.monotonic()
@@ -261,12 +275,6 @@ class Site:
         if self.on_trained is not None:
             self.on_trained(time.monotonic() - started)
         return loss
-
-    def _pictures(self, model: Model, extra: Tensors) -> Tensors:
-        """Draw test cases for the site's own staff; only pictures of synthetic data are returned."""
-        model.eval()
-        drawn = draw_cases(self.task, self._forward(model, extra), self.loader.cases("test"), self.folder)
-        return drawn if self.datalist.source == "demo" else {}
 
     def _forward(self, model: Model, extra: Tensors) -> Forward:
         def forward(batch: Batch) -> Tensor:

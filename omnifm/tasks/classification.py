@@ -36,7 +36,10 @@ from omnifm.config import STRICT
 from omnifm.data.prediction import Classes
 from omnifm.data.volume import RefusedImage, read_volume
 from omnifm.metrics.classification import class_scores
+from omnifm.metrics.intervals import class_intervals
+from omnifm.metrics.per_class import class_details
 from omnifm.records import Json
+from omnifm.statistics import Statistics
 from omnifm.task import Backbone, Batch, Forward, Task
 from omnifm.tasks._augment import random_intensities
 from omnifm.tasks._dimensions import check_fits_model, dims_of_cases, dims_of_sites, resized
@@ -49,7 +52,7 @@ MAX_SIDE = {2: 224, 3: 96}
 """Number of dimensions -> largest side that `image_size: auto` chooses."""
 SMALL_SIDE = 64
 """Images up to this side get a network that keeps their resolution in its first layers."""
-SHOWN_SIDE = 224
+SHOWN_SIDE = 256
 """Side of a picture in the site's report, pixels."""
 MAX_TOGETHER = 2**20
 """Largest number of pixels or voxels that are predicted at once."""
@@ -226,13 +229,31 @@ class Classification(Task):
         rows = list(scores)
         if not rows:
             return {name: Score(None, 0) for name in self.metrics}
-        table = np.array([[row["label"], *(row[number] for number in self.spec["labels"])] for row in rows], float)
-        truth = table[:, 0].astype(np.int64)
-        means = class_scores(table[:, 1:], truth) | self._majority_scores(truth)
+        probabilities, truth = self._table(rows)
+        means = class_scores(probabilities, truth) | self._majority_scores(truth)
         # Only in the site's own log, because small counts per class could reveal something about patients.
         logger.info("%d cases scored; by class: %s", len(rows), dict(enumerate(np.bincount(truth).tolist())))
         undefined = Score(None, 0, len(rows))
         return {name: undefined if means[name] is None else Score(means[name], len(rows)) for name in self.metrics}
+
+    def intervals(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+        """Intervals of accuracy, balanced accuracy and macro F1."""
+        return class_intervals(*self._table(scores)) if scores else {}
+
+    def details(self, scores: Sequence[Mapping[str, float | None]]) -> Statistics:
+        """Sensitivity and specificity of each class, the confusion matrix, and the reliability diagram."""
+        return class_details(*self._table(scores), list(self.spec["labels"].values())) if scores else {}
+
+    def case_score(self, row: Mapping[str, float | None]) -> tuple[str, float | None]:
+        """The probability of the true class."""
+        return "probability of the true class", row[str(int(row["label"] or 0))]
+
+    def _table(
+        self, scores: Sequence[Mapping[str, float | None]]
+    ) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
+        """Probabilities and true classes of the scored cases."""
+        table = np.array([[row["label"], *(row[number] for number in self.spec["labels"])] for row in scores], float)
+        return table[:, 1:], table[:, 0].astype(np.int64)
 
     def _majority_scores(self, truth: Int[np.ndarray, " n"]) -> dict[str, float | None]:
         """Scores of the baseline that always predicts the most frequent training class."""

@@ -37,8 +37,10 @@ from omnifm.backbones.unet import UNetBackbone
 from omnifm.config import STRICT, Count, Positive
 from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
-from omnifm.metrics.overlap import overlap
+from omnifm.metrics.lesions import lesions
+from omnifm.metrics.overlap import average, overlap_by_class
 from omnifm.records import Json
+from omnifm.statistics import MAX_CLASSES, Statistics
 from omnifm.task import Backbone, Batch, Forward, Task
 from omnifm.tasks._augment import random_intensities
 from omnifm.tasks._dimensions import check_fits_model, dims_of_cases, dims_of_sites, resized
@@ -217,10 +219,29 @@ class Segmentation(Task):
 
     # Evaluation.
     def score(self, forward: Forward, case: Batch) -> dict[str, float | None]:
-        """Dice, IoU and HD95 on the case's own grid; see `metrics.overlap`."""
+        """Dice, IoU and HD95 on the case's own grid, see `metrics.overlap`.
+
+        For `details` also the Dice of each label (`label 1` for the first after background), the number of lesions, and
+        how many of them were missed.
+        """
         x, y, z = (float(side) for side in case["spacing_mm"])
-        predicted = self.predict(forward, case)
-        return overlap(predicted, case["native_label"].astype(np.int64), len(self.spec["labels"]), (x, y, z))
+        predicted, truth = self.predict(forward, case), case["native_label"].astype(np.int64)
+        rows = overlap_by_class(predicted, truth, len(self.spec["labels"]), (x, y, z))
+        found = lesions(predicted, truth)
+        by_label = {f"label {number}": row["dice"] for number, row in enumerate(rows, start=1)}
+        return average(rows) | by_label | {"lesions": float(found.total), "missed": float(found.missed)}
+
+    def details(self, scores: Sequence[Mapping[str, float | None]]) -> Statistics:
+        """Dice of each label over the cases that have it or are given it, and the missed lesions."""
+        names = [name for _, name in sorted(self.spec["labels"].items(), key=lambda pair: int(pair[0]))]
+        classes: dict[str, dict[str, float | None]] = {}
+        for number, name in enumerate(names[1:], start=1):
+            dice = [value for row in scores if (value := row[f"label {number}"]) is not None]
+            classes[name] = {"cases": len(dice), "dice": float(np.mean(dice)) if dice else None}
+        totals = [int(row["lesions"] or 0) for row in scores]
+        missed = sum(int(row["missed"] or 0) for row in scores)
+        found: Statistics = {"lesions": {"cases": np.count_nonzero(totals), "total": sum(totals), "missed": missed}}
+        return found | {"classes": classes} if len(classes) <= MAX_CLASSES else found
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:
         """Class numbers (x y z) on the case's own grid."""

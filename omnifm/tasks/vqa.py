@@ -233,21 +233,22 @@ class VQA(Task):
 
     def scores(self, forward: Forward, cases: Iterable[Batch]) -> Iterator[dict[str, float | None]]:
         """`score` of every case; cases with prompts of equal length are answered together, without padding."""
-        groups: dict[int, list[Batch]] = {}
-        for case in cases:
+        groups: dict[int, list[tuple[int, Batch]]] = {}
+        for position, case in enumerate(cases):
             group = groups.setdefault(len(case["prompt"]), [])
-            group.append(case)
+            group.append((position, case))
             if len(group) == MAX_TOGETHER:
                 yield from self._scored(forward, groups.pop(len(case["prompt"])))
         for group in groups.values():
             yield from self._scored(forward, group)
 
-    def _scored(self, forward: Forward, cases: Sequence[Batch]) -> Iterator[dict[str, float | None]]:
+    def _scored(self, forward: Forward, placed: Sequence[tuple[int, Batch]]) -> Iterator[dict[str, float | None]]:
+        cases = [case for _, case in placed]
         pictures = torch.stack([case["image"] for case in cases])
         prompts = torch.stack([case["prompt"] for case in cases])
         answers = self._answers(forward, torch.cat([pictures, torch.zeros_like(pictures)]), prompts.repeat(2, 1))
         with_picture, with_blank = answers[: len(cases)], answers[len(cases) :]
-        for case, answer, blind_answer in zip(cases, with_picture, with_blank, strict=True):
+        for (position, case), answer, blind_answer in zip(placed, with_picture, with_blank, strict=True):
             truth = case["answer"]
             closed = case["answer_type"] == "CLOSED"
             row = answer_scores(answer, truth, closed=closed)
@@ -256,6 +257,7 @@ class VQA(Task):
                 frequent = self.prior.answer(case["question_type"])
                 row["accuracy_prior"] = answer_scores(frequent, truth, closed=closed)["accuracy"]
             row["accuracy_question_only"] = answer_scores(blind_answer, truth, closed=closed)["accuracy"]
+            row["position"] = float(position)
             yield row
 
     def predict(self, forward: Forward, case: Batch) -> str:

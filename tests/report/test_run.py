@@ -309,7 +309,7 @@ class TestPage:
         assert "<script" not in text
         assert not any("onload" in attrs for _, attrs in page.tags)
         assert page.row(HOSTILE, "2") == [HOSTILE, "2", HOSTILE]
-        assert page.row("Dice")[-1] == HOSTILE
+        assert page.row(f"Dice ({HOSTILE} or mm)")[-1] == HOSTILE
 
     def test_every_picture_and_drawing_has_words(self, draw):
         page, _ = draw(summary(), {"a, case 1": PNG})

@@ -249,9 +249,13 @@ class TestScore:
         for number, one in enumerate(cases):
             one["image"] = one["image"] + number
             one["answer"] = task.predict(forward, one) if number % 3 else "no such answer"
-        alone = sorted(json.dumps(task.score(forward, one)) for one in cases)
+        each = [task.score(forward, one) for one in cases]
+        assert {row.pop("position") for row in each} == {0.0}
+        alone = sorted(json.dumps(row) for row in each)
         sizes.clear()
-        assert sorted(map(json.dumps, task.scores(forward, iter(cases)))) == alone
+        together = list(task.scores(forward, iter(cases)))
+        assert sorted(row.pop("position") for row in together) == list(range(40))
+        assert sorted(map(json.dumps, together)) == alone
         assert sizes == [32, 32, 8, 8]
 
     def test_without_training_answers_the_prior_is_undefined(self):
