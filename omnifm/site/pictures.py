@@ -68,7 +68,7 @@ def as_tensors(pictures: Mapping[str, bytes]) -> Tensors:
 
 
 def _caption(name: str, value: float | None, rank: int, size: int) -> str:
-    place = {0: ", the worst", size - 1: ", the best"}.get(rank, "") if size > 1 else ""
+    place = {0: ", the worst", size - 1: ", the best"}.get(rank, "") if size > 1 and value is not None else ""
     score = "undefined" if value is None else f"{value:.3f}"
     return f"test case {rank + 1} of {size}{place}: {metric_name(name)} {score}"
 

@@ -343,7 +343,30 @@ class TestEvaluate:
         assert site.reply(payload(site, "evaluate", 1)).pictures == {}
         assert (tmp_path / "state/tiny/prediction-1.png").stat().st_size > 100
         demo = open_site(tmp_path, source="demo")
-        assert list(demo.reply(payload(demo, "evaluate", 1)).pictures) == ["test case 1"]
+        (caption,) = demo.reply(payload(demo, "evaluate", 1)).pictures
+        assert caption.startswith("test case 1 of 1: Dice 0.")
+
+    def test_the_site_has_a_page_of_its_own(self, tmp_path):
+        site = open_site(tmp_path)
+        site.reply(payload(site, "evaluate", 1))
+        page = tmp_path / "state/tiny/site-report.html"
+        assert stat.S_IMODE(page.stat().st_mode) == 0o600
+        assert b"test case 1 of 1: Dice" in page.read_bytes()
+        assert not words_of(page.read_text()) & {"p0", "p5"}  # no patient
+
+    def test_a_page_that_cannot_be_drawn_does_not_fail_the_run(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr("omnifm.site.own_page.site_page", lambda *_: 1 / 0)
+        site = open_site(tmp_path)
+        assert site.reply(payload(site, "evaluate", 1)).after["dice"].support == 1
+        assert "site-report.html could not be written (ZeroDivisionError)" in caplog.text
+
+    def test_what_rests_on_few_cases_stays_home(self, tmp_path):
+        """One test case: no interval, no label, no lesion leaves; the site's own page says them."""
+        site = open_site(tmp_path)
+        sent = site.reply(payload(site, "evaluate", 1)).statistics
+        assert sorted(sent) == ["checkpoints", "classes", "intervals"]
+        assert (sent["classes"], sent["intervals"]) == ({}, {"before": {}, "after": {}})
+        assert "of 1 lesion missed, in 1 case." in (tmp_path / "state/tiny/site-report.html").read_text()
 
     def test_an_empty_validation_split_keeps_the_last(self, tmp_path):
         folder = write_site(tmp_path / "data")
