@@ -135,6 +135,10 @@ class Summary(TypedDict):
     data_source: str
     sites: dict[str, SiteRecord]
     aggregate: dict[str, Aggregate]
+    higher_is_better: NotRequired[dict[str, bool]]
+    """By metric of the task."""
+    reference: NotRequired[dict[str, dict[str, dict[str, float | None]]]]
+    """Test score after local training by method, site and metric, of runs that differ in nothing but the method."""
     absent: NotRequired[dict[str, str]]
     capped: NotRequired[dict[str, int]]
     history: list[RoundEntry]

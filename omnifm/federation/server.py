@@ -115,6 +115,22 @@ class Federation:
             self._checkpoint(complete=True)
         return summary
 
+    def add_reference(self, summary: Summary, method: str, other: Summary) -> Summary:
+        """Write the scores of another method's run into the summary and the page of this run.
+
+        Args:
+            summary: of this run.
+            method: name of the other method.
+            other: its summary; data, splits, seed and budget must be those of this run.
+        """
+        scores = {
+            site: {metric: score["after"] for metric, score in record["metrics"].items()}
+            for site, record in other["sites"].items()
+        }
+        whole: Summary = {**summary, "reference": {**summary.get("reference", {}), method: scores}}
+        self.journal.finish(whole, pictures(self.results.values()), draw_report=self.draw_report)
+        return whole
+
     # Before round 1.
     def _begin(self) -> None:
         """Let every site describe its data, then build the model or restore it from the checkpoint of this run."""
@@ -314,6 +330,7 @@ class Federation:
             "data_source": "demo" if demo else "site",
             "sites": {site: site_record(facts[site], update) for site, update in sorted(self.results.items())},
             "aggregate": aggregate(self.task.metrics, self.results),
+            "higher_is_better": dict(self.task.metrics),
             "absent": self.roster.absent,
             "capped": self._capped(facts),
             "history": self.journal.history,

@@ -9,6 +9,7 @@ from omnifm.records import RoundEntry, SiteRecord, SiteRound, Summary
 from omnifm.report.bank import Bank, bank_panel
 from omnifm.report.classes import ClassPanel, class_panel, small_classes_note
 from omnifm.report.elements import Card, Cell, Code, Key, Note, Picture, Table, in_natural_order, legend
+from omnifm.report.joining import Joining, joining
 from omnifm.report.metric_names import common_unit, metric_name
 from omnifm.report.numbers import NONE, Score, defined, duration, natural, number, ranges, size
 from omnifm.report.plots import Plot, plot
@@ -53,6 +54,7 @@ class RunPage:
     scores: Table | None
     across_sites: Table | None
     checkpoints: Table | None
+    joining: Joining | None
     panels: Sequence[ClassPanel]
     small_classes: str
     bank: Bank | None
@@ -88,6 +90,7 @@ def run_page(summary: Summary, pictures: Mapping[str, bytes]) -> RunPage:
         scores=score_table(summary),
         across_sites=across_sites(summary),
         checkpoints=checkpoint_table(summary["sites"]),
+        joining=joining(summary, _first_metric(summary)),
         panels=_panels(summary),
         small_classes=small_classes_note(),
         bank=bank_panel(history),

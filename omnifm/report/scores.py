@@ -156,11 +156,19 @@ def _change(summary: Summary, metric: str, score: MetricRecord) -> tuple[str, st
     before, after = score["before"], score["after"]
     if not defined(before) or not defined(after):
         return "", ""
-    # The summary does not say whether a higher score is better.  The worst site tells: it is below the mean if so.
-    overall = summary["aggregate"].get(metric)
-    sign = overall["mean"] - overall["worst"] if overall else 0
-    gain = (after - before) * sign
+    gain = (after - before) * sign(summary, metric)
     direction = ""
     if gain:
         direction = "up" if gain > 0 else "down"
     return f"{after - before:+.3f}", direction
+
+
+def sign(summary: Summary, metric: str) -> float:
+    """Positive if higher is better, negative if lower is; 0 if unknown.
+
+    An old summary does not say it.  Its worst site tells: it is below the mean if higher is better.
+    """
+    if metric in (known := summary.get("higher_is_better", {})):
+        return 1 if known[metric] else -1
+    overall = summary["aggregate"].get(metric)
+    return overall["mean"] - overall["worst"] if overall else 0
