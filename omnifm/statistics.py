@@ -89,7 +89,7 @@ class Statistics(TypedDict, total=False):
     checkpoints: dict[Moment, Checkpoint]
     intervals: dict[Moment, dict[Name, Interval]]
     """95 % bootstrap interval over cases, by metric."""
-    classes: dict[Name, dict[Name, float | None]]
+    classes: dict[Name, dict[Name, int | float | None]]
     """By class or label: `cases` that have it, and its scores after local training."""
     confusion: Confusion
     reliability: Reliability
@@ -144,7 +144,7 @@ def for_server(whole: Statistics) -> Statistics:
     return kept
 
 
-def _too_small(classes: Mapping[str, Mapping[str, float | None]]) -> set[str]:
+def _too_small(classes: Mapping[str, Mapping[str, int | float | None]]) -> set[str]:
     """Classes whose numbers stay at the site."""
     sizes = {name: row["cases"] or 0 for name, row in classes.items()}
     occurring = sorted((name for name in sizes if sizes[name]), key=lambda name: sizes[name])

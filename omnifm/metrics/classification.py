@@ -55,7 +55,7 @@ def macro_f1(confusion: Int[np.ndarray, "*r k k"]) -> Float[np.ndarray, "*r"]:
 def _mean_share(part: Int[np.ndarray, "*r k"], whole: Int[np.ndarray, "*r k"]) -> Float[np.ndarray, "*r"]:
     """Mean of part / whole over the classes whose whole is not zero."""
     occurs = whole > 0
-    return np.mean(part / np.where(occurs, whole, 1), axis=-1, where=occurs)
+    return np.asarray(np.mean(part / np.where(occurs, whole, 1), axis=-1, where=occurs))
 
 
 def _auroc(probabilities: np.ndarray, truth: np.ndarray) -> float | None:

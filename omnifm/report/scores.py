@@ -163,7 +163,7 @@ def _change(summary: Summary, metric: str, score: MetricRecord) -> tuple[str, st
     return f"{after - before:+.3f}", direction
 
 
-def sign(summary: Summary, metric: str) -> float:
+def sign(summary: Summary, metric: str) -> int | float:
     """Positive if higher is better, negative if lower is; 0 if unknown.
 
     An old summary does not say it.  Its worst site tells: it is below the mean if higher is better.

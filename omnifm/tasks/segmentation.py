@@ -234,7 +234,7 @@ class Segmentation(Task):
     def details(self, scores: Sequence[Mapping[str, float | None]]) -> Statistics:
         """Dice of each label over the cases that have it or are given it, and the missed lesions."""
         names = [name for _, name in sorted(self.spec["labels"].items(), key=lambda pair: int(pair[0]))]
-        classes: dict[str, dict[str, float | None]] = {}
+        classes: dict[str, dict[str, int | float | None]] = {}
         for number, name in enumerate(names[1:], start=1):
             dice = [value for row in scores if (value := row[f"label {number}"]) is not None]
             classes[name] = {"cases": len(dice), "dice": float(np.mean(dice)) if dice else None}

@@ -178,7 +178,7 @@ class TestPrepare:
             2,
             6,
         )
-        assert task.picture(knowing(task, solid=9), prepared).shape[1:] == (224, 3)
+        assert task.picture(knowing(task, solid=9), prepared).shape[1:] == (256, 3)
 
     def test_augmentation_keeps_size_and_class(self, tmp_path):
         task = load_task(job(image_size=24))
@@ -229,9 +229,9 @@ class TestEvaluation:
 
     def test_the_picture_is_upright_above_two_lines(self, task):
         drawn = task.picture(knowing(task, ring=9), self.prepared)
-        assert drawn.shape[1] == 224
-        assert drawn[112, 45].mean() > drawn[112, 180].mean()  # the bright band is on the left
-        assert drawn[224:].any()
+        assert drawn.shape[1] == 256
+        assert drawn[128, 51].mean() > drawn[128, 206].mean()  # the bright band is on the left
+        assert drawn[256:].any()
         assert not np.array_equal(drawn, task.picture(knowing(task, solid=9), self.prepared))
 
 

@@ -232,6 +232,7 @@ class TestScore:
             "bleu1": 1.0,
             "accuracy_prior": 0.0,
             "accuracy_question_only": 0.0,
+            "position": 0.0,
         }
 
     def test_many_are_answered_together_as_each_alone(self):
