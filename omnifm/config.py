@@ -136,6 +136,9 @@ class Experiment:
     train: Train
     model: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    reference: list[Literal["local"]] = Field(default_factory=list)
+    """Methods that are run besides, with the same splits, seed and budget, so that the report can compare: `local` is
+    training alone.  Only in one process (`omnifm simulate`); FLARE refuses it."""
 
     @classmethod
     def from_job(cls, job: str | Path, **changes: object) -> Experiment:
@@ -186,9 +189,12 @@ class Experiment:
         return parse(cls, json.dumps(raw), "experiment.json")
 
     def hash(self) -> str:
-        """SHA-256 of everything except the seed.  Job name, seed and this hash decide whether a run may be resumed."""
+        """SHA-256 of everything that decides the run, except the seed.
+
+        Job name, seed and this hash decide whether a run may be resumed.
+        """
         record = asdict(self)
-        del record["seed"]
+        del record["seed"], record["reference"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

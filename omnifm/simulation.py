@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,4 +95,16 @@ def run(
         transport = InProcess(experiment, configs)
         # Nobody can read a report in a temporary folder, and drawing it takes half the time of a tiny run.
         draw_report = results_dir is not None
-        return Federation(experiment, state / "server", results, transport, draw_report=draw_report).run()
+        federation = Federation(experiment, state / "server", results, transport, draw_report=draw_report)
+        summary = federation.run()
+        for name in experiment.reference if summary["status"] != "FAILED" else ():
+            other = run(_with_method(experiment, name), data_root, sites, device=device)
+            summary = federation.add_reference(summary, name, other)
+        return summary
+
+
+def _with_method(experiment: Experiment, name: str) -> Experiment:
+    """The same job with another method and a network of the same capacity."""
+    matched = "matched" if experiment.method["name"] == "omnifm" else "paper"
+    capacity = experiment.method.get("capacity", matched)
+    return replace(experiment, method={"name": name, "capacity": capacity}, reference=[])

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 MIN_CASES = 5
@@ -28,10 +28,10 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 """Lower and upper end."""
 
 
+@with_config(CLOSED)
 class Checkpoint(TypedDict):
     """Which of a run's models was tested: the one that validation chose."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     round: Count
     """Round in which the site received it."""
     last: bool
@@ -42,19 +42,19 @@ class Checkpoint(TypedDict):
     """Its score on the validation split."""
 
 
+@with_config(CLOSED)
 class Confusion(TypedDict):
     """How often each class was predicted."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     names: list[Name]
     counts: list[list[Count] | None]
     """A row for each true class: number of its cases by predicted class.  None where the class has too few cases."""
 
 
+@with_config(CLOSED)
 class Bin(TypedDict):
     """The cases whose predicted class has a probability in one range."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     cases: Count
     confidence: float
     """Mean probability of the predicted class."""
@@ -62,19 +62,19 @@ class Bin(TypedDict):
     """Share of the cases whose predicted class is right."""
 
 
+@with_config(CLOSED)
 class Reliability(TypedDict):
     """Whether a probability of 80 % is right in 80 % of the cases."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     ece: float
     """Expected calibration error: mean distance of confidence and accuracy over all cases, in [0, 1]."""
     bins: list[Bin]
 
 
+@with_config(CLOSED)
 class Lesions(TypedDict):
     """Connected parts of the reference masks, over all test cases."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     cases: Count
     """Number of cases that have one."""
     total: Count
@@ -82,10 +82,10 @@ class Lesions(TypedDict):
     """Number of parts that the prediction does not touch."""
 
 
+@with_config(CLOSED)
 class Statistics(TypedDict, total=False):
     """Aggregate facts about the test split; a key is absent where the task has no such fact."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     checkpoints: dict[Moment, Checkpoint]
     intervals: dict[Moment, dict[Name, Interval]]
     """95 % bootstrap interval over cases, by metric."""

@@ -62,7 +62,7 @@ class FlareTransport(Transport):
     """Sends the payloads of `Federation` as FLARE tasks and fires FLARE's events around its rounds.
 
     Raises:
-        ValueError: the job's aggregator component is not an OmniAggregator.
+        ValueError: the job's aggregator component is not an OmniAggregator, or the job asks for a reference.
     """
 
     def __init__(self, controller: OmniController, experiment: Experiment) -> None:
@@ -71,6 +71,9 @@ class FlareTransport(Transport):
             raise ValueError(
                 f"component {controller.aggregator_id!r} must be an OmniAggregator; got {type(aggregator).__name__}"
             )
+        if experiment.reference:
+            rule = "reference must be empty under FLARE; compare with training alone by `omnifm simulate`"
+            raise ValueError(f"{rule}; got {experiment.reference}")
         self.controller = controller
         self.experiment = experiment
         self.aggregator = aggregator

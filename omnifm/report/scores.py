@@ -57,7 +57,8 @@ def site_table(summary: Summary) -> Table | None:
 
 def patients_note(summary: Summary) -> Note | None:
     """A warning if a site does not know which pictures are of one patient."""
-    unknown = [name for name in site_names(summary) if summary["sites"].get(name, {}).get("split_by") == "image"]
+    sites = summary["sites"]
+    unknown = [name for name in site_names(summary) if name in sites and sites[name].get("split_by") == "image"]
     if not unknown or summary["data_source"] == "demo":
         return None
     text = (

@@ -121,10 +121,16 @@ class Site:
             modality = str(item.get("modality") or self.datalist.modality.get("0", "unknown"))
             modalities[modality] = modalities.get(modality, 0) + 1
         counts = {f"num_{split.removesuffix('ing')}": len(items) for split, items in splits.items()}
-        facts = {**counts, "num_refused": self.num_refused, "modalities": modalities, "source": self.datalist.source}
-        facts |= {"name": _printable(self.datalist.name), "split_by": _split_by(splits)}
-        data = self.task.facts(self.case_facts, self.datalist.labels)
-        return Update(self.name, "describe", 0, payload.digest(), facts={**facts, "data": data})
+        facts = {
+            **counts,
+            "num_refused": self.num_refused,
+            "modalities": modalities,
+            "source": self.datalist.source,
+            "name": _printable(self.datalist.name),
+            "split_by": _split_by(splits),
+            "data": self.task.facts(self.case_facts, self.datalist.labels),
+        }
+        return Update(self.name, "describe", 0, payload.digest(), facts=facts)
 
     def _seed(self, payload: Payload) -> Update:
         """Answer round 0 with the initial shared weights; nothing is trained."""
