@@ -240,7 +240,9 @@ class Segmentation(Task):
             classes[name] = {"cases": len(dice), "dice": float(np.mean(dice)) if dice else None}
         totals = [int(row["lesions"] or 0) for row in scores]
         missed = sum(int(row["missed"] or 0) for row in scores)
-        found: Statistics = {"lesions": {"cases": np.count_nonzero(totals), "total": sum(totals), "missed": missed}}
+        found: Statistics = {
+            "lesions": {"cases": sum(total > 0 for total in totals), "total": sum(totals), "missed": missed}
+        }
         return found | {"classes": classes} if len(classes) <= MAX_CLASSES else found
 
     def predict(self, forward: Forward, case: Batch) -> np.ndarray:

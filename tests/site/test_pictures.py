@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from monai.data import Dataset
 from PIL import Image
 
 from omnifm.site.pictures import as_tensors, chosen, draw_cases
@@ -19,6 +20,10 @@ class Task(Segmentation):
 
     def picture(self, forward, case):
         return np.full((self.side, 3 * self.side, 3), case, np.uint8)
+
+
+def unused(batch):
+    raise AssertionError("the task draws without it")
 
 
 def rows(*dice):
@@ -49,7 +54,7 @@ def test_a_row_may_say_its_position():
 
 def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path):
     (tmp_path / "prediction-7.png").write_bytes(b"of an earlier run")
-    drawn = draw_cases(Task(), None, [10, 20], rows(0.9, 0.2), tmp_path)
+    drawn = draw_cases(Task(), unused, Dataset([10, 20]), rows(0.9, 0.2), tmp_path)
     sizes = [Image.open(io.BytesIO(png)).size for png in drawn.values()]
     assert sizes == [(3 * 48 * 6, 48 * 6)] * 2
     assert [Image.open(tmp_path / f"prediction-{n}.png").getpixel((0, 0)) for n in (1, 2)] == [(20,) * 3, (10,) * 3]
@@ -58,5 +63,5 @@ def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path):
 
 
 def test_large_pictures_keep_their_size(tmp_path):
-    (png,) = draw_cases(Task(300), None, [10], rows(0.9), tmp_path).values()
+    (png,) = draw_cases(Task(300), unused, Dataset([10]), rows(0.9), tmp_path).values()
     assert Image.open(io.BytesIO(png)).size == (900, 300)

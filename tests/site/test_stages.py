@@ -352,7 +352,7 @@ class TestEvaluate:
         page = tmp_path / "state/tiny/site-report.html"
         assert stat.S_IMODE(page.stat().st_mode) == 0o600
         assert b"test case 1 of 1: Dice" in page.read_bytes()
-        assert not words_of(page.read_text()) & {"p0", "p5"}  # no patient
+        assert not any(f"p{case}" in page.read_text().split() for case in range(6))  # no patient
 
     def test_a_page_that_cannot_be_drawn_does_not_fail_the_run(self, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr("omnifm.site.own_page.site_page", lambda *_: 1 / 0)
