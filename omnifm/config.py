@@ -9,16 +9,17 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from omnifm.nearest import did_you_mean
 from omnifm.shipped import job_file
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -39,7 +40,9 @@ def parse(kind: type[T], text: str | bytes, where: str) -> T:
     try:
         return TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{where}: " + "; ".join(_line(e) for e in error.errors(include_url=False))) from None
+        errors = error.errors(include_url=False)
+        wrong = "; ".join(_line(kind, error) for error in errors)
+        raise ValueError(f"{where}: {wrong}{''.join(_keys(kind, errors))}") from None
 
 
 def reject_duplicate_keys(text: str | bytes, where: str) -> Any:
@@ -60,15 +63,38 @@ def reject_duplicate_keys(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}: must be JSON of few levels; it is nested too deeply") from None
 
 
-def _line(error: Any) -> str:
+def _line(kind: type, error: Any) -> str:
+    """What is wrong with one key."""
     key = ".".join(str(part) for part in error["loc"]) or "text"
     if error["type"] == "missing" or error["type"] == "missing_argument":
         return f"key {key!r} is missing"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {key!r}"
+        *sections, name = (str(part) for part in error["loc"])
+        near = did_you_mean(name, known_keys(kind, sections), "".join(f"{section}." for section in sections))
+        return f"unknown key {key!r}{near}"
     if error["type"] == "json_invalid":  # its input is the whole text, perhaps of the wrong file
         return f"{error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
+
+
+def _keys(kind: type, errors: Iterable[Any]) -> Iterator[str]:
+    """Which keys there are, once for each section in which a key is unknown."""
+    unknown = [e["loc"][:-1] for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
+    for sections in dict.fromkeys(unknown):
+        names = known_keys(kind, sections)
+        of = f" of {'.'.join(map(str, sections))}" if sections else ""
+        yield f" (keys{of}: {', '.join(names) or 'none'})"
+
+
+def known_keys(kind: type, sections: Iterable[object] = ()) -> list[str]:
+    """The keys of a dataclass, or of the dataclass in one of its fields.
+
+    >>> known_keys(Experiment, ["data"])
+    ['name', 'cache_gib']
+    """
+    for section in sections:
+        kind = get_type_hints(kind).get(str(section), dict)
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,6 +162,7 @@ class Experiment:
     train: Train
     model: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every random draw: initial values, order of the cases, which sites take part."""
     reference: list[Literal["local"]] = Field(default_factory=list)
     """Methods that are run besides, with the same splits, seed and budget, so that the report can compare: `local` is
     training alone.  Only in one process (`omnifm simulate`); FLARE refuses it."""
@@ -181,12 +208,34 @@ class Experiment:
             raise ValueError("experiment.json: presets must be an object of objects")
         if preset is not None:
             if not isinstance(preset, str) or preset not in presets:
-                raise ValueError(f"experiment.json: preset must be one of {sorted(presets)} or null; got {preset!r}")
+                near = did_you_mean(str(preset), presets)
+                rule = f"preset must be one of {sorted(presets)} or null; got {preset!r}"
+                raise ValueError(f"experiment.json: {rule}{near}")
             raw = _laid_over(raw, presets[preset])
         for section in ("task", "method"):
             if isinstance(raw.get(section), dict) and not isinstance(raw[section].get("name"), str):
                 raise ValueError(f"experiment.json: key '{section}.name' is missing or not a string")
         return parse(cls, json.dumps(raw), "experiment.json")
+
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """The experiment with some values replaced.
+
+        >>> Experiment.from_job("seg_fets").changed({"train": {"num_rounds": 1}}).train.num_rounds
+        1
+
+        Args:
+            changes: values laid over those of the experiment; a section is an object.  Another `method.name` or
+                `task.name` starts that section anew, because each method and task has keys of its own.
+
+        Raises:
+            ValueError: a key is unknown, or a value is mistyped or out of range.
+        """
+        below = asdict(self)
+        for section in ("method", "task"):
+            new = changes.get(section)
+            if isinstance(new, Mapping) and new.get("name", below[section]["name"]) != below[section]["name"]:
+                below[section] = {}
+        return self.from_json(json.dumps(_laid_over(below, changes)))
 
     def hash(self) -> str:
         """SHA-256 of everything that decides the run, except the seed.
@@ -275,9 +324,9 @@ def _existing(config: SiteConfig) -> SiteConfig:
     return config
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(below.get(key), dict)
+        nested = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
         merged[key] = _laid_over(below[key], value) if nested else value
     return merged

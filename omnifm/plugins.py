@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from omnifm.config import Experiment, parse
 from omnifm.method import Method
+from omnifm.nearest import did_you_mean
 from omnifm.task import Task
 
 Kind = Literal["methods", "tasks"]
@@ -27,7 +28,8 @@ def plugin(kind: Kind, name: str) -> type[Any]:
         ValueError: there is no such file.
     """
     if name not in names(kind):
-        raise ValueError(f"{kind.removesuffix('s')} must be one of {names(kind)}; got {name!r}")
+        near = did_you_mean(name, names(kind))
+        raise ValueError(f"{kind.removesuffix('s')} must be one of {names(kind)}; got {name!r}{near}")
     module = importlib.import_module(f"omnifm.{kind}.{name}")
     base = Method if kind == "methods" else Task
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]

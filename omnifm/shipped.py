@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from omnifm.nearest import did_you_mean
+
 PACKAGE = Path(__file__).resolve().parent
 EXPERIMENT = "app/config/experiment.json"
 """Where a job folder holds its experiment."""
@@ -54,7 +56,7 @@ def job_folder(job: str | Path) -> Path:
         return shipped("jobs") / job
     raise ValueError(
         f"job must be a job folder (it holds {EXPERIMENT}) or one of {', '.join(job_names())}; "
-        f"{Path(job).name!r:.80} is neither"
+        f"{Path(job).name!r:.80} is neither{did_you_mean(Path(job).name, job_names())}"
     )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from omnifm import __version__
 from omnifm.bench.commands import bench
-from omnifm.cli import data, jobs
+from omnifm.cli import data, describe, jobs
 from omnifm.cli.prepare import prepare
 from omnifm.data import redaction
 
@@ -23,7 +23,16 @@ app = typer.Typer(
     help="OmniFM: hospitals train one model together on medical images of different modalities and tasks.",
 )
 app.add_typer(prepare, name="prepare")
-for command in (jobs.jobs, jobs.new, data.check, jobs.report, data.predict, data.preflight):
+for command in (
+    jobs.jobs,
+    jobs.new,
+    describe.methods,
+    describe.settings,
+    data.check,
+    jobs.report,
+    data.predict,
+    data.preflight,
+):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -31,6 +31,10 @@ class DEeR(FedAvg):
     """
 
     Settings = Settings
+    travels = "LoRA's matrices A and B, in turn, and other trained weights."
+    when = (
+        "Choose it to tune a large pretrained network with LoRA where the sites' products BA must be averaged exactly."
+    )
 
     def partition(self, model: Model) -> Partition:
         """Share all trained weights.  A and B are both sent, so that a site that missed a round receives both."""

@@ -52,6 +52,8 @@ class Ditto(Method):
     """
 
     Settings = Settings
+    travels = "The shared one of two models; the personal model stays at the site."
+    when = "Choose it where every site needs a model of its own and you can afford twice the time and memory."
 
     def build(self, task: Task) -> Model:
         """Two copies of the plain backbone."""

@@ -46,6 +46,7 @@ class FedAdam(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where FedAvg moves slowly or jumps from round to round; it needs its server learning rate tuned."
 
     def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)

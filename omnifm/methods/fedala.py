@@ -53,6 +53,7 @@ class FedALA(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where sites differ and each should take from the shared model only what helps on its own data."
 
     def build(self, task: Task) -> Model:
         """Build the plain or the matched model, and note the names of the layers to mix."""

@@ -26,6 +26,8 @@ class FedAvg(Method):
     """The new model is the mean of the sites' models with weights n_k / N: site k has n_k of N training cases."""
 
     Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
+    travels = "Everything that is trained, the head too, and normalisation statistics."
+    when = "Choose it first: it is the usual baseline, and often the best where all sites do the same thing."
 
     def build(self, task: Task) -> Model:
         """Build the plain or the matched model, and note the names of its trained weights.

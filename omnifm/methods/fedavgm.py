@@ -36,6 +36,7 @@ class FedAvgM(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where FedAvg goes back and forth from round to round, for example with few sites per round."
 
     def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)

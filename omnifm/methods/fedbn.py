@@ -29,6 +29,10 @@ class FedBN(FedAvg):
     """
 
     Settings = Settings
+    travels = "Everything that is trained except batch normalisation."
+    when = (
+        "Choose it where scanners or stains differ and the network has batch normalisation; without it, this is FedAvg."
+    )
 
     def partition(self, model: Model) -> Partition:
         """Batch normalisation is personal."""

@@ -48,6 +48,7 @@ class FedDyn(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where sites differ and train for many local epochs; with few rounds it can be unstable."
 
     def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)

@@ -24,6 +24,8 @@ class FedPer(FedAvg):
     """FedAvg of the backbone; every site keeps its own head."""
 
     Settings: ClassVar[type[Any]] = Settings  # a type, so that a subclass may have another
+    travels = "The backbone; every head stays at its site."
+    when = "Choose it where sites differ in their labels or in how they label; it is the simplest personal method."
 
     def partition(self, model: Model) -> Partition:
         """The head is personal; in the matched model also the suffix and the reader."""

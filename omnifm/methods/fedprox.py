@@ -35,6 +35,7 @@ class FedProx(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where sites differ, or train for many local epochs, and FedAvg drifts; mu needs tuning."
 
     def extra_loss(self, local: LocalRound, batch: Batch, output: Output) -> Tensor | float:
         """The proximal term."""

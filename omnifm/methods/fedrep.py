@@ -29,6 +29,10 @@ class FedRep(fedper.FedPer):
     """
 
     Settings = Settings
+    travels = "The backbone; every head stays at its site."
+    when = (
+        "Choose it like FedPer, where the head should fit the site closely and one more pass per round is affordable."
+    )
 
     def train(self, local: LocalRound) -> float:
         """Train the head, then the rest; return the mean loss of the steps that train the rest."""

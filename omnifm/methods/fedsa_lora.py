@@ -26,6 +26,8 @@ class FedSALoRA(FedAvg):
     """
 
     Settings = Settings
+    travels = "LoRA's matrix A only."
+    when = "Choose it to tune a large pretrained network with LoRA at little traffic, where sites' answers differ."
 
     def partition(self, model: Model) -> Partition:
         """Everything except A is personal."""

@@ -59,6 +59,8 @@ class FedSCA(FedAvg):
     """
 
     Settings = Settings
+    travels = "The lowest layers only, as many as `num_layers` says."
+    when = "Choose it where little may be sent, or where sites share how images look but not what they predict."
 
     def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)

@@ -14,6 +14,8 @@ class FedYogi(FedAdam):
     The settings are those of FedAdam.
     """
 
+    when = "Choose it like FedAdam, where FedAdam's steps become unstable because few sites take part in a round."
+
     def second_moment(self, v: Tensor, squared: Tensor) -> None:
         """Update Yogi's v in place."""
         v.sub_((1 - self.settings.beta2) * squared * torch.sign(v - squared))

@@ -99,6 +99,8 @@ class GPFL(Method):
     """
 
     Settings = Settings
+    travels = "The backbone, the valve and the class embeddings; the head stays at its site."
+    when = "Choose it for classification where sites hold different classes or very different shares of them."
 
     def build(self, task: Task) -> Model:
         """Build the backbone with the valve and one embedding per class."""

@@ -1,4 +1,4 @@
-"""Local: nothing is shared; every site trains alone, for as many rounds and epochs as the federated methods."""
+"""Local: every site trains alone, for as many rounds and epochs as the federated methods (no paper)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Local(FedAvg):
     """No federation: the reference that a federated method should beat at every site."""
 
     Settings = Settings
+    travels = "Nothing."
+    when = "Run it beside any other method: it shows what a site gains by taking part."
 
     def partition(self, model: Model) -> Partition:
         """Everything is personal."""

@@ -55,6 +55,7 @@ class Moon(FedAvg):
     """
 
     Settings = Settings
+    when = "Choose it where sites differ in how images look; it keeps two more copies of the model in memory."
 
     def build(self, task: Task) -> Model:
         """Build the plain backbone."""

@@ -133,6 +133,12 @@ class OmniFM(Method):
     """The paper's method.  The server keeps the knowledge bank, and with `reach` an average for every site."""
 
     Settings = Settings
+    travels = (
+        "Backbone, tokenizer and cross-attention, with centroids of spectral tokens; head and prompts stay at the site."
+    )
+    when = (
+        "Choose it where sites differ in modality and one backbone should serve all; compare it with FedAvg and FedPer."
+    )
     seeds = True
     sends = judges = frozenset({"centroids", "hits", "profile"})
     says = frozenset({"centroid_modalities"})

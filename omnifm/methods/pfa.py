@@ -48,6 +48,8 @@ class PFA(FedAvg):
     """
 
     Settings = Settings
+    travels = "Everything that is trained except batch normalisation."
+    when = "Choose it where sites' images differ in style and each should keep filters of its own."
 
     def __init__(self, settings: Capacity) -> None:
         super().__init__(settings)

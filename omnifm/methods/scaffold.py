@@ -40,6 +40,8 @@ class Scaffold(FedAvg):
     """
 
     Settings = Settings
+    travels = "What FedAvg sends, and a control variate of the same size."
+    when = "Choose it where sites differ and train with plain SGD for many local steps; it doubles the traffic."
     sends = frozenset({"control"})
 
     def __init__(self, settings: Capacity) -> None:

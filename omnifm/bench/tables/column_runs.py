@@ -13,7 +13,7 @@ from omnifm.bench.tables import course
 from omnifm.bench.tables.comparison import Row, Scale
 from omnifm.bench.tables.records import Changes, Metrics, Point, Rows
 from omnifm.bench.tables.scores import Cells, compare
-from omnifm.bench.tables.tuning import changed, grid, num_points, tune
+from omnifm.bench.tables.tuning import grid, num_points, tune
 from omnifm.config import Experiment
 from omnifm.plugins import plugin
 from omnifm.records import Summary
@@ -50,7 +50,7 @@ class ColumnRuns:
             chosen, self.tried[row.name] = tune(start, values, self._validation, self.metrics[self.main])
             self.bar.total += len(self.tried[row.name]) - num_points(values)
         self.chosen[row.name] = chosen
-        best = changed(start, chosen)
+        best = start.changed(chosen)
         try:
             runs = [self._run(replace(best, seed=seed), row.name) for seed in range(self.scale.num_seeds)]
         except Incomplete as error:

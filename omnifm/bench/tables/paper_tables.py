@@ -20,7 +20,7 @@ from omnifm.bench.tables.comparison import Column as ColumnPlan
 from omnifm.bench.tables.comparison import Row, Scale, Table
 from omnifm.bench.tables.papers import SCALES, TABLES
 from omnifm.bench.tables.records import Changes, Column, Document
-from omnifm.bench.tables.tuning import changed, grid, num_points
+from omnifm.bench.tables.tuning import grid, num_points
 from omnifm.config import Experiment
 from omnifm.data.datalist import SPLITS
 from omnifm.data.demo import demo_site
@@ -208,9 +208,9 @@ class _Bench:
         preset = column.preset if self.scale.presets else None
         experiment = Experiment.from_job(self.jobs / column.job, preset=preset)
         task = experiment.task["name"]
-        experiment = changed(changed(experiment, self.scale.shrunk.get(task, {})), column.changes)
+        experiment = experiment.changed(self.scale.shrunk.get(task, {})).changed(column.changes)
         if self.name == "cpu":
-            experiment = changed(experiment, {"train": column.budget})
+            experiment = experiment.changed({"train": column.budget})
         if demo:
             experiment = replace(experiment, job=f"demo_{task}", data=replace(experiment.data, name="synthetic demo"))
         return experiment

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import NamedTuple
 
 from omnifm.bench.tables.comparison import Row, Scale
@@ -14,16 +12,6 @@ from omnifm.config import Experiment
 RATE = "train.lr"
 BEYOND = 2
 """Most learning rates that are tried beyond an edge of the grid."""
-
-
-def changed(experiment: Experiment, changes: Changes) -> Experiment:
-    """The experiment with these changes.
-
-    Raises:
-        ValueError: a key is unknown or out of range.
-    """
-    record = asdict(experiment) | {"preset": "changed", "presets": {"changed": changes}}
-    return Experiment.from_json(json.dumps(record))
 
 
 def grid(row: Row, scale: Scale, experiment: Experiment) -> dict[str, list[float]]:
@@ -72,7 +60,7 @@ def tune(
         waiting, best = list(candidates), None
         while waiting:
             value = waiting.pop(0)
-            result = score(changed(experiment, {section: {name: value}}))
+            result = score(experiment.changed({section: {name: value}}))
             points.append({"key": key, "value": value, "validation": result})
             best = _best(points, higher)
             if not waiting and best is not None and key == RATE and len(points) < len(candidates) + BEYOND:
@@ -80,7 +68,7 @@ def tune(
         tried += points
         if best is not None:
             chosen.setdefault(section, {})[name] = best
-            experiment = changed(experiment, {section: {name: best}})
+            experiment = experiment.changed({section: {name: best}})
     return Tuned(chosen, tried)
 
 

@@ -12,7 +12,7 @@ from omnifm.bench import cells
 from omnifm.bench.tables import course, lint, paper_tables, papers
 from omnifm.bench.tables.comparison import Row, Scale
 from omnifm.bench.tables.papers import SCALES, TABLES
-from omnifm.bench.tables.tuning import changed, grid, tune
+from omnifm.bench.tables.tuning import grid, tune
 from omnifm.config import Experiment
 from tests.bench.tables.test_one_federation import fake_run
 from tests.conftest import ROOT, experiment
@@ -59,7 +59,7 @@ class TestRegistry:
             for key, values in grid(row, SCALES["cpu"], one).items():
                 section, setting = key.split(".")
                 for value in values:
-                    plugins.load_method(changed(one, {section: {setting: value}}))
+                    plugins.load_method(one.changed({section: {setting: value}}))
 
     def test_the_papers_numbers(self):
         """Rounds, epochs and participation of table 1; LoRA in table 3; scale 8 in table 2."""
