@@ -71,10 +71,17 @@ def _line(kind: type, error: Any) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         *sections, name = (str(part) for part in error["loc"])
         near = did_you_mean(name, known_keys(kind, sections), "".join(f"{section}." for section in sections))
+        if not sections:
+            near = "".join(did_you_mean(name, [name], f"{s}.") for s in _sections_with(kind, name)) or near
         return f"unknown key {key!r}{near}"
     if error["type"] == "json_invalid":  # its input is the whole text, perhaps of the wrong file
         return f"{error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
+
+
+def _sections_with(kind: type, name: str) -> list[str]:
+    """The sections that hold a key of this name."""
+    return [section for section in known_keys(kind) if name in known_keys(kind, [section])]
 
 
 def _keys(kind: type, errors: Iterable[Any]) -> Iterator[str]:

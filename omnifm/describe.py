@@ -101,8 +101,9 @@ def method(name: str) -> MethodRecord:
         ValueError: there is no such method.
     """
     kind = plugin("methods", name)
-    first = FIRST_LINE.match(inspect.getdoc(inspect.getmodule(kind)) or "")
-    assert first, f"the first line of {name}.py must be like FedAvg's"
+    text = inspect.getdoc(inspect.getmodule(kind)) or name
+    found = FIRST_LINE.match(text)
+    first = found.groupdict() if found else {"title": name, "summary": text.splitlines()[0], "paper": ""}
     number = re.search(r"arXiv ([\d.]+)", first["paper"])
     return MethodRecord(
         name=name,
@@ -115,7 +116,7 @@ def method(name: str) -> MethodRecord:
         sends=kind.sends,
         says=kind.says,
         seeds=kind.seeds,
-        when=kind.when,
+        when=vars(kind).get("when", ""),  # a parent's sentence is about the parent
         settings=tuple(settings_of(kind.Settings, "method")),
     )
 
@@ -150,7 +151,7 @@ def settings(section: str) -> list[Setting]:
 
 def top_level() -> list[Setting]:
     """The keys of experiment.json that are no objects."""
-    return [setting for setting in settings_of(Experiment, "") if setting.name in ("job", "seed")]
+    return [setting for setting in settings_of(Experiment, "") if setting.name in ("job", "seed", "reference")]
 
 
 def settings_of(kind: type, section: str) -> list[Setting]:

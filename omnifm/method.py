@@ -209,9 +209,9 @@ class Method:
     """A federated algorithm; subclasses override what differs from FedAvg (McMahan et al. 2017, arXiv 1602.05629)."""
 
     Settings: ClassVar[type]
-    when: ClassVar[str]
+    when: ClassVar[str] = ""
     """When to choose the method, in one sentence; `omnifm methods` shows it.  Every method has its own."""
-    travels: ClassVar[str]
+    travels: ClassVar[str] = ""
     """What a site and the server send each other, in one sentence."""
     seeds: ClassVar[bool] = False
     """Whether the server asks every site for `seed` before the first training round."""

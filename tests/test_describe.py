@@ -11,7 +11,7 @@ from omnifm.plugins import names, plugin
 @pytest.mark.parametrize("name", names("methods"))
 def test_every_method_says_what_it_is_whose_it_is_and_when_to_choose_it(name):
     kind, record = plugin("methods", name), describe.method(name)
-    assert record.arxiv or record.paper in ("ours", "no paper")
+    assert record.arxiv or record.paper in ("ours", "no paper"), "the first line of a method's file is like FedAvg's"
     assert record.summary
     assert record.about
     assert "when" in vars(kind), "a method has its own sentence, not its parent's"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsDataType
@@ -16,15 +17,20 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from omnifm.config import Experiment
+from omnifm.config import Experiment, env_folder
+from omnifm.federation.closing import closing_lines
 from omnifm.federation.server import Federation
 from omnifm.federation.transport import Accept, Transport
 from omnifm.method import Tensors
+from omnifm.records import Summary
+from omnifm.report.numbers import natural
 from omnifm.update import Payload, Update
 from omnifm_flare import wire
 from omnifm_flare.aggregator import OmniAggregator
 from omnifm_flare.site_state import experiment_file, find_server_state
 from omnifm_flare.transport import Aborted, Exchange, identity_problem, reply_handler
+
+logger = logging.getLogger("omnifm.federation")
 
 
 class OmniController(ModelController):
@@ -47,6 +53,7 @@ class OmniController(ModelController):
             results = Path(self.get_run_dir()) / "results"
             transport = FlareTransport(self, experiment)
             summary = Federation(experiment, find_server_state(self.fl_ctx), results, transport).run()
+            self._say_how_it_ended(summary, results, transport.sites())
         except Aborted:
             self.warning("the job was aborted; submit the same job again to resume it after its last finished round")
         except ValueError as error:
@@ -56,6 +63,11 @@ class OmniController(ModelController):
         else:
             if summary["status"] == "FAILED":
                 self.panic(wire.one_line(summary["reason"] or "the run failed"))
+
+    def _say_how_it_ended(self, summary: Summary, results: Path, started: list[str]) -> None:
+        """Log the status, the score of every site, where the report lies, and which prepared sites were left out."""
+        for line in [*closing_lines(summary, results), *not_started(env_folder("OMNIFM_DATA"), started)]:
+            logger.info(line)
 
 
 class FlareTransport(Transport):
@@ -146,3 +158,18 @@ class FlareTransport(Transport):
 
     def _set_property(self, key: str, value: object) -> None:
         self.controller.fl_ctx.set_prop(key, value, private=True, sticky=True)
+
+
+def not_started(data: Path | None, started: Sequence[str]) -> list[str]:
+    """A line that names the sites whose data were prepared, and that took no part; none if there is no such site.
+
+    Args:
+        data: the folder in OMNIFM_DATA, which only the simulator's server sees; None if it is not set.
+    """
+    prepared = sorted((file.parent.name for file in data.glob("*/dataset.json")), key=natural) if data else []
+    missing = [name for name in prepared if name not in started]
+    if not missing:
+        return []
+    numbered = prepared == [f"site-{number}" for number in range(1, len(prepared) + 1)]
+    option = f"-n {len(prepared)}" if numbered else f"-c {','.join(prepared)}"
+    return [f"Data were prepared for {', '.join(missing)}, but not started: use nvflare simulator {option}"]

@@ -24,8 +24,15 @@ class Incomplete(ValueError):
     """A run did not end as COMPLETE: it diverged, or a site could not take part."""
 
 
-def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, device: str = "cpu") -> Summary:
-    """The summary of one run, from `out` or run now.
+def cell(
+    experiment: Experiment,
+    data: Path,
+    sites: Sequence[str],
+    out: Path,
+    device: str = "cpu",
+    watcher: simulation.Watcher | None = None,
+) -> Summary:
+    """The summary of one run, from `out` or run now; the watcher is told how a run goes.
 
     Raises:
         Incomplete: the run was not complete; it is not stored.
@@ -33,7 +40,7 @@ def cell(experiment: Experiment, data: Path, sites: Sequence[str], out: Path, de
     """
 
     def run() -> Mapping[str, object]:
-        summary = simulation.run(experiment, data, sites, device=device)
+        summary = simulation.run(experiment, data, sites, device=device, watcher=watcher)
         if summary["status"] != "COMPLETE":
             raise Incomplete(
                 f"{experiment.method}: the run must be complete; got {summary['status']}, {summary['reason']}"

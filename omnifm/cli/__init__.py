@@ -13,7 +13,9 @@ import typer
 from omnifm import __version__
 from omnifm.bench.commands import bench
 from omnifm.cli import data, describe, jobs
+from omnifm.cli.compare import compare
 from omnifm.cli.prepare import prepare
+from omnifm.cli.simulate import simulate
 from omnifm.data import redaction
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 for command in (
+    simulate,
+    compare,
     jobs.jobs,
     jobs.new,
     describe.methods,

@@ -31,6 +31,10 @@ def omnifm(*args):
         ("new",),
         ("check",),
         ("preflight",),
+        ("simulate",),
+        ("compare",),
+        ("methods",),
+        ("settings",),
     ],
 )
 def test_every_command_explains_itself(command):

@@ -63,6 +63,8 @@ class TestSimulator:
             assert all(p.stat().st_mode & 0o077 == 0 for p in files)
         console = simulator.console()
         assert "round 1/1  site-1  loss" in console
+        assert "COMPLETE: tiny, method omnifm, 1 round; all sites took part" in console
+        assert f"Report:  {simulator.results.resolve()}/report.html" in console
         assert "Traceback" not in console
 
     def test_a_killed_trainer_costs_one_reply(self, tmp_path, federation, tidy):

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from omnifm.bench.tables.page import COSTS, alone, budget, cost_rows, main_metric, ranked, spread, tuned_on, versus
+from omnifm.bench.tables.page import (
+    COSTS,
+    alone,
+    budget,
+    cost_rows,
+    main_metric,
+    ranked,
+    spread,
+    trains_alone,
+    tuned_on,
+    versus,
+)
 from omnifm.bench.tables.records import Column, Document
 from omnifm.report.numbers import NONE, number
 
@@ -52,7 +63,8 @@ def _scores(column: Column, metric: str) -> list[str]:
     sites = column["sites"] if column.get("by_site") else []
     rival, has_rank = column["rival"], ranked(column)
     heads = [metric, "after aggregation", "after local training", "worst site", "spread over sites"]
-    heads.append(f"lost against {alone(column)}")
+    if trains_alone(column):
+        heads.append(f"lost against {alone(column)}")
     if rival:
         heads.append(f"against {rival}")
     if has_rank:
@@ -62,7 +74,8 @@ def _scores(column: Column, metric: str) -> list[str]:
     for name, row in (column["rows"] | trivial).items():
         before, after = row[metric]["before"], row[metric]["after"]
         cells = [name, spread(before), spread(after), number(after["worst_site"]), number(after["std_over_sites"])]
-        cells.append(str(after.get("sites_below_local", NONE)))
+        if trains_alone(column):
+            cells.append(str(after.get("sites_below_local", NONE)))
         if rival:
             cells.append(versus(after))
         if has_rank:

@@ -18,6 +18,7 @@ from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
 from omnifm.plugins import plugin
 from omnifm.records import Summary
+from omnifm.simulation import Watcher
 
 MAIN: Mapping[str, dict[str, object]] = {
     "Local": {"name": "local"},
@@ -74,7 +75,7 @@ def run(
     experiment, data, out = job_experiment(job, num_rounds, num_epochs), federation(data), out_folder(out)
     if foreign := sorted(set(rows) - set(CONTENDERS)):
         raise ValueError(f"row must be one of {list(CONTENDERS)}; got {foreign}")
-    comparison = _Comparison(experiment, data, site_names(data, 2), out, num_seeds)
+    comparison = Comparison(experiment, data, site_names(data, 2), out, num_seeds)
     groups = [[name for name in group if not rows or name in rows] for group in (MAIN, ABLATIONS if ablations else {})]
     comparison.take_earlier(name for name in CONTENDERS if not any(name in group for group in groups))
     told: Document | None = None
@@ -90,12 +91,33 @@ def run(
     return lint.lint(told or {})
 
 
-class _Comparison:
-    """The runs of one comparison."""
+class Comparison:
+    """The runs of one comparison.
 
-    def __init__(self, experiment: Experiment, data: Path, sites: list[str], out: Path, num_seeds: int) -> None:
+    Args:
+        data: federation folder.
+        sites: sorted names of the sites that take part.
+        out: folder of the results; runs that it holds are not repeated.
+        num_seeds: every contender runs with the seeds 0..num_seeds-1.
+        contenders: row -> its section `method` of experiment.json.
+        rival: the row that the others are compared with.
+        device: auto, cpu or cuda:N.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: Path,
+        sites: list[str],
+        out: Path,
+        num_seeds: int,
+        *,
+        contenders: Mapping[str, dict[str, object]] = CONTENDERS,
+        rival: str = RIVAL,
+        device: str = "cpu",
+    ) -> None:
         self.experiment, self.data, self.sites, self.out = experiment, data, sites, out
-        self.num_seeds = num_seeds
+        self.num_seeds, self.contenders, self.rival, self.device = num_seeds, contenders, rival, device
         self.metrics: Metrics = plugin("tasks", experiment.task["name"]).metrics
         self.cells: Cells = {}
         self.failed: dict[str, str] = {}
@@ -103,7 +125,7 @@ class _Comparison:
     def take_earlier(self, names: Iterable[str]) -> None:
         """Take the runs of contenders that `out` holds every seed of."""
         for name in names:
-            runs = self._finished(replace(self.experiment, method=CONTENDERS[name]))
+            runs = self._finished(replace(self.experiment, method=self.contenders[name]))
             if len(runs) == self.num_seeds:
                 self.cells[name] = runs
 
@@ -117,13 +139,15 @@ class _Comparison:
                 found.append(cast(Summary, run))
         return found
 
-    def run(self, name: str, seed: int) -> None:
+    def run(self, name: str, seed: int, watcher: Watcher | None = None) -> None:
         """Run a contender, unless one of its seeds failed before."""
         if name in self.failed:
             return
-        experiment = replace(self.experiment, method=CONTENDERS[name], seed=seed)
+        experiment = replace(self.experiment, method=self.contenders[name], seed=seed)
         try:
-            self.cells.setdefault(name, []).append(cell(experiment, self.data, self.sites, self.out))
+            self.cells.setdefault(name, []).append(
+                cell(experiment, self.data, self.sites, self.out, self.device, watcher)
+            )
         except Incomplete as error:  # the other contenders go on
             self.failed[name] = str(error)
 
@@ -133,12 +157,12 @@ class _Comparison:
         Raises:
             ValueError: no contender's run was complete.
         """
-        cells = {name: self.cells[name] for name in CONTENDERS if name in self.cells and name not in self.failed}
+        cells = {name: self.cells[name] for name in self.contenders if name in self.cells and name not in self.failed}
         if not cells:
             raise ValueError(next(iter(self.failed.values())))
         num_seeds = max(map(len, cells.values()))
         cells = {name: runs for name, runs in cells.items() if len(runs) == num_seeds}
-        rival = RIVAL if RIVAL in {*cells, *self.failed} else None
+        rival = self.rival if self.rival in {*cells, *self.failed} else None
         column = self._column(cells, num_seeds, rival)
         caption = [
             "No hyperparameter is tuned here: learning rate and constants are the job's.",
@@ -153,7 +177,7 @@ class _Comparison:
     def _column(self, cells: Cells, num_seeds: int, rival: str | None) -> Column:
         train = self.experiment.train
         budgets = dict.fromkeys(cells, (train.batch_size, train.local_epochs))
-        compared = compare(cells, budgets, self.metrics)
+        compared = compare(cells, budgets, self.metrics, self.rival)
         return {
             "data": self.data.name,
             "source": next(iter(cells.values()))[0]["data_source"],

@@ -91,6 +91,11 @@ def alone(column: Column) -> str:
     return alone_of(column["rows"])
 
 
+def trains_alone(column: Column) -> bool:
+    """Return whether there is a row where each site trains without the others."""
+    return alone(column) in column["rows"]
+
+
 def ranked(column: Column) -> bool:
     """Return whether a row has a knowledge bank, whose effective rank is shown."""
     return any(row["effective_rank"] is not None for row in column["rows"].values())
@@ -189,7 +194,7 @@ def _scores(column: Column, metric: str) -> Table:
         "After local training",
         "Worst site",
         "Spread over sites",
-        f"Lost against {alone(column)}",
+        *_if(trains_alone(column), f"Lost against {alone(column)}"),
         *_if(rival, f"Against {rival} [95 %]"),
         *_if(has_bank, "Effective rank"),
         *column["sites"],
@@ -205,7 +210,7 @@ def _scores(column: Column, metric: str) -> Table:
                 Strong(spread(after)),
                 number(after["worst_site"]),
                 number(after["std_over_sites"]),
-                str(after.get("sites_below_local", NONE)),
+                *_if(trains_alone(column), str(after.get("sites_below_local", NONE))),
                 *_if(rival, versus(after)),
                 *_if(has_bank, number(row.get("effective_rank"))),
                 *map(number, after["per_site"]),

@@ -105,7 +105,7 @@ def test_a_rival_that_hangs_on_the_model_is_named_after_it():
 def fake_run(score, source="site"):
     """A simulation whose every score is `score(experiment, data)`; None fails."""
 
-    def run(experiment, data, sites, device="cpu"):
+    def run(experiment, data, sites, device="cpu", watcher=None):
         value = score(experiment, data)
         if value is None:
             return {"status": "FAILED", "reason": "train_loss must be finite"}
