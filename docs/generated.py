@@ -11,17 +11,13 @@ from dataclasses import fields
 import typer
 
 import omnifm
-from describing import SHARED, Setting, methods, settings_of
+from omnifm import describe
 from omnifm.cli import app
-from omnifm.config import Data, Experiment, SiteConfig, Train
+from omnifm.config import Experiment
 from omnifm.data.refusal import REASONS
-from omnifm.model import Capacity
 from omnifm.plugins import names, plugin
 from omnifm.shipped import jobs as shipped_jobs
 from omnifm.update import Update
-
-MANY = 10
-"""Number of settings from which on the table of methods does not list them."""
 
 
 def refusals() -> str:
@@ -38,46 +34,62 @@ def jobs() -> str:
 def table_of_methods() -> str:
     """One line per method."""
     rows = []
-    for method in methods():
-        keys = ", ".join(f"`{setting.name}`" for setting in method.own) if len(method.own) < MANY else "see below"
-        rows.append([f"[`{method.name}`](#{method.name})", method.summary, method.paper, method.travels, keys])
-    return table(["name", "what it does", "paper", "what travels, by default", "keys of its own"], rows)
+    for method in describe.methods():
+        name = f"[`{method.name}`](#{method.name})"
+        rows.append([name, method.summary, paper(method), method.travels, method.when])
+    return table(["name", "what it does", "paper", "what travels", "when to choose it"], rows)
+
+
+def paper(method: describe.MethodRecord) -> str:
+    """Authors and year, with a link where the paper is at arXiv."""
+    return f"[{method.paper}](https://arxiv.org/abs/{method.arxiv})" if method.arxiv else method.paper
 
 
 def shared_settings() -> str:
     """The settings that all baselines have."""
-    return table_of_settings(settings_of(Capacity))
+    return table_of_settings(setting for setting in describe.settings("fedavg") if setting.shared)
 
 
 def settings_of_methods() -> str:
-    """A section per method: its settings."""
+    """A section per method: what it does, and its settings."""
     parts = []
-    for method in methods():
-        parts += [f"### {method.name}", method.about, table_of_settings(method.own)]
-        if method.has_shared:
-            keys = ", ".join(f"`{name}`" for name in sorted(SHARED))
-            parts.append(f"It also has {keys}, the [settings of all baselines](#settings-of-all-baselines).")
+    for method in describe.methods():
+        shared = ", ".join(f"`{setting.name}`" for setting in method.settings if setting.shared)
+        own = [setting for setting in method.settings if not setting.shared]
+        source = f", {paper(method)}" if method.paper else ""
+        parts += [f"### {method.name}", f"**{method.title}**{source}.", paragraphs(without_sections(method.about))]
+        parts.append(table_of_settings(own))
+        if shared:
+            parts.append(f"It also has {shared}, the [settings of all baselines](#settings-of-all-baselines).")
     return "\n\n".join(parts)
+
+
+def without_sections(docstring: str) -> str:
+    """A docstring up to its `Args:` or `Raises:`."""
+    return re.split(r"\n+(?:Raises|Args):", docstring)[0]
 
 
 def settings() -> str:
     """All settings that do not belong to a method."""
-    parts = ["## train: rounds, optimisation, who takes part", table_of_settings(settings_of(Train))]
-    parts += ["## data", table_of_settings(settings_of(Data))]
+    parts = ["## train: rounds, optimisation, who takes part", table_of_settings(describe.settings("train"))]
+    parts += ["## data", table_of_settings(describe.settings("data"))]
     parts += ["## method", "See [Methods](methods.md#every-method-and-its-settings)."]
     parts += ["## task and model", "`task.name` chooses the task.  Each task has its own keys in `task` and `model`."]
     for name in names("tasks"):
-        kind = plugin("tasks", name)
-        keys = " and ".join(f"`{key}`" for key in kind.required)
+        keys = " and ".join(f"`{key}`" for key in plugin("tasks", name).required)
         parts += [f"### {name}", f"Every item of `dataset.json` must have {keys}."]
-        for section, cls in (("task", kind.Settings), ("model", kind.Model)):
-            parts += [f"Keys of `{section}`:", table_of_settings(settings_of(cls))]
-    parts += ["## The rest", table_of_settings(s for s in settings_of(Experiment) if s.name in ("job", "seed"))]
-    parts += [
-        "## A site's own settings",
-        "`local/omnifm_site.json` in a site's startup kit.  It is never sent anywhere.",
-    ]
-    return "\n\n".join([*parts, table_of_settings(settings_of(SiteConfig))])
+        found = describe.settings(name)
+        for section in ("task", "model"):
+            parts += [f"Keys of `{section}`:", table_of_settings(s for s in found if s.section == section)]
+    parts += ["## The rest", table_of_settings(top_level())]
+    parts += ["## A site's own settings", "`local/omnifm_site.json` in a startup kit.  It is never sent anywhere."]
+    return "\n\n".join([*parts, table_of_settings(describe.settings("site"))])
+
+
+def top_level() -> Iterable[describe.Setting]:
+    """The keys of experiment.json that are no sections."""
+    sections = {"task", "model", "data", "method", "train"}
+    return (setting for setting in describe.settings_of(Experiment, "") if setting.name not in sections)
 
 
 def fields_of_an_update() -> str:
@@ -94,7 +106,7 @@ def fields_of_an_update() -> str:
 
 def what_methods_send() -> str:
     """What every method adds to an update."""
-    rows = [[f"`{m.name}`", code(m.sends), code(m.says), "yes" if m.seeds else "no"] for m in methods()]
+    rows = [[f"`{m.name}`", code(m.sends), code(m.says), "yes" if m.seeds else "no"] for m in describe.methods()]
     return table(["method", "tensors (`sends`)", "facts (`says`)", "replies before round 1"], rows)
 
 
@@ -137,9 +149,9 @@ def _parameter(parameter: object) -> Sequence[str]:
     return [f"`{name}`", default, " ".join((getattr(parameter, "help", None) or "").split())]
 
 
-def table_of_settings(settings: Iterable[Setting]) -> str:
+def table_of_settings(settings: Iterable[describe.Setting]) -> str:
     """Settings as a table; a sentence if there are none."""
-    rows = [[f"`{s.name}`", s.kind, s.default, s.text] for s in settings]
+    rows = [[f"`{s.name}`", s.kind, "required" if s.default is None else f"`{s.default}`", s.text] for s in settings]
     return table(["key", "value", "default", "meaning"], rows) if rows else "It has no settings of its own."
 
 
