@@ -12,7 +12,9 @@ from omnifm.statistics import Statistics
 Json = dict[str, Any]
 """A JSON object whose keys are somebody else's: a task's or a method's."""
 MAX_DATA_NAME = 80
-"""Largest number of letters of a data set's name."""
+"""Largest number of letters of what reports call a site's data."""
+OWN_DATA = "the site's own data"
+"""What reports call data that are not the demo's."""
 
 
 class Facts(TypedDict):
@@ -29,7 +31,7 @@ class Facts(TypedDict):
     data: Json
     """The facts that the task asks for: dimensions, channels, spacing, label names."""
     name: NotRequired[str]
-    """Name of the data set, from the site's dataset.json."""
+    """What reports call the data: the demo's name, or `OWN_DATA`."""
     split_by: NotRequired[str]
     """`patient` if every item of dataset.json names its patient, so that none is in two splits; else `image`."""
 

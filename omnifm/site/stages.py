@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from omnifm.config import Experiment, SiteConfig
-from omnifm.data.datalist import Datalist
+from omnifm.data.datalist import DEMO_NAME, Datalist
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.records import MAX_DATA_NAME, Json
+from omnifm.records import OWN_DATA, Json
 from omnifm.site.device import device_named, to_device
 from omnifm.site.loader import Loader, check_data
 from omnifm.site.own_page import Tested, write_site_page
@@ -126,7 +126,7 @@ class Site:
             "num_refused": self.num_refused,
             "modalities": modalities,
             "source": self.datalist.source,
-            "name": _printable(self.datalist.name),
+            "name": self._data_name(),
             "split_by": _split_by(splits),
             "data": self.task.facts(self.case_facts, self.datalist.labels),
         }
@@ -200,7 +200,7 @@ class Site:
         }
         drawn = draw_cases(self.task, self._forward(local.model, extra), self.loader.cases("test"), rows, self.folder)
         facts = self.task.facts(self.case_facts, self.datalist.labels)
-        tested = Tested(self.name, self.experiment, self.datalist.name, facts, before, after, whole)
+        tested = Tested(self.name, self.experiment, self._data_name(), facts, before, after, whole)
         write_site_page(tested, list(self.task.metrics), drawn, self.folder)
         return Update(
             self.name,
@@ -282,6 +282,10 @@ class Site:
             self.on_trained(time.monotonic() - started)
         return loss
 
+    def _data_name(self) -> str:
+        """What reports call the data.  A hospital's own name for them may hold a patient's, so it is told to nobody."""
+        return DEMO_NAME if self.datalist.source == "demo" else OWN_DATA
+
     def _forward(self, model: Model, extra: Tensors) -> Forward:
         def forward(batch: Batch) -> Tensor:
             return model(self._on_device(batch), extra).prediction
@@ -290,11 +294,6 @@ class Site:
 
     def _on_device(self, batch: Batch) -> Batch:
         return to_device(batch, self.device)
-
-
-def _printable(name: str) -> str:
-    """The data set's name as it may leave: one line of limited length."""
-    return "".join(c if c.isprintable() else " " for c in name)[:MAX_DATA_NAME]
 
 
 def _split_by(splits: Mapping[str, tuple[Item, ...]]) -> str:

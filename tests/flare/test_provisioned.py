@@ -134,7 +134,9 @@ class TestPreflight:
     def test_finds_nothing_wrong_with_a_hospital_as_provisioned(self, consortium, sealed):
         done = consortium.command("omnifm", "preflight", "--kit", consortium.kits / HOSPITALS[0], "--job", sealed)
         assert done.returncode == 0, done.stdout + done.stderr
-        lines = [line.split(None, 2) for line in done.stdout.splitlines()]
+        *checks, verdict = done.stdout.splitlines()
+        assert verdict == "this hospital can take part"
+        lines = [line.split(None, 2) for line in checks]
         assert [line[1] for line in lines] == [
             "software",
             "nvflare",
@@ -149,6 +151,7 @@ class TestPreflight:
             "site",
             "state",
             "device",
+            "task",
             "data",
             "round",
         ]
