@@ -20,9 +20,11 @@ from pydicom.dataset import Dataset
 
 from omnifm.data.dicom_file import File, is_marked, open_file, text, texts
 from omnifm.data.dicom_geometry import placed
+from omnifm.data.dicom_kinds import check_count, check_parts
 from omnifm.data.dicom_pixels import check_headers, read_pixels
 from omnifm.data.dicom_slices import check_one_volume, slices_of
 from omnifm.data.dicom_suv import suv_factor
+from omnifm.data.dicom_volumes import count_places, one_volume
 from omnifm.data.refusal import RefusedImage, check_budget
 from omnifm.data.volume import BurnedIn, Volume
 
@@ -70,8 +72,14 @@ def is_dicom(path: Path) -> bool:
     return path.is_file() and (is_marked(path) or path.name.lower().endswith(".dcm"))
 
 
-def read(path: Path, max_bytes: int, burned_in_text: BurnedIn) -> Volume:
+def read(path: Path, max_bytes: int, burned_in_text: BurnedIn, choice: str = "") -> Volume:
     """Read one file or one folder as a volume; the arguments are those of `volume.read_volume`.
+
+    Args:
+        path: file or folder.
+        max_bytes: memory budget in bytes.
+        burned_in_text: what is known about text in the pixels.
+        choice: one volume of a series that holds several, as `dicom_volumes.check_choice` describes it.
 
     Raises:
         RefusedImage: see `refusal.REASONS`.  Exceptions of pydicom are passed on to the caller.
@@ -82,6 +90,10 @@ def read(path: Path, max_bytes: int, burned_in_text: BurnedIn) -> Volume:
             _check_kind(file, burned_in_text)
         check_headers(files, max_bytes)
         slices = [piece for file in files for piece in slices_of(file)]
+        check_parts(files)
+        if path.is_dir():
+            check_count(files, count_places(slices))
+        slices = one_volume(slices, choice)
         check_one_volume(slices)
         slices, affine = placed(slices)
         headers = [file.header for file in files]

@@ -5,12 +5,13 @@ never loaded.  A deflated (compressed) file is decompressed in pieces, and each 
 """
 
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -34,7 +35,11 @@ KEYWORDS = """
     BitsAllocated BitsStored HighBit PixelRepresentation PixelAspectRatio
     ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing SliceThickness SpacingBetweenSlices
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
-    EchoTime EchoNumbers InversionTime TemporalPositionIdentifier DiffusionBValue
+    EchoTime EchoNumbers InversionTime TemporalPositionIdentifier DiffusionBValue FlipAngle KVP SequenceName
+    ConvolutionKernel PatientPosition StudyInstanceUID SeriesNumber AcquisitionNumber InstanceNumber
+    ImagesInAcquisition NumberOfSlices ConcatenationUID InConcatenationTotalNumber DimensionIndexSequence
+    PixelPaddingValue PixelPaddingRangeLimit FloatPixelPaddingValue FloatPixelPaddingRangeLimit
+    DoubleFloatPixelPaddingValue DoubleFloatPixelPaddingRangeLimit
     RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence PaletteColorLookupTableUID
     RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
     RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
@@ -43,7 +48,9 @@ KEYWORDS = """
     Units CorrectedImage DecayCorrection PatientWeight SeriesDate SeriesTime AcquisitionDate AcquisitionTime
     FrameReferenceTime ActualFrameDuration RadiopharmaceuticalInformationSequence
 """
-KEPT = (*(Tag(keyword) for keyword in KEYWORDS.split()), *PHILIPS_PET, *GE_PET)
+DIFFUSION = (0x00190010, 0x0019100C, 0x00430010, 0x00431039, 0x20010010, 0x20011003)
+"""Private elements of Siemens, GE and Philips, each after its creator: the b value of a slice."""
+KEPT = (*(Tag(keyword) for keyword in KEYWORDS.split()), *PHILIPS_PET, *GE_PET, *DIFFUSION)
 """The only elements that are read from a header."""
 
 
@@ -164,7 +171,10 @@ def numbers(group: Dataset, keyword: str, count: int) -> tuple[float, ...] | Non
     Raises:
         RefusedImage: `non_finite`, or `corrupt` for another count.
     """
-    found = tuple(float(value) for value in _values(group, keyword) if value != "")
+    try:
+        found = tuple(float(value) for value in _values(group, keyword) if value != "")
+    except (ValueError, TypeError, OverflowError):
+        _refuse_number(group, keyword)
     if not found:
         return None
     if len(found) != count:
@@ -184,9 +194,23 @@ def number(group: Dataset, keyword: str) -> float | None:
     return None if found is None else found[0]
 
 
+def _refuse_number(group: Dataset, keyword: str) -> NoReturn:
+    stored = group.get_item(_tag(keyword))
+    value = stored.value if stored is not None else ""
+    words = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    rule = f"{keyword} must hold numbers as DICOM writes them, like 0.75; it does not"
+    if re.search(r"\d,\d", words):
+        rule = f"{keyword} must be written with a decimal point, like 0.75; it has a decimal comma"
+    todo = "set the exporting program to DICOM's form, or convert the series to NIfTI"
+    raise RefusedImage("corrupt", f"{rule}: {todo}")
+
+
 def _values(group: Dataset, keyword: str) -> list[Any]:
     tag = _tag(keyword)
-    value = group[tag].value if tag in group else None
+    try:
+        value = group[tag].value if tag in group else None
+    except (ValueError, TypeError, OverflowError, ArithmeticError):  # pydicom turns text into a number here
+        _refuse_number(group, keyword)
     several = value if isinstance(value, MultiValue | list) else [value]
     return [part for part in several if part is not None]
 

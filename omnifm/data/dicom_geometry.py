@@ -4,6 +4,8 @@ DICOM's axes point to the left, posterior and superior (LPS), those of a volume'
 superior (RAS); both are in mm.  Voxel axes are x along a row (columns), y down the rows, z along the slices' normal.
 """
 
+from typing import NoReturn
+
 import numpy as np
 from jaxtyping import Float
 
@@ -19,6 +21,10 @@ SAME_PLACE_MM = 1e-3
 """Slices that are closer than this lie at the same place."""
 MAX_OFF_GRID = 0.05
 """Largest distance, in slice spacings, between a slice and its place at equal spacing."""
+MAX_ROUNDING_MM = 0.05
+"""Rounding of positions that is believed: they are written with one digit after the point or more."""
+MAX_OFF_DECLARED = 0.05
+"""Largest relative difference between the distance of slices and the distance that their header declares."""
 MAX_TILT_DEGREES = 0.5
 """Largest angle between stacking direction and normal, which the affine can hold.  Above it, the gantry was tilted."""
 TOMOGRAPHIC = frozenset({"CT", "MR", "PT"})
@@ -30,17 +36,18 @@ def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
     """The slices in the order of z, and the affine voxel -> RAS mm.
 
     The thickness of a single slice is SpacingBetweenSlices, or SliceThickness if that is absent; it is 1 mm if the
-    value is absent or not believable.  The affine of a picture, which has no place in a patient, holds only its pixel
-    spacing, or 1 if that is absent.
+    value is absent or not believable.  Positions that are rounded to 0.1 mm are those of the grid that fits
+    them best.  The affine of a picture, which has no place in a patient, holds only its pixel spacing, or 1 if that is
+    absent.
 
     Raises:
         RefusedImage: see `refusal.REASONS`.
     """
-    if all(piece.position_mm is None or piece.orientation is None for piece in slices):
+    if not any(map(is_section, slices)):
         return slices, _picture_affine(slices)
-    if any(piece.position_mm is None or piece.orientation is None for piece in slices):
+    if not all(map(is_section, slices)):
         raise RefusedImage("bad_geometry", "every slice must have a position and an orientation; some have none")
-    row, column = _in_plane(slices)
+    row, column = in_plane(slices)
     normal = np.cross(row, column)
     positions = np.array([piece.position_mm for piece in slices])
     order = np.argsort(positions @ normal, kind="stable")
@@ -48,14 +55,25 @@ def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
     affine = np.eye(4)
     between_rows, between_columns = _pixel_spacing(slices)
     affine[:3, 0], affine[:3, 1] = row * between_columns, column * between_rows
-    affine[:3, 2] = _step(slices, positions, normal) if len(slices) > 1 else normal * _thickness_mm(slices[0])
-    affine[:3, 3] = positions[0]
+    affine[:3, 2], affine[:3, 3] = normal * _thickness_mm(slices[0]), positions[0]
+    if len(slices) > 1:
+        affine[:3, 2], affine[:3, 3] = _steps(slices, positions, normal)
+        _check_declared(slices, float(affine[:3, 2] @ normal))
     _check_spacing(affine)
     return slices, LPS_TO_RAS @ affine
 
 
-def _in_plane(slices: list[Slice]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Unit vectors (LPS) in which the column and the row increase."""
+def is_section(piece: Slice) -> bool:
+    """Whether a slice has a place in the patient."""
+    return piece.position_mm is not None and piece.orientation is not None
+
+
+def in_plane(slices: list[Slice]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Unit vectors (LPS) in which the column and the row of all slices increase.
+
+    Raises:
+        RefusedImage: `bad_geometry`, `mixed_orientation`.
+    """
     vectors = np.array([piece.orientation for piece in slices]).reshape(-1, 2, 3)
     lengths = np.linalg.norm(vectors, axis=2)
     across = np.abs((vectors[:, 0] * vectors[:, 1]).sum(axis=1))
@@ -80,49 +98,78 @@ def _pixel_spacing(slices: list[Slice]) -> tuple[float, float]:
     return between_rows, between_columns
 
 
-def _step(
+def _steps(
     slices: list[Slice], positions: Float[np.ndarray, "n 3"], normal: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "3"]:
-    """The step from one slice to the next in mm (LPS), after a check that no slice is missing or displaced."""
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """The step from one slice to the next and the first position in mm (LPS).
+
+    It is checked that no slice is missing or displaced.
+    """
     gaps = np.diff(positions @ normal)
-    _check_one_each(slices, gaps)
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    grid = positions[0] + np.arange(len(slices))[:, None] * step
+    if gaps.min() <= SAME_PLACE_MM:
+        raise RefusedImage("duplicate_slices", "every slice must lie at a place of its own; some do not")
+    step, first = (positions[-1] - positions[0]) / (len(slices) - 1), positions[0]
+    grid = first + np.arange(len(slices))[:, None] * step
     if np.linalg.norm(positions - grid, axis=1).max() > MAX_OFF_GRID * gaps.min():
-        times = gaps / gaps.min()
-        reason = "missing_slices" if _are_whole(times) and times.max() > 1.5 else "irregular_spacing"
-        got = f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm"
-        raise RefusedImage(reason, f"slices must be equally far apart and in line; got {got}")
+        if not _are_rounded(positions, min(piece.rounding_mm for piece in slices)):
+            _refuse_uneven(gaps)
+        step, first = np.polyfit(np.arange(len(slices)), positions, 1)
     tilt = np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step))))
     if tilt > MAX_TILT_DEGREES:
-        raise RefusedImage(
-            "gantry_tilt", f"slices must be stacked along their normal; they are tilted by {tilt:.1f} degrees"
-        )
-    return step
+        rule = f"slices must be stacked along their normal; they are tilted by {tilt:.1f} degrees"
+        raise RefusedImage("gantry_tilt", rule)
+    return step, first
+
+
+def _are_rounded(positions: Float[np.ndarray, "n 3"], half_mm: float) -> bool:
+    """Whether positions at equal steps, rounded by up to `half_mm`, are these.
+
+    Each coordinate x_k is the rounded a + k d for some a and d if and only if one d fits every pair:
+    |x_j - x_i - (j - i) d| <= 2 half_mm.
+    """
+    if half_mm > MAX_ROUNDING_MM:
+        return False
+    lowest, highest = np.full(3, -np.inf), np.full(3, np.inf)
+    slack = 2 * half_mm + SAME_PLACE_MM / 10
+    for lag in range(1, len(positions)):
+        rise = positions[lag:] - positions[:-lag]
+        lowest = np.maximum(lowest, (rise.max(axis=0) - slack) / lag)
+        highest = np.minimum(highest, (rise.min(axis=0) + slack) / lag)
+    return bool((lowest <= highest).all())
+
+
+def _refuse_uneven(gaps: Float[np.ndarray, " n"]) -> NoReturn:
+    times = gaps / gaps.min()
+    reason = "missing_slices" if _are_whole(times) and times.max() > 1.5 else "irregular_spacing"
+    got = f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm"
+    raise RefusedImage(reason, f"slices must be equally far apart and in line; got {got}")
+
+
+def _check_declared(slices: list[Slice], step_mm: float) -> None:
+    """Refuse slices whose header declares another distance between them.
+
+    Some scanners write the empty space between two slices instead of the distance between their centres.
+    """
+    for piece in slices:
+        declared, thickness = piece.gap_mm, piece.thickness_mm or 0.0
+        if declared is None or abs(step_mm - declared) <= max(MAX_OFF_DECLARED * step_mm, piece.rounding_mm):
+            continue
+        times = step_mm / declared
+        if times > 1.5 and abs(times - round(times)) <= 2 * MAX_OFF_GRID:
+            rule = f"slices lie {step_mm:.4g} mm apart, but their header says {declared:.4g} mm"
+            raise RefusedImage("missing_slices", f"{rule}: some are missing; export the whole series again")
+        if abs(declared + thickness - step_mm) > MAX_OFF_DECLARED * step_mm:
+            rule = f"positions and SpacingBetweenSlices must agree; got {step_mm:.4g} and {declared:.4g} mm"
+            raise RefusedImage("bad_geometry", f"{rule}: export the whole series again, or convert it to NIfTI")
 
 
 def _are_whole(times: Float[np.ndarray, " n"]) -> bool:
     return bool(np.abs(times - np.round(times)).max() <= 2 * MAX_OFF_GRID)
 
 
-def _check_one_each(slices: list[Slice], gaps: Float[np.ndarray, " n"]) -> None:
-    """Refuse two slices at one place: as copies, or as several volumes if most places have more than one slice."""
-    if gaps.min() > SAME_PLACE_MM:
-        return
-    place = np.concatenate([[0], np.cumsum(gaps > SAME_PLACE_MM)])
-    counts = np.bincount(place)
-    identities = {(text(piece.file.header, "SOPInstanceUID"), piece.frame) for piece in slices}
-    got = f"{len(slices)} slices at {len(counts)} places"
-    if len(identities) < len(slices) or (counts > 1).mean() <= 0.5:
-        raise RefusedImage("duplicate_slices", f"every slice must lie at a place of its own; got {got}")
-    raise RefusedImage(
-        "several_volumes", f"a series must be one volume, not several, e.g. over time; got {got}: split it"
-    )
-
-
 def _thickness_mm(piece: Slice) -> float:
     low, high = SPACING_LIMITS_MM
-    given = piece.thickness_mm
+    given = piece.gap_mm if piece.gap_mm is not None else piece.thickness_mm
     return given if given is not None and low <= given <= high else 1.0
 
 

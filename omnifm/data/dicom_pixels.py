@@ -1,9 +1,9 @@
 """Stored pixels of DICOM slices -> float32 in the unit of the modality.
 
-Grey values become slope * stored + intercept, or the value in the modality's look-up table; padding values are kept.
-In MONOCHROME1 higher stored values are darker.  These values are mirrored within the range of their bits, so that more
-is brighter, except where the number is a measurement (`MEASURED`).  Colour becomes RGB and is never rescaled: 0-255 for
-8 bits.  Bits above the stored ones, which may hold overlays, are cleared.
+Grey values become slope * stored + intercept, or the value in the modality's look-up table.  Padding becomes air (see
+`dicom_padding`).  In MONOCHROME1 higher stored values are darker.  These values are mirrored within the range of their
+bits, so that more is brighter, except where the number is a measurement (`MEASURED`).  Colour becomes RGB and is never
+rescaled: 0-255 for 8 bits.  Bits above the stored ones, which may hold overlays, are cleared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from omnifm.data.dicom_file import File, number, text, texts, with_pixels
+from omnifm.data.dicom_padding import fill_with_air, padding
 from omnifm.data.dicom_slices import Slice, num_frames
 from omnifm.data.refusal import RefusedImage, check_budget
 
@@ -185,12 +186,18 @@ def _in_units(stored: Frame, piece: Slice, dataset: Dataset, factor: float) -> F
                 "colour must not be rescaled; the header gives a slope, an intercept or a look-up table",
             )
         return np.asarray(apply_color_lut(stored, dataset) if kind == "PALETTE COLOR" else stored, np.float32)
+    is_padding = padding(stored, dataset)
     if kind == "MONOCHROME1" and text(dataset, "Modality") not in MEASURED:
         stored = _mirrored(stored, dataset, has_lut)
     if has_lut:
         stored = apply_modality_lut(stored, dataset)
+    values = _scaled(stored, slope, intercept, factor)
+    return values if is_padding is None else fill_with_air(values, is_padding, text(dataset, "Modality"))
+
+
+def _scaled(stored: Frame, slope: float, intercept: float, factor: float) -> Float[np.ndarray, "rows columns"]:
     with np.errstate(all="ignore"):  # values too large for float32 become infinite, which is refused later
-        if (slope * factor, intercept) == (1.0, 0.0):
+        if (slope, intercept, factor) == (1.0, 0.0, 1.0):
             return stored.astype(np.float32)
         return ((stored.astype(np.float64) * slope + intercept) * factor).astype(np.float32)
 

@@ -8,41 +8,8 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from omnifm.data.dicom_file import File, number, numbers, text, texts
+from omnifm.data.dicom_kinds import check_one_kind, decimals_of, facts_of, holder
 from omnifm.data.refusal import RefusedImage
-
-GROUP_OF = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-    "SpacingBetweenSlices": "PixelMeasuresSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-    "RescaleType": "PixelValueTransformationSequence",
-    "EffectiveEchoTime": "MREchoSequence",
-    "InversionTimes": "MRModifierSequence",
-    "DiffusionBValue": "MRDiffusionSequence",
-    "TemporalPositionIndex": "FrameContentSequence",
-    "StackID": "FrameContentSequence",
-}
-"""Element -> the functional group in which a multi-frame file keeps it."""
-MUST_AGREE = (
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "PhotometricInterpretation",
-    "Units",
-    "EchoTime",
-    "EchoNumbers",
-    "InversionTime",
-    "TemporalPositionIdentifier",
-    "DiffusionBValue",
-    "EffectiveEchoTime",
-    "InversionTimes",
-    "TemporalPositionIndex",
-    "StackID",
-)
-"""Elements that are equal in all slices of one volume and may differ between volumes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,24 +20,30 @@ class Slice:
         file: the file that holds it.
         frame: its number in the file, counted from 0.
         position_mm: centre of its first pixel (LPS); None if it has no place in a patient.
+        rounding_mm: half of the last digit with which the position is written, > 0.
         orientation: unit vectors (LPS) in which the column and the row increase; None if it has no place.
         spacing_mm: distance between rows, and distance between columns.
-        thickness_mm: distance to the next slice as the header gives it, used where there is no next slice.
+        thickness_mm: SliceThickness; None if the header does not give it.
+        gap_mm: distance to the next slice as the header gives it (SpacingBetweenSlices), > 0; None if it does not.
         slope, intercept: stored value -> unit of the modality; None if the header does not give them.
         rescale_type: the unit as the header names it, or "".
-        facts: the values of `MUST_AGREE`, and the kind of image (magnitude, phase, ...).
+        facts: what all slices of a volume share, see `dicom_kinds.facts_of`.
+        order: numbers by which slices at one place are ordered: acquisition, instance, frame.
     """
 
     file: File
     frame: int
     position_mm: tuple[float, ...] | None
+    rounding_mm: float
     orientation: tuple[float, ...] | None
     spacing_mm: tuple[float, ...] | None
     thickness_mm: float | None
+    gap_mm: float | None
     slope: float | None
     intercept: float | None
     rescale_type: str
     facts: dict[str, str]
+    order: tuple[float, ...]
 
 
 def slices_of(file: File) -> list[Slice]:
@@ -83,7 +56,7 @@ def slices_of(file: File) -> list[Slice]:
     frames = num_frames(header)
     if "PerFrameFunctionalGroupsSequence" not in header:
         if frames > 1:
-            raise RefusedImage("several_volumes", f"a picture must be one frame; got {frames}, a film or a gated scan")
+            raise RefusedImage("several_volumes", _several_frames(header, frames))
         return [_slice(file, 0, [header])]
     groups = header["PerFrameFunctionalGroupsSequence"].value
     if len(groups) != frames:
@@ -92,6 +65,18 @@ def slices_of(file: File) -> list[Slice]:
         )
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     return [_slice(file, index, [group, *shared, header]) for index, group in enumerate(groups)]
+
+
+def _several_frames(header: Dataset, frames: int) -> str:
+    """What a file with several frames is that says of no frame where it lies, and what to do with it."""
+    if text(header, "Modality") == "NM":
+        kinds = set(texts(header, "ImageType"))
+        what = "slices of a SPECT reconstruction" if "RECON TOMO" in kinds else "frames of a nuclear medicine scan"
+        return f"every slice must say where it lies; here are {frames} {what} that do not: convert it to NIfTI"
+    if text(header, "Modality") in ("CT", "MR", "PT"):
+        what = f"here are {frames} frames without a description of each"
+        return f"every slice must say where it lies; {what}: export it as a classic or an enhanced series"
+    return f"an image must be one frame; here are {frames}, a film or a stack of pages: export one frame of it"
 
 
 def num_frames(header: Dataset) -> int:
@@ -113,12 +98,7 @@ def check_one_volume(slices: list[Slice]) -> None:
     Raises:
         RefusedImage: `several_volumes`, or `bad_geometry` if slices differ in size.
     """
-    for fact in slices[0].facts:
-        num_values = len({piece.facts[fact] for piece in slices})
-        if num_values > 1:
-            raise RefusedImage(
-                "several_volumes", f"slices must agree in {fact}; got {num_values} values: keep one volume per folder"
-            )
+    check_one_kind([piece.facts for piece in slices])
     sizes = {
         tuple(text(piece.file.header, side) for side in ("Rows", "Columns", "SamplesPerPixel")) for piece in slices
     }
@@ -128,30 +108,23 @@ def check_one_volume(slices: list[Slice]) -> None:
 
 def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:
     def where(keyword: str) -> Dataset:
-        return _holder(groups, keyword)
+        return holder(groups, keyword)
 
-    spacing = number(where("SpacingBetweenSlices"), "SpacingBetweenSlices")
-    thickness = number(where("SliceThickness"), "SliceThickness")
-    kind = texts(file.header, "ImageType")[2:3]
+    position = texts(where("ImagePositionPatient"), "ImagePositionPatient")
+    gap = number(where("SpacingBetweenSlices"), "SpacingBetweenSlices")
+    order = [number(where(key), key) for key in ("AcquisitionNumber", "FrameAcquisitionNumber", "InstanceNumber")]
     return Slice(
         file,
         index,
         position_mm=numbers(where("ImagePositionPatient"), "ImagePositionPatient", 3),
+        rounding_mm=decimals_of(position),
         orientation=numbers(where("ImageOrientationPatient"), "ImageOrientationPatient", 6),
         spacing_mm=numbers(where("PixelSpacing"), "PixelSpacing", 2),
-        thickness_mm=spacing if spacing is not None else thickness,
+        thickness_mm=number(where("SliceThickness"), "SliceThickness"),
+        gap_mm=abs(gap) if gap else None,  # some scanners write a negative one for slices in descending order
         slope=number(where("RescaleSlope"), "RescaleSlope"),
         intercept=number(where("RescaleIntercept"), "RescaleIntercept"),
         rescale_type=text(where("RescaleType"), "RescaleType"),
-        facts={key: "/".join(texts(where(key), key)) for key in MUST_AGREE} | {"ImageType": "/".join(kind)},
+        facts=facts_of(groups),
+        order=(*(-1.0 if value is None else value for value in order), float(index)),
     )
-
-
-def _holder(groups: list[Dataset], keyword: str) -> Dataset:
-    """The dataset that holds an element: the frame's group, else the group shared by all frames, else the header."""
-    name = GROUP_OF.get(keyword)
-    for group in groups[:-1]:
-        items = group.get(name) if name else None
-        if items and keyword in items[0]:
-            return items[0]
-    return groups[-1]

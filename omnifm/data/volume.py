@@ -29,6 +29,10 @@ __all__ = ["MAX_BYTES", "REASONS", "BurnedIn", "RefusedImage", "Volume", "read_l
 
 MAX_BYTES = 2 * 2**30
 """Largest memory for one image while it is read, bytes."""
+CT_FLOOR_HU = -1024.0
+"""Smallest Hounsfield unit that a scanner measures.  A smaller value marks a voxel without a measurement."""
+AIR_HU = -1000.0
+"""Air, by the definition of Hounsfield units."""
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are the first pixel outside the box."""
 BurnedIn = Literal["unknown", "none"] | Sequence[Box]
@@ -64,12 +68,22 @@ class Volume:
         """Whether it is one slice without patient axes: its affine holds nothing but the size of the pixels."""
         return self.array.shape[2] == 1 and np.array_equal(self.affine, np.diag(np.abs(np.diag(self.affine))))
 
+    def with_air(self) -> "Volume":
+        """Return the same image with air in place of the values by which CT scanners mark voxels outside their view."""
+        if self.modality != "CT" or self.array.min() >= CT_FLOOR_HU:
+            return self
+        return replace(self, array=np.where(self.array < CT_FLOOR_HU, self.array.dtype.type(AIR_HU), self.array))
+
     def in_ras(self) -> "Volume":
-        """Return the same voxels with axes in the order and direction closest to R, A, S; nothing is interpolated."""
-        turn = nibabel.orientations.io_orientation(self.affine)
-        array = nibabel.orientations.apply_orientation(self.array, turn)
-        undo = nibabel.orientations.inv_ornt_aff(turn, self.array.shape[:3])
-        return replace(self, array=np.ascontiguousarray(array), affine=self.affine @ undo)
+        """Return the same voxels with axes in the order and direction closest to R, A, S; nothing is interpolated.
+
+        Values that no CT scanner measures become air, see `with_air`.
+        """
+        volume = self.with_air()
+        turn = nibabel.orientations.io_orientation(volume.affine)
+        array = nibabel.orientations.apply_orientation(volume.array, turn)
+        undo = nibabel.orientations.inv_ornt_aff(turn, volume.array.shape[:3])
+        return replace(volume, array=np.ascontiguousarray(array), affine=volume.affine @ undo)
 
 
 def read_volume(path: Path | str, *, max_bytes: int = MAX_BYTES, burned_in_text: BurnedIn = "unknown") -> Volume:

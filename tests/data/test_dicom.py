@@ -174,7 +174,7 @@ class TestKinds:
 
     def test_refuses_films(self, tmp_path):
         film = picture(NumberOfFrames=2, PixelData=PIXELS.tobytes() * 2)
-        with refused("several_volumes", "got 2, a film"):
+        with refused("several_volumes", "here are 2, a film"):
             read(write(tmp_path / "a.dcm", film))
 
 
@@ -386,5 +386,5 @@ class TestRealData:
         volume = read_volume(SHARED / "multiframe/mr_philips_enhanced_anat/IM-0001-0170-0001.dcm")
         assert volume.array.shape == (256, 256, 8)
         assert volume.spacing_mm == pytest.approx((1, 1, 1.2), abs=1e-4)
-        with refused("several_volumes", "TemporalPositionIndex; got 4"):
+        with refused("several_volumes", "4 volumes: time=1, time=2, time=3, time=4. Choose one with --volume"):
             read_volume(SHARED / "multiframe/mr_siemens_xa10_enhanced")

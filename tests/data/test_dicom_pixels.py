@@ -90,10 +90,6 @@ class TestUnits:
         for z in range(4):
             np.testing.assert_allclose(volume.array[..., z].T, (PIXELS + z) * (0.5 + z) + z)
 
-    def test_padding_values_stay(self, tmp_path):
-        ds = ct(PixelPaddingValue=3)
-        assert rows(read(write(tmp_path / "a.dcm", ds)))[0, 3] == 3 * 2 - 1024
-
     def test_a_look_up_table_replaces_the_slope(self, tmp_path):
         """First mapped value 2: 0, 1 and 2 become the first entry, all above 5 the last."""
         table = Dataset()
