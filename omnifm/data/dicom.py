@@ -19,11 +19,12 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from omnifm.data.dicom_file import File, is_marked, open_file, text, texts
-from omnifm.data.dicom_geometry import placed
+from omnifm.data.dicom_geometry import MAX_TILT_DEGREES, placed, tilt_degrees
 from omnifm.data.dicom_kinds import check_count, check_parts
 from omnifm.data.dicom_pixels import check_headers, read_pixels
 from omnifm.data.dicom_slices import check_one_volume, slices_of
 from omnifm.data.dicom_suv import suv_factor
+from omnifm.data.dicom_tilt import SHEAR, sheared
 from omnifm.data.dicom_volumes import count_places, one_volume
 from omnifm.data.refusal import RefusedImage, check_budget
 from omnifm.data.volume import BurnedIn, Volume
@@ -60,6 +61,8 @@ TEXT_MODALITIES = frozenset({"", "DOC", "ES", "IVUS", "OT", "SC", "US"})
 """Modalities whose pixels often show a patient's name; "" stands for an absent modality, of which nothing is known."""
 TEXT_CLASS = "1.2.840.10008.5.1.4.1.1.7"
 """How the SOP classes of secondary captures begin: screenshots and scanned paper."""
+SCREENSHOT_WORDS = ("SCREEN SAVE", "SCREENSHOT", "SCREEN SHOT", "DOSE REPORT", "DOSE_INFO", "CSA REPORT")
+"""Words in ImageType by which scanners mark pictures of their screen."""
 SUFFIX = re.compile(r"\.[a-z]+[0-9]?$")
 """A suffix that names a file format; the number at the end of a UID is none."""
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".img")
@@ -72,14 +75,29 @@ def is_dicom(path: Path) -> bool:
     return path.is_file() and (is_marked(path) or path.name.lower().endswith(".dcm"))
 
 
-def read(path: Path, max_bytes: int, burned_in_text: BurnedIn, choice: str = "") -> Volume:
+def read(path: Path, max_bytes: int, burned_in_text: BurnedIn) -> Volume:
     """Read one file or one folder as a volume; the arguments are those of `volume.read_volume`.
+
+    Raises:
+        RefusedImage: see `refusal.REASONS`.  Exceptions of pydicom are passed on to the caller.
+    """
+    return read_changed(path, max_bytes, burned_in_text)[0]
+
+
+def read_changed(
+    path: Path, max_bytes: int, burned_in_text: BurnedIn, choice: str = "", tilt: str = ""
+) -> tuple[Volume, list[str]]:
+    """Read one file or one folder, of which a volume may be chosen and a tilt corrected.
 
     Args:
         path: file or folder.
         max_bytes: memory budget in bytes.
         burned_in_text: what is known about text in the pixels.
         choice: one volume of a series that holds several, as `dicom_volumes.check_choice` describes it.
+        tilt: "shear" to correct a tilted gantry, "" to refuse it.
+
+    Returns:
+        the volume, and what was changed in words; nothing was changed if a plain `read` gives the same.
 
     Raises:
         RefusedImage: see `refusal.REASONS`.  Exceptions of pydicom are passed on to the caller.
@@ -89,19 +107,25 @@ def read(path: Path, max_bytes: int, burned_in_text: BurnedIn, choice: str = "")
         for file in files:
             _check_kind(file, burned_in_text)
         check_headers(files, max_bytes)
-        slices = [piece for file in files for piece in slices_of(file)]
+        everything = [piece for file in files for piece in slices_of(file)]
         check_parts(files)
         if path.is_dir():
-            check_count(files, count_places(slices))
-        slices = one_volume(slices, choice)
+            check_count(files, count_places(everything))
+        slices = one_volume(everything, choice)
         check_one_volume(slices)
-        slices, affine = placed(slices)
+        slices, affine = placed(slices, tilted=tilt == SHEAR)
         headers = [file.header for file in files]
         modality = text(headers[0], "Modality")
         factor = suv_factor(headers) if modality == "PT" else 1.0
         array = read_pixels(slices, factor, max_bytes)
         known = modality if modality in MODALITIES else ""
-        return Volume(array, affine, known, _vendor(headers[0]), _frame(headers[0]))
+        volume = Volume(array, affine, known, _vendor(headers[0]), _frame(headers[0]))
+        changes = [f"volume {choice} of {len(everything) // len(slices)}"] if len(everything) > len(slices) else []
+        if (degrees := tilt_degrees(affine)) > MAX_TILT_DEGREES:
+            check_budget(4 * array.nbytes, max_bytes)
+            volume = sheared(volume)
+            changes.append(f"gantry tilt of {degrees:.1f} degrees, removed by a linear shear")
+        return volume, changes
 
 
 def _single(path: Path, max_bytes: int) -> File:
@@ -172,13 +196,25 @@ def _holds_image(file: File) -> bool:
     return file.pixels_at is not None and not _holds_no_image(file.header, file.sop_class)
 
 
+def is_localizer(header: Dataset) -> bool:
+    """Whether an image says that it is a localizer (scout view)."""
+    return bool({"LOCALIZER", "SCOUT"} & set(texts(header, "ImageType")))
+
+
+def is_screenshot(header: Dataset, sop_class: str) -> bool:
+    """Whether an image says that it is a screenshot, a scanned page or a report as a picture."""
+    kinds = " ".join(texts(header, "ImageType")).upper()
+    return sop_class.startswith(TEXT_CLASS) or any(word in kinds for word in SCREENSHOT_WORDS)
+
+
 def _check_kind(file: File, burned_in_text: BurnedIn) -> None:
     header = file.header
     kinds = set(texts(header, "ImageType"))
-    if kinds & {"LOCALIZER", "SCOUT"}:
+    if is_localizer(header):
         raise RefusedImage("localizer", "an image must be part of a volume; it is a localizer (scout view)")
     if "MOSAIC" in kinds:
-        raise RefusedImage("mosaic", "a slice must be one slice; it is a mosaic of many: convert it to a volume first")
+        todo = "`omnifm prepare dicom --convert mosaic` unpacks it"
+        raise RefusedImage("mosaic", f"a slice must be one slice; it is a mosaic of many: {todo}")
     if burned_in_text == "unknown":
         _check_text(file)
 

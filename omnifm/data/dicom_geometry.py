@@ -32,8 +32,8 @@ TOMOGRAPHIC = frozenset({"CT", "MR", "PT"})
 Affine = Float[np.ndarray, "4 4"]
 
 
-def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
-    """The slices in the order of z, and the affine voxel -> RAS mm.
+def placed(slices: list[Slice], *, tilted: bool = False) -> tuple[list[Slice], Affine]:
+    """The slices in the order of z, and the affine voxel -> RAS mm; with `tilted` its third axis may be at an angle.
 
     The thickness of a single slice is SpacingBetweenSlices, or SliceThickness if that is absent; it is 1 mm if the
     value is absent or not believable.  Positions that are rounded to 0.1 mm are those of the grid that fits
@@ -58,7 +58,11 @@ def placed(slices: list[Slice]) -> tuple[list[Slice], Affine]:
     affine[:3, 2], affine[:3, 3] = normal * _thickness_mm(slices[0]), positions[0]
     if len(slices) > 1:
         affine[:3, 2], affine[:3, 3] = _steps(slices, positions, normal)
-        _check_declared(slices, float(affine[:3, 2] @ normal))
+        degrees = tilt_degrees(affine)
+        if degrees > MAX_TILT_DEGREES and not tilted:
+            rule = f"slices must be stacked along their normal; they are tilted by {degrees:.1f} degrees"
+            raise RefusedImage("gantry_tilt", f"{rule}: `omnifm prepare dicom --tilt shear` corrects it")
+        _check_declared(slices, [float(affine[:3, 2] @ normal), float(np.linalg.norm(affine[:3, 2]))])
     _check_spacing(affine)
     return slices, LPS_TO_RAS @ affine
 
@@ -114,11 +118,15 @@ def _steps(
         if not _are_rounded(positions, min(piece.rounding_mm for piece in slices)):
             _refuse_uneven(gaps)
         step, first = np.polyfit(np.arange(len(slices)), positions, 1)
-    tilt = np.degrees(np.arccos(min(1.0, step @ normal / np.linalg.norm(step))))
-    if tilt > MAX_TILT_DEGREES:
-        rule = f"slices must be stacked along their normal; they are tilted by {tilt:.1f} degrees"
-        raise RefusedImage("gantry_tilt", rule)
     return step, first
+
+
+def tilt_degrees(affine: Affine) -> float:
+    """Angle between the third axis and the normal of the first two."""
+    normal, step = np.cross(affine[:3, 0], affine[:3, 1]), affine[:3, 2]
+    lengths = float(np.linalg.norm(step) * np.linalg.norm(normal))
+    cosine = min(1.0, float(abs(step @ normal)) / lengths) if lengths else 1.0
+    return float(np.degrees(np.arccos(cosine)))
 
 
 def _are_rounded(positions: Float[np.ndarray, "n 3"], half_mm: float) -> bool:
@@ -145,14 +153,20 @@ def _refuse_uneven(gaps: Float[np.ndarray, " n"]) -> NoReturn:
     raise RefusedImage(reason, f"slices must be equally far apart and in line; got {got}")
 
 
-def _check_declared(slices: list[Slice], step_mm: float) -> None:
+def _check_declared(slices: list[Slice], steps_mm: list[float]) -> None:
     """Refuse slices whose header declares another distance between them.
 
     Some scanners write the empty space between two slices instead of the distance between their centres.
+
+    Args:
+        slices: of one volume.
+        steps_mm: the distance from one slice to the next, along their normal and along the stack.
     """
+    step_mm = steps_mm[0]
     for piece in slices:
         declared, thickness = piece.gap_mm, piece.thickness_mm or 0.0
-        if declared is None or abs(step_mm - declared) <= max(MAX_OFF_DECLARED * step_mm, piece.rounding_mm):
+        allowed = max(MAX_OFF_DECLARED * step_mm, piece.rounding_mm)
+        if declared is None or min(abs(step - declared) for step in steps_mm) <= allowed:
             continue
         times = step_mm / declared
         if times > 1.5 and abs(times - round(times)) <= 2 * MAX_OFF_GRID:

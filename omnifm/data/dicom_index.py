@@ -13,7 +13,7 @@ from typing import NotRequired, TypedDict
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
-from omnifm.data.dicom import may_be_slice, promises_image
+from omnifm.data.dicom import is_localizer, is_screenshot, may_be_slice, promises_image
 from omnifm.data.dicom_geometry import TOMOGRAPHIC
 from omnifm.data.items import MODALITY
 from omnifm.data.refusal import RefusedImage, refusing
@@ -30,10 +30,19 @@ TAGS = [
     "SeriesDescription",
     "ProtocolName",
     "Rows",
+    "ImageType",
+    "SeriesNumber",
+    "FrameOfReferenceUID",
+    "ImageOrientationPatient",
+    "NumberOfFrames",
     "ImagePositionPatient",
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
 ]
+
+
+STACK = ("StudyInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Modality", "PatientID")
+"""What the slices of one volume share, beside their orientation, where each has a series of its own."""
 
 
 class FileFacts(TypedDict):
@@ -51,6 +60,12 @@ class FileFacts(TypedDict):
     modality: NotRequired[str]
     section: NotRequired[bool]
     """Whether the file may be one slice of several.  An X-ray or a photograph is an image by itself."""
+    beside: NotRequired[bool]
+    """Whether the file says that it is a scout view or a screenshot, so that it is no slice of its series."""
+    stack: NotRequired[str]
+    """Digest of what the slices of one volume share where each has a series of its own; "" if it cannot be one."""
+    numbered: NotRequired[bool]
+    """Whether the series has a number."""
     wanted: NotRequired[bool]
     excluded: NotRequired[bool]
 
@@ -89,6 +104,9 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],
             "modality": code if MODALITY.fullmatch(code) else "",
             "section": code in TOMOGRAPHIC or "ImagePositionPatient" in header,
+            "beside": is_localizer(header) or is_screenshot(header, _sop_class(header)),
+            "stack": _stack(header, salt),
+            "numbered": bool(f"{header.get('SeriesNumber') or ''}".strip()),
             "wanted": modality in ("", code) and matches,
             "excluded": bool(exclude) and bool(re.search(exclude, text, re.IGNORECASE)),
         }
@@ -102,10 +120,25 @@ def _patient(header: Dataset, salt: bytes) -> str:
 
 
 def _kind(header: FileDataset) -> str:
-    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+    sop_class = _sop_class(header)
     if sop_class in (*SEGMENTATIONS, RTStructureSetStorage):
         return "label"
     return "image" if promises_image(header, sop_class) else "other"
+
+
+def _sop_class(header: FileDataset) -> str:
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+
+
+def _stack(header: Dataset, salt: bytes) -> str:
+    """Digest of study, series number, frame of reference, orientation and size of a single slice."""
+    frames = header.get("NumberOfFrames")
+    orientation = header.get("ImageOrientationPatient")
+    if frames not in (None, "", 1) or not orientation or "ImagePositionPatient" not in header:
+        return ""
+    shared = [f"{header.get(keyword) or ''}".strip() for keyword in STACK]
+    turned = [f"{float(part):.2f}" for part in orientation]
+    return _digest(salt, f"stack {shared} {turned}")
 
 
 def _referred(header: Dataset) -> Iterator[str]:

@@ -98,12 +98,24 @@ def check_one_volume(slices: list[Slice]) -> None:
     Raises:
         RefusedImage: `several_volumes`, or `bad_geometry` if slices differ in size.
     """
-    check_one_kind([piece.facts for piece in slices])
+    facts = [piece.facts for piece in slices]
+    if _have_own_series(slices):
+        facts = [{**own, "SeriesInstanceUID": ""} for own in facts]
+    check_one_kind(facts)
     sizes = {
         tuple(text(piece.file.header, side) for side in ("Rows", "Columns", "SamplesPerPixel")) for piece in slices
     }
     if len(sizes) > 1:
         raise RefusedImage("bad_geometry", f"slices must have one size; got {len(sizes)} sizes")
+
+
+def _have_own_series(slices: list[Slice]) -> bool:
+    """Whether a scanner gave every slice of one numbered series a UID of its own, as some Canon scanners do."""
+    shared = {
+        (text(piece.file.header, "StudyInstanceUID"), text(piece.file.header, "SeriesNumber")) for piece in slices
+    }
+    series = {piece.facts["SeriesInstanceUID"] for piece in slices}
+    return len(series) == len(slices) and len(shared) == 1 and all(next(iter(shared)))
 
 
 def _slice(file: File, index: int, groups: list[Dataset]) -> Slice:

@@ -13,6 +13,8 @@ from omnifm.state import write_atomic
 
 LEFT_OUT = "left-out.txt"
 NAMES = "names.txt"
+SHOWN = 20
+"""Number of names that are shown on the screen; `left-out.txt` has them all."""
 WHERE = f"Names are in {LEFT_OUT} in the destination folder; it stays in the hospital."
 
 
@@ -59,6 +61,13 @@ def in_lines(rows: Sequence[LeftOut]) -> list[str]:
         detail = next((f" (first: {row.message})" for row in found if row.message), "")
         lines.append(f"{len(found)} {reason}: {meaning}{detail}. {advice}")
     return [*lines, WHERE] if any(row.name for row in rows) else lines
+
+
+def on_screen(rows: Sequence[LeftOut]) -> list[str]:
+    """Lines with the names of what is left out, for the screen of whoever runs the import, and never for a log."""
+    named = [row for found in by_reason(rows).values() for row in found if row.name]
+    lines = [f"  {row.reason}: {_printable(row.name)}" for row in named[:SHOWN]]
+    return [*lines, f"  and {len(named) - SHOWN} more, see {LEFT_OUT}"] if len(named) > SHOWN else lines
 
 
 def write_left_out(destination: Path, rows: Sequence[LeftOut]) -> None:

@@ -16,9 +16,9 @@ from typing import BinaryIO, TypedDict
 
 import numpy as np
 
-from omnifm.data import decode, dicom_index
+from omnifm.data import decode, dicom, dicom_index, dicom_mosaic
 from omnifm.data.reader import LENGTH
-from omnifm.data.refusal import RefusedImage
+from omnifm.data.refusal import RefusedImage, refusing
 from omnifm.data.volume import BurnedIn, Volume
 
 SLACK_BYTES = 256 * 2**20
@@ -29,7 +29,7 @@ class Request(TypedDict, total=False):
     """What the parent asks for; the keys after `clock_s` depend on `what`."""
 
     what: str
-    """`image`, `mask` or `header`."""
+    """`image`, `series`, `mosaic`, `mask` or `header`."""
     path: str
     max_bytes: int
     """Memory budget for the image."""
@@ -38,7 +38,11 @@ class Request(TypedDict, total=False):
     clock_s: float
     """Limit of time by the clock."""
     burned_in_text: BurnedIn
-    """For `image`, as in `volume.read_volume`."""
+    """For `image` and `series`, as in `volume.read_volume`."""
+    choice: str
+    """For `series` and `mosaic`, as in `dicom.read_changed`."""
+    tilt: str
+    """For `series`, as in `dicom.read_changed`."""
     shape: Sequence[int]
     """For `mask`: size, affine and frame of reference of its image, and the declared labels."""
     affine: Sequence[Sequence[float]]
@@ -65,11 +69,24 @@ def answer(request: Request) -> Answer:
             wanted = (request["modality"], request["description"], request["exclude"])
             return dicom_index.describe(path, salt, *wanted), EMPTY
         case "image":
-            volume = decode.read_image(path, int(request["max_bytes"]), request["burned_in_text"])
-            facts = {"modality": volume.modality, "vendor": volume.vendor, "frame": volume.frame}
-            return {**facts, "affine": volume.affine.tolist()}, volume.array
+            return _described(decode.read_image(path, int(request["max_bytes"]), request["burned_in_text"]))
+        case "series":
+            with refusing():
+                volume, changes = dicom.read_changed(
+                    path, int(request["max_bytes"]), request["burned_in_text"], request["choice"], request["tilt"]
+                )
+            return _described(volume.with_air(), changes)
+        case "mosaic":
+            with refusing():
+                volume = dicom_mosaic.read_one(path, int(request["max_bytes"]), request["choice"])
+            return _described(volume, ["mosaic, unpacked by dcm2niix"])
         case _:
             return {}, _mask(request)
+
+
+def _described(volume: Volume, changes: Sequence[str] = ()) -> Answer:
+    facts = {"modality": volume.modality, "vendor": volume.vendor, "frame": volume.frame}
+    return {**facts, "affine": volume.affine.tolist(), "changes": list(changes)}, volume.array
 
 
 def _mask(request: Request) -> np.ndarray:

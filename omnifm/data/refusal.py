@@ -81,12 +81,16 @@ REASONS = {
     ),
     "gantry_tilt": Reason(
         "slices are not stacked at a right angle to their plane",
-        "Convert the series to NIfTI with a program that corrects the tilt, for example dcm2niix.",
+        "Prepare it with `omnifm prepare dicom --tilt shear`, which resamples the slices.",
     ),
     "localizer": Reason("a localizer (scout view), which is no volume", "Leave it out; nothing is lost."),
+    "not_a_slice": Reason(
+        "a scout view or a screenshot among the slices of a series, which is read without it",
+        "Nothing, if it is no slice; otherwise correct its ImageType.",
+    ),
     "mosaic": Reason(
         "many slices tiled into one picture",
-        "Convert the series to NIfTI with a program that unpacks mosaics, for example dcm2niix.",
+        "Prepare it with `omnifm prepare dicom --convert mosaic`, or convert it to NIfTI with dcm2niix.",
     ),
     "no_units": Reason(
         "values that cannot be given in the unit of their modality: a CT without Hounsfield units",

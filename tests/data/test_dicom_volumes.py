@@ -14,7 +14,7 @@ from tests.data.test_dicom_geometry import enhanced
 
 
 def chosen(path: Path, choice: str) -> Volume:
-    return dicom.read(path, MAX_BYTES, "none", choice)
+    return dicom.read_changed(path, MAX_BYTES, "none", choice)[0]
 
 
 def write_all(folder: Path, volumes: list[dict[str, object]], places: int = 3) -> Path:

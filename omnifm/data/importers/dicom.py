@@ -12,22 +12,22 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from omnifm.data.importers._dicom_convert import CONVERTED, Conversion, check_conversion, converted
+from omnifm.data.importers._dicom_series import Index, Series, drop_other_images, join_single_slices
 from omnifm.data.importers._sites import already_there
 from omnifm.data.items import MODALITY
-from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, write_left_out, write_names
+from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, on_screen, write_left_out, write_names
 from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
-from omnifm.records import Json
 from omnifm.state import write_atomic
 
 SALT_FILE = ".omnifm-salt"
@@ -55,37 +55,6 @@ class Masks(NamedTuple):
     file: str
 
 
-@dataclass
-class Series:
-    """One series of the export."""
-
-    modality: str
-    study: str
-    patients: set[str] = field(default_factory=set)
-    """Digests of the patients that its headers name; more than one means that the headers contradict each other."""
-    files: list[tuple[str, Path]] = field(default_factory=list)
-    """(instance, file): the header of each file says which instance of the series it is."""
-    labels: list[Path] = field(default_factory=list)
-    """SEG and RTSTRUCT objects that refer to this series."""
-    sections: bool = False
-    """Whether its files are slices, so that a missing file would leave a gap in the volume."""
-    wanted: bool = False
-    """Whether at least one file matches the selection; then all are used, because part of a series is no volume."""
-    excluded: bool = False
-    """Whether at least one file matches `exclude`; then none is used."""
-    complete: bool = True
-    """False if a file in the folder of its slices cannot be read: that file may be one of the slices."""
-
-    @property
-    def place(self) -> str:
-        """Where it lies in the export, for `local_lists`: its first file, and how many files it has."""
-        return f"{min(file for _, file in self.files)} ({len(self.files)} files)"
-
-
-Index = dict[str, Series]
-"""Digest of a series -> the series."""
-
-
 def prepare(
     source: Path,
     destination: Path,
@@ -97,6 +66,9 @@ def prepare(
     exclude: str = "",
     labels: str = "",
     mask: str = "",
+    volume: str = "",
+    tilt: str = "",
+    convert: str = "",
     link: bool = False,
 ) -> None:
     """Write one site with the patients split 60/20/20 into training, validation and test.
@@ -118,20 +90,24 @@ def prepare(
         exclude: regular expression; series with it in their description or protocol are not used. Empty: none.
         labels: names of segments or structures, "liver,tumour" for mask values 1 and 2. Empty: images only.
         mask: file name of a NIfTI mask in each series' own folder, to use instead of SEG or RTSTRUCT.
+        volume: which volume of a series over echoes, b values or time, e.g. "b=1000", "echo=2", "time=3" or "first".
+        tilt: "shear" resamples series of a tilted CT gantry onto a straight grid. Empty: they are left out.
+        convert: "mosaic" unpacks Siemens mosaics with dcm2niix in a closed process. Empty: they are left out.
         link: hard links instead of copies of the images, to save disk space; whoever edits one edits the original, too.
 
     Raises:
         ValueError: an option is wrong, the site folder already exists, or no series can be used.
     """
-    selection = Selection(modality, description, exclude)
+    selection, conversion = Selection(modality, description, exclude), Conversion(volume, tilt, convert)
     _check(source, site, selection, mask, labels)
+    check_conversion(conversion)
     meanings = dict(enumerate(["background", *(name.strip() for name in labels.split(","))])) if labels else {}
     left_out: list[LeftOut] = []
     everything = _index(source, _salt(destination), selection, left_out)
     found = {name: series for name, series in everything.items() if series.wanted and not series.excluded}
     try:
         with new_folder(destination / site) as folder:
-            items = _write_all(folder, found, Masks(meanings, mask), left_out, link)
+            items = _write_all(folder, found, Masks(meanings, mask), conversion, left_out, link)
             if not items:
                 raise ValueError(_nothing_usable(everything, found, selection, left_out))
             _write_list(folder, items, meanings, seed)
@@ -139,11 +115,17 @@ def prepare(
         raise ValueError(already_there(site)) from None
     finally:
         write_left_out(destination, left_out)
-    write_names(destination, [(f"{site}/{item['image']}", found[Path(item["image"]).name].place) for item in items])
+        for line in on_screen(left_out):
+            print(line)
+    write_names(destination, [(f"{site}/{item['image']}", found[_series_of(item)].place) for item in items])
     counts = ", ".join(f"{len(rows)} {reason}" for reason, rows in by_reason(left_out).items()) or "nothing"
     print(f"{len(items)} of {len(found)} matching series prepared; left out: {counts}")
     for line in in_lines(left_out):
         print(line)
+
+
+def _series_of(item: Mapping[str, str]) -> str:
+    return Path(item["image"]).name.removesuffix(CONVERTED)
 
 
 def _nothing_usable(everything: Index, found: Index, selection: Selection, left_out: list[LeftOut]) -> str:
@@ -210,23 +192,17 @@ def _index(source: Path, salt: str, selection: Selection, left_out: list[LeftOut
             labels.append((file, facts["refers"]))
         elif facts["kind"] == "image":
             series = found.setdefault(facts["series"], Series(facts["modality"], facts["study"]))
-            _add(series, file, facts)
+            series.add(file, facts)
     _add_missing_patients(found)
+    for series in found.values():
+        left_out += [LeftOut("not_a_slice", str(file)) for file in drop_other_images(series)]
+    aliases = join_single_slices(found, left_out)
     for file, refers in labels:
-        for name in set(refers) & found.keys():
+        for name in {aliases.get(name, name) for name in refers} & found.keys():
             found[name].labels.append(file)
     for series in found.values():
         series.complete = not (series.sections and unread & {file.parent for _, file in series.files})
     return found
-
-
-def _add(series: Series, file: Path, facts: Json) -> None:
-    """Add one file to its series; `facts` are what the reader found in its header."""
-    series.patients |= {facts["patient"]} - {""}
-    series.files.append((facts["instance"], file))
-    series.sections |= facts["section"]
-    series.wanted |= facts["wanted"]
-    series.excluded |= facts["excluded"]
 
 
 def _add_missing_patients(found: Index) -> None:
@@ -240,7 +216,9 @@ def _add_missing_patients(found: Index) -> None:
             series.patients = {named.get(series.study, series.study)}
 
 
-def _write_all(folder: Path, found: Index, masks: Masks, left_out: list[LeftOut], link: bool) -> list[dict[str, str]]:
+def _write_all(
+    folder: Path, found: Index, masks: Masks, conversion: Conversion, left_out: list[LeftOut], link: bool
+) -> list[dict[str, str]]:
     """Write the series that can be read, and note the others; returns the items of dataset.json."""
     items = []
     for name, series in tqdm(sorted(found.items()), unit="series", desc="reading", disable=None):
@@ -248,14 +226,17 @@ def _write_all(folder: Path, found: Index, masks: Masks, left_out: list[LeftOut]
             left_out.append(LeftOut("beside_unreadable", series.place))
             continue
         try:
-            items.append(_write_series(folder, name, series, masks, link))
+            items.append(_write_series(folder, name, series, masks, conversion, link))
         except RefusedImage as refusal:
-            left_out.append(LeftOut(refusal.reason, series.place, str(refusal)))
+            left_out.append(LeftOut(refusal.reason, series.place, series.explained(str(refusal))))
             shutil.rmtree(folder / "images" / name, ignore_errors=True)
+            (folder / "images" / f"{name}{CONVERTED}").unlink(missing_ok=True)
     return items
 
 
-def _write_series(folder: Path, name: str, series: Series, masks: Masks, link: bool) -> dict[str, str]:
+def _write_series(
+    folder: Path, name: str, series: Series, masks: Masks, conversion: Conversion, link: bool
+) -> dict[str, str]:
     """Copy one series into the site's folder and read it as training will; returns its item."""
     if len(series.patients) > 1:
         raise RefusedImage("corrupt", f"a series must be of one patient; got {len(series.patients)}")
@@ -263,9 +244,13 @@ def _write_series(folder: Path, name: str, series: Series, masks: Masks, link: b
     target.mkdir(parents=True)
     for number, file in enumerate(_distinct(series.files)):
         place(file, target / f"{number:05d}.dcm", link=link)
-    image = read_volume(target)
+    changes = converted(target, conversion) if any(conversion) else ""
+    where = f"images/{name}{CONVERTED}" if changes else f"images/{name}"
+    image = read_volume(folder / where)
     (patient,) = series.patients
-    item = {"image": f"images/{name}", "patient": patient, "modality": series.modality or "OT"}
+    item = {"image": where, "patient": patient, "modality": series.modality or "OT"}
+    if changes:
+        item["prepared"] = changes
     if masks.labels:
         label = _label_of(series, masks.file)
         ending = ".dcm" if label in series.labels else "".join(Path(masks.file).suffixes[-2:])

@@ -302,7 +302,7 @@ class TestMasks:
         said, listed = capsys.readouterr().out, (tmp_path / "dst/left-out.txt").read_text()
         assert "3 of 4 matching series prepared; left out: 1 missing_label\n" in said
         assert "Run without `--labels` first, draw masks" in said
-        assert "bare" not in said
+        assert f"  missing_label: {tmp_path}/src/bare/bare_T1post_0.dcm (4 files)" in said  # on the screen, by name
         assert f"  {tmp_path}/src/bare/bare_T1post_0.dcm (4 files)  (a series must have one NIfTI mask" in listed
         assert len(list((tmp_path / "dst/site-1/images").iterdir())) == 3
 
