@@ -216,7 +216,7 @@ class Experiment:
         if preset is not None:
             if not isinstance(preset, str) or preset not in presets:
                 near = did_you_mean(str(preset), presets)
-                rule = f"preset must be one of {sorted(presets)} or null; got {preset!r}"
+                rule = f"preset must be one of {', '.join(sorted(presets))} or null; got {preset!r}"
                 raise ValueError(f"experiment.json: {rule}{near}")
             raw = _laid_over(raw, presets[preset])
         for section in ("task", "method"):

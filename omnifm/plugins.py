@@ -29,7 +29,7 @@ def plugin(kind: Kind, name: str) -> type[Any]:
     """
     if name not in names(kind):
         near = did_you_mean(name, names(kind))
-        raise ValueError(f"{kind.removesuffix('s')} must be one of {names(kind)}; got {name!r}{near}")
+        raise ValueError(f"{kind.removesuffix('s')} must be one of {', '.join(names(kind))}; got {name!r}{near}")
     module = importlib.import_module(f"omnifm.{kind}.{name}")
     base = Method if kind == "methods" else Task
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]

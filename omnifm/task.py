@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from omnifm.data.prediction import Prediction
+from omnifm.metrics.defined import mean_of_defined
 from omnifm.metrics.intervals import mean_interval
 from omnifm.records import Json
 from omnifm.statistics import Statistics
@@ -152,7 +153,7 @@ class Task(ABC):
     def summarise(self, scores: Iterable[Mapping[str, float | None]]) -> dict[str, Score]:
         """Average each metric over the cases that define it, and count these cases and the others."""
         rows = list(scores)
-        return {name: _mean([row[name] for row in rows]) for name in self.metrics}
+        return {name: _score([row[name] for row in rows]) for name in self.metrics}
 
     def intervals(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
         """Return the 95 % bootstrap interval over cases of each metric that has one, as [low, high]."""
@@ -196,7 +197,6 @@ class Task(ABC):
         return new_value > old_value
 
 
-def _mean(values: Sequence[float | None]) -> Score:
-    defined = [value for value in values if value is not None]
-    mean = float(np.mean(defined)) if defined else None
-    return Score(mean=mean, support=len(defined), undefined=len(values) - len(defined))
+def _score(values: Sequence[float | None]) -> Score:
+    undefined = sum(value is None for value in values)
+    return Score(mean=mean_of_defined(values), support=len(values) - undefined, undefined=undefined)

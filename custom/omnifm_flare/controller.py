@@ -84,8 +84,12 @@ class FlareTransport(Transport):
                 f"component {controller.aggregator_id!r} must be an OmniAggregator; got {type(aggregator).__name__}"
             )
         if experiment.reference:
-            rule = "reference must be empty under FLARE; compare with training alone by `omnifm simulate`"
-            raise ValueError(f"{rule}; got {experiment.reference}")
+            asked = ", ".join(experiment.reference)
+            raise ValueError(
+                f"a FLARE job trains one method, so that reference must be empty; got {asked}. Leave the key out of "
+                "experiment.json, or compare on one computer: omnifm simulate JOB --data FOLDER --set "
+                "'reference=[\"local\"]'"
+            )
         self.controller = controller
         self.experiment = experiment
         self.aggregator = aggregator

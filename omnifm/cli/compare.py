@@ -38,7 +38,7 @@ def compare(
     """
     from rich.console import Console
 
-    from omnifm.bench.tables import chosen
+    from omnifm.bench.tables import chosen, lint
     from omnifm.cli.progress import RunProgress
 
     experiment = experiment_of(job, preset, changes)
@@ -58,7 +58,7 @@ def compare(
     )
     _print_table(told)
     print(f"\nPage:    {folder / 'comparison.html'}\nNumbers: {folder / 'comparison.json'}")
-    wrong = chosen.findings(told)
+    wrong = lint.lint(told)
     for line in wrong:
         print(f"WARNING: {line}")
     raise typer.Exit(1 if wrong else 0)
@@ -80,6 +80,7 @@ def section_of(text: str) -> dict[str, object]:
 def _print_table(told: Document) -> None:
     """Scores of the first metric on the test split."""
     from omnifm.bench.tables.page import main_metric, spread, versus
+    from omnifm.metrics.defined import mean_of_defined
     from omnifm.report.numbers import counted, number
 
     column = next(iter(told["columns"].values()))
@@ -91,8 +92,7 @@ def _print_table(told: Document) -> None:
     cells = []
     for name, row in column["rows"].items():
         before, after = row[metric]["before"], row[metric]["after"]
-        means = [_mean(values) for values in after["values"]]
-        each = "  ".join(number(mean) for mean in means)
+        each = "  ".join(number(mean_of_defined(values)) for values in after["values"])
         cells.append([name, spread(after), number(after["worst_site"]), spread(before), versus(after), each])
     widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
     for line in [heads, *cells]:
@@ -102,8 +102,3 @@ def _print_table(told: Document) -> None:
     for paragraph in told["caption"]:
         if " is the same as " in paragraph:
             print(f"\nNote: {paragraph}")
-
-
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None

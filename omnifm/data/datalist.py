@@ -178,7 +178,7 @@ def _check_keys(content: Mapping[str, object]) -> None:
     unknown = content.keys() - KEYS
     if missing or unknown:
         # An unknown key may be anything, even a name: the message only counts them.
-        got = f"missing {sorted(missing)}, {len(unknown)} unknown"
+        got = f"missing {', '.join(sorted(missing)) or 'none'}, {len(unknown)} unknown"
         raise ValueError(f"dataset.json must have name, modality, training and no unknown key; {got}")
 
 

@@ -63,7 +63,7 @@ def maker(task: str) -> Callable[[Path, str, int], None]:
     """
     names = sorted(m.name for m in pkgutil.iter_modules(demos.__path__) if not m.name.startswith("_"))
     if task not in names:
-        raise ValueError(f"task must have demo data: one of {names}; got {task!r}")
+        raise ValueError(f"task must have demo data: one of {', '.join(names)}; got {task!r}")
     make: Callable[[Path, str, int], None] = importlib.import_module(f"{demos.__name__}.{task}").make
     return make
 

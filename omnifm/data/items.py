@@ -51,7 +51,7 @@ class ItemReader:
             raise ValueError(f"{where} must be an object; got {type(raw).__name__}")
         missing = [key for key in self.required if key not in raw]
         if missing:
-            raise ValueError(f"{where} must have {list(self.required)}; missing {missing}")
+            raise ValueError(f"{where} must have {', '.join(self.required)}; missing {', '.join(missing)}")
         defaults = {"modality": self.modality["0"], "burned_in_text": self.burned_in_text}
         item = {**defaults, **raw, "origin": (split, position)}
         check_burned_in(item["burned_in_text"], f"'burned_in_text' of {where}")

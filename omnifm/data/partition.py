@@ -135,7 +135,7 @@ def deal(
         ValueError: the partition is unknown, or there are too few patients for so many sites.
     """
     if partition not in PARTITIONS:
-        raise ValueError(f"partition must be one of {list(PARTITIONS)}; got {partition!r}")
+        raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}; got {partition!r}")
     if partition == "natural":
         return tuple(tuple(i for i, own in enumerate(homes) if own == home) for home in dict.fromkeys(homes))
     if partition == "modality":

@@ -10,6 +10,7 @@ import json
 import logging
 import random
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,7 +109,7 @@ class Federation:
             reason = str(error)
             logger.error("run failed: %s", reason)
         if status == "SUBSET":
-            reason = f"sites that should have taken part did not: {sorted(self._missing_sites())}"
+            reason = f"sites that should have taken part did not: {', '.join(sorted(self._missing_sites()))}"
         summary = self._summary(status, reason)
         self.journal.finish(summary, pictures(self.results.values()), draw_report=self.draw_report)
         if status != "FAILED":
@@ -145,8 +146,9 @@ class Federation:
             self.roster.spec = dict(record["spec"])
         missing = self._describe(self.transport.sites())
         if len(self.roster.facts) < self.experiment.train.min_sites:
-            described = sorted(self.roster.facts)
-            raise FederationError(f"min_sites must describe their data; got {described}, missing {missing}")
+            described = ", ".join(sorted(self.roster.facts)) or "none"
+            rule = f"{self.experiment.train.min_sites} sites must describe their data (train.min_sites)"
+            raise FederationError(f"{rule}; got {described}; missing {_in_words(missing)}")
         self.roster.absent.update(missing)
         self._build(record["spec"] if resumes else self._agreed())
         if found and resumes:
@@ -235,12 +237,14 @@ class Federation:
         recent = self.journal.history[-PATIENCE:]
         if len(recent) == PATIENCE and not any(map(self._has_quorum, recent)):
             rule = f"{PATIENCE} rounds in a row had fewer than min_sites accepted replies"
-            raise FederationError(f"{rule}; last missing {missing}")
+            raise FederationError(f"{rule}; last missing {_in_words(missing)}")
 
     def _require_a_trained_model(self) -> None:
         if not any(map(self._has_quorum, self.journal.history)):
             rule = f"a round must have {self.experiment.train.min_sites} accepted replies; none had"
-            raise FederationError(f"{rule}, so that the model is untrained; missing {sorted(self._missing_sites())}")
+            raise FederationError(
+                f"{rule}, so that the model is untrained; missing {', '.join(sorted(self._missing_sites()))}"
+            )
 
     def _evaluate(self) -> None:
         connected = self._present()
@@ -249,7 +253,7 @@ class Federation:
         self.results = {update.site: update for update in self.intake.spool}
         self.roster.absent.update(missing)
         if not self.results:
-            raise FederationError(f"no site returned its test scores: {missing}")
+            raise FederationError(f"no site returned its test scores: {_in_words(missing)}")
 
     # Asking the sites.
     def _ask(self, stage: Stage, number: int, sites: list[str]) -> dict[str, str]:
@@ -345,3 +349,12 @@ class Federation:
     def _capped(self, facts: dict[str, Facts]) -> dict[str, int]:
         """Weight by site whose weight is limited to fewer cases than it has."""
         return {site: size for site, size in self.view.sizes.items() if size < facts[site]["num_train"]}
+
+
+def _in_words(missing: Mapping[str, str]) -> str:
+    """Sites and why their replies are missing.
+
+    >>> _in_words({"site-2": "no reply within 60 s"})
+    'site-2 (no reply within 60 s)'
+    """
+    return ", ".join(f"{site} ({reason})" for site, reason in sorted(missing.items())) or "none"

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
+from omnifm.metrics.defined import mean_of_defined
+
 
 def overlap(
     prediction: Int[np.ndarray, "x y z"],
@@ -58,7 +60,7 @@ def overlap_by_class(
 
 def average(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     """The mean of each score over the classes that define it."""
-    return {name: _mean([row[name] for row in rows]) for name in ("dice", "iou", "hd95_mm")}
+    return {name: mean_of_defined(row[name] for row in rows) for name in ("dice", "iou", "hd95_mm")}
 
 
 def _scores_of_class(
@@ -78,8 +80,3 @@ def _scores_of_class(
         "iou": float(compute_iou(*masks)),
         "hd95_mm": float(distance),
     }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None

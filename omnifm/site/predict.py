@@ -121,7 +121,7 @@ def _items(
             )
         lists = read_datalist(source, required=given, allowed_roots=roots, seed=used.experiment.seed).splits()
         if split not in (None, *SPLITS):
-            raise ValueError(f"split must be one of {list(SPLITS)}; got {split!r}")
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         found = tuple(item for name, items in lists.items() if split in (None, name) for item in items)
         if not found:
             raise ValueError(f"split must hold a case; {split!r} of this dataset.json holds none")

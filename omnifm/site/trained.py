@@ -63,11 +63,11 @@ def trained_folder(state_dir: Path, job: str | None = None) -> Path:
         return state_dir
     jobs = sorted(folder.name for folder in state_dir.iterdir() if folder.is_dir() and _holds_model(folder))
     if jobs and job is not None and job not in jobs:
-        raise ValueError(f"job must be one of {jobs} in this state folder; got {job!r}")
+        raise ValueError(f"job must be one of {', '.join(jobs)} in this state folder; got {job!r}")
     if not jobs:
         raise ValueError(_no_model(state_dir))
     if job is None and len(jobs) > 1:
-        raise ValueError(f"personal must hold one job, or job must name one of {jobs}")
+        raise ValueError(f"personal must hold one job, or job must name one of {', '.join(jobs)}")
     return state_dir / (job or jobs[0])
 
 
@@ -122,7 +122,9 @@ def _checkpoint(folder: Path) -> tuple[Tensors, CheckpointRecord]:
     if found is None or not found.record.get("trained"):
         raise ValueError("the personal model must have been trained; no local round of this job is complete")
     if missing := sorted(NEEDED - found.record.keys()):
-        raise ValueError(f"the personal model's file must hold {missing}; an older version wrote it: train again")
+        raise ValueError(
+            f"the personal model's file must hold {', '.join(missing)}; an older version wrote it: train again"
+        )
     return found.tensors, cast(CheckpointRecord, found.record)
 
 

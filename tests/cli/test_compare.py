@@ -48,7 +48,7 @@ def test_the_jobs_own_settings_hold_for_the_jobs_own_method():
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        (["fedavg"], "at least twice"),
+        (["fedavg"], "at least two methods; got fedavg. Add another one, for example --method local;"),
         (["fedavg", "fedavg"], "given twice"),
         (["fedavg", "fedpox"], "did you mean 'fedprox'"),
         (["fedavg", "fedprox:muu=1"], "did you mean 'mu'"),

@@ -13,6 +13,7 @@ def test_methods_lists_every_method_and_explains_one():
     assert "Choose it where" in one
     wrong = omnifm("methods", "fedpox")
     assert (wrong.returncode, "did you mean 'fedprox'" in wrong.stderr) == (2, True)
+    assert "method must be one of deer, ditto, " in wrong.stderr
 
 
 def test_settings_explains_a_section():

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from omnifm_flare.controller import not_started
+from omnifm.config import Experiment
+from omnifm_flare.aggregator import OmniAggregator
+from omnifm_flare.controller import FlareTransport, OmniController, not_started
 
 
 def prepare(folder, *names):
@@ -31,3 +33,12 @@ def test_sites_that_were_prepared_and_not_started_are_named(tmp_path, prepared, 
 
 def test_without_a_folder_nothing_is_said():
     assert not_started(None, ["site-1"]) == []
+
+
+def test_a_reference_is_refused_before_anything_is_trained(monkeypatch):
+    """FLARE runs one method in a job: to drop the key without a word would leave a report without the promised row."""
+    controller = OmniController()
+    monkeypatch.setattr(controller, "get_component", lambda _: OmniAggregator())
+    experiment = Experiment.from_job("seg_fets").changed({"reference": ["local"]})
+    with pytest.raises(ValueError, match=r"reference must be empty; got local\. Leave the key out .*omnifm simulate"):
+        FlareTransport(controller, experiment)

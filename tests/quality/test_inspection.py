@@ -571,7 +571,7 @@ class TestCommand:
         [
             (["/nowhere/CANARY"], "path must be a dataset.json or a folder that holds one; it is neither"),
             ([str(Path(__file__).parent)], "path must be a dataset.json or a folder that holds one; it is neither"),
-            ([__file__, "--task", "surgery"], "task must be one of ['classification', 'image_fusion', 'segmentation'"),
+            ([__file__, "--task", "surgery"], "task must be one of classification, image_fusion, segmentation"),
         ],
     )
     def test_wrong_use_is_told_in_one_line(self, args, message):

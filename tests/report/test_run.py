@@ -124,7 +124,7 @@ def summary(scores=None, **changes):
         "finished": "2026-12-01 05:30 UTC",
         "versions": {"torch": "2.13.0"},
         "status": "SUBSET",
-        "reason": "sites did not: ['b']",
+        "reason": "sites did not: b",
         "rounds": {"planned": 3, "completed": 3},
         "partition": {"hash": "aa11", "shared": 123456, "personal": 789, "buffers": 5, "frozen": 0},
         "init_hash": "bb22",
@@ -161,7 +161,7 @@ class TestNumbers:
         for words in (
             "seg_fets SUBSET",
             "task segmentation · data polyps, scans · method omnifm · seed 7 · finished 2026-12-01 05:30 UTC",
-            "SUBSET: sites did not: ['b']",
+            "SUBSET: sites did not: b",
             "Rounds 3 of 3",
             "Sites with test scores 2 of 2",
             "Cases 2,414 2,400 train, 6 validation, 8 test, 4 refused",

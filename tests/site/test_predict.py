@@ -327,7 +327,7 @@ class TestRefusedModels:
         history = History(copy / "tiny", "after")
         number, tensors, record = history.load()
         history.save(number, tensors, {key: value for key, value in record.items() if key != "frozen"})
-        self.refused(copy, r"file must hold \['frozen'\]; an older version wrote it")
+        self.refused(copy, r"file must hold frozen; an older version wrote it")
 
 
 class TestWrongUse:
@@ -335,9 +335,9 @@ class TestWrongUse:
         assert trained_folder(trained) == trained_folder(trained / "tiny").parent / "tiny" == trained / "tiny"
         shutil.copytree(copy / "tiny", copy / "other")
         assert trained_folder(copy, "other") == copy / "other"
-        with pytest.raises(ValueError, match=r"must hold one job, or job must name one of \['other', 'tiny'\]"):
+        with pytest.raises(ValueError, match=r"must hold one job, or job must name one of other, tiny"):
             trained_folder(copy)
-        with pytest.raises(ValueError, match=r"job must be one of \['other', 'tiny'\] in this state folder; got 'x'"):
+        with pytest.raises(ValueError, match=r"job must be one of other, tiny in this state folder; got 'x'"):
             trained_folder(copy, "x")
         assert trained_folder(copy / "tiny", "tiny") == copy / "tiny"
         with pytest.raises(ValueError, match=r"job must be what its model was trained for, 'tiny'; got 'other'"):

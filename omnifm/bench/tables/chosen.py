@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omnifm.bench.inputs import federation, out_folder
-from omnifm.bench.tables import document, lint
+from omnifm.bench.tables import document
 from omnifm.bench.tables.one_federation import Comparison
 from omnifm.bench.tables.records import Document
 from omnifm.bench.tables.scores import Cells
@@ -37,10 +37,15 @@ def rows_of(experiment: Experiment, methods: Sequence[Mapping[str, object]]) -> 
         load_method(contender)
         name = _row_name(section)
         if name in rows:
-            raise ValueError(f"method must be given once each; {name!r} is given twice")
+            raise ValueError(
+                f"each method must be given once; {name!r} is given twice. To repeat its runs, use --seeds"
+            )
         rows[name] = contender.method
     if len(rows) < 2:
-        raise ValueError(f"method must be given at least twice, to compare; got {list(rows)}")
+        raise ValueError(
+            f"a comparison needs at least two methods; got {', '.join(rows) or 'none'}. Add another one, for example "
+            f"--method {'local' if 'Local' not in rows else 'fedavg'}; `omnifm methods` lists them"
+        )
     return rows
 
 
@@ -96,11 +101,6 @@ def demo_folder(experiment: Experiment, sites: Sequence[str]) -> Path:
     """The folder that holds the demo sites of the experiment's task."""
     folders = [demo_site(experiment.task["name"], site) for site in sites]
     return folders[0].parent
-
-
-def findings(told: Document) -> list[str]:
-    """What is wrong with the numbers, or unequal between the methods; one line each."""
-    return lint.lint(told)
 
 
 def twins(cells: Cells) -> dict[str, str]:

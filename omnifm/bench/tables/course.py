@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from omnifm.bench.tables.records import ContenderRow, Facts, Metrics
+from omnifm.metrics.defined import mean_of_defined
 from omnifm.records import SiteRound, Summary
 
 SHARE_OF_BEST = 0.9
@@ -50,7 +49,7 @@ def _site_rounds(run: Summary) -> list[SiteRound]:
 def curve(runs: Runs, metric: str) -> list[float | None]:
     """Validation score after local training in each round, as a mean over the round's sites and over seeds."""
     return [
-        _mean([row["metrics"].get(metric) for run in runs for row in run["history"][number]["sites"].values()])
+        mean_of_defined(row["metrics"].get(metric) for run in runs for row in run["history"][number]["sites"].values())
         for number in range(min(len(run["history"]) for run in runs))
     ]
 
@@ -96,9 +95,4 @@ def validation(run: Summary, metric: str, higher: bool) -> float | None:
             score = row["metrics"].get(metric)
             if score is not None:
                 best[site] = better(best.get(site, score), score)
-    return _mean(list(best.values()))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+    return mean_of_defined(best.values())

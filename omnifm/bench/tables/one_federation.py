@@ -74,7 +74,7 @@ def run(
     """
     experiment, data, out = job_experiment(job, num_rounds, num_epochs), federation(data), out_folder(out)
     if foreign := sorted(set(rows) - set(CONTENDERS)):
-        raise ValueError(f"row must be one of {list(CONTENDERS)}; got {foreign}")
+        raise ValueError(f"row must be one of {', '.join(CONTENDERS)}; got {', '.join(map(repr, foreign))}")
     comparison = Comparison(experiment, data, site_names(data, 2), out, num_seeds)
     groups = [[name for name in group if not rows or name in rows] for group in (MAIN, ABLATIONS if ablations else {})]
     comparison.take_earlier(name for name in CONTENDERS if not any(name in group for group in groups))

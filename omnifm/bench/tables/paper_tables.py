@@ -78,7 +78,7 @@ def _tables(scale: str, names: tuple[str, ...], columns: tuple[str, ...]) -> dic
     chosen = {name: TABLES[name] for name in names or TABLES}
     in_all = [column.name for table in chosen.values() for column in table.columns]
     if unknown := sorted(set(columns) - set(in_all)):
-        raise ValueError(f"column must be one of {in_all}; got {unknown[0]!r:.80}")
+        raise ValueError(f"column must be one of {', '.join(in_all)}; got {unknown[0]!r:.80}")
     for name, table in chosen.items():
         if columns and not any(column.name in columns for column in table.columns):
             raise ValueError(f"table {name!r} must have a column that was asked for; it has none")
@@ -117,7 +117,7 @@ class _Bench:
         shown = [(table, column) for table in tables.values() for column in self.columns(table)]
         if self.data is not None and not any(self._folder(column) for _, column in shown):
             wanted = sorted({column.data for _, column in shown})
-            raise ValueError(f"data must be a folder that holds one of {wanted}; it holds none")
+            raise ValueError(f"data must be a folder that holds one of {', '.join(wanted)}; it holds none")
         for table, column in shown:
             first, experiment = self._tuned_in(table, column), self._experiment(column, demo=False)
             tuned = any(grid(row, self.scale, experiment) for row in self.rows(table, column))

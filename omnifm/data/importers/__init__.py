@@ -29,5 +29,5 @@ def load(name: str) -> ModuleType:
         ValueError: there is no importer of this name.
     """
     if name not in names():
-        raise ValueError(f"importer must be one of {list(names())}; got {name!r}")
+        raise ValueError(f"importer must be one of {', '.join(names())}; got {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -69,7 +69,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.partition not in PARTITIONS:
-            raise ValueError(f"partition must be one of {list(PARTITIONS)}; got {self.partition!r}")
+            raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}; got {self.partition!r}")
         if not 1 <= self.num_sites <= MAX_SITES or not 1 <= self.first <= MAX_SITES:
             raise ValueError(f"sites and first must be 1 to {MAX_SITES}; got {self.num_sites} and {self.first}")
         if not self.skew > 0 or self.seed < 0:

@@ -62,7 +62,7 @@ def prepare(
     """
     plan = Plan(partition, sites, gamma, seed, first, usual=4, link=link)
     if magnification not in MAGNIFICATIONS:
-        raise ValueError(f"magnification must be one of {list(MAGNIFICATIONS)}; got {magnification!r}")
+        raise ValueError(f"magnification must be one of {', '.join(map(str, MAGNIFICATIONS))}; got {magnification!r}")
     found = pictures(source, "SOB_*.png")
     if not found:
         raise ValueError("source must hold BreakHis images named like SOB_B_TA-14-4659-40-001.png; it has none")

@@ -56,12 +56,12 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1, l
             read, or a site folder already exists.
     """
     if group not in GROUPS:
-        raise ValueError(f"group must be one of {list(GROUPS)}; got {group!r}")
+        raise ValueError(f"group must be one of {', '.join(map(str, GROUPS))}; got {group!r}")
     institutions = _institutions(source)
     members = [number for number in GROUPS[group] if number in institutions]
     if not members:
-        wanted = f"an institution of group {group}, {list(GROUPS[group])}"
-        raise ValueError(f"{PARTITION} must list {wanted}; got {sorted(institutions)}")
+        wanted = f"an institution of group {group} ({', '.join(map(str, GROUPS[group]))})"
+        raise ValueError(f"{PARTITION} must list {wanted}; got {', '.join(map(str, sorted(institutions)))}")
     for number, institution in enumerate(members, start=1):
         site = f"site-{number}"
         try:

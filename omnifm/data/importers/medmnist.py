@@ -172,7 +172,10 @@ def prepare(
     wanted = subsets.split(",") if subsets else [n for n in SUBSETS if (source / f"{n}{suffix}.npz").is_file()]
     unknown = [name for name in wanted if name not in SUBSETS]
     if unknown or not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(f"subsets must be among {list(SUBSETS)}, each once, in files of size {size}; got {wanted}")
+        raise ValueError(
+            f"subsets must be among {', '.join(SUBSETS)}, each once, in files of size {size}; "
+            f"got {', '.join(wanted) or 'none'}"
+        )
     cases, rows = _cases([_read(source, f"{name}{suffix}.npz", name) for name in wanted], destination)
     head: Head = {"name": "MedMNIST", "labels": _labels(wanted)}
     write_sites(destination, plan, cases, head, lambda folder, own: _fill(folder, own, rows))

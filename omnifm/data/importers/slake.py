@@ -55,10 +55,10 @@ def prepare(
     """
     plan = Plan(partition, sites, gamma, seed, first, link=link)
     if language not in LANGUAGES:
-        raise ValueError(f"language must be one of {list(LANGUAGES)}; got {language!r}")
+        raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}")
     present = [name for name in FILES if (source / name).is_file()]
     if not present:
-        raise ValueError(f"source must hold one of {list(FILES)}; it has none")
+        raise ValueError(f"source must hold one of {', '.join(FILES)}; it has none")
     questions, modalities = _read_questions(source, present, LANGUAGES[language], destination)
     write_questions(source, destination, plan, questions, modalities, f"SLAKE ({language})")
 

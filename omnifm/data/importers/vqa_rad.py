@@ -64,7 +64,7 @@ def prepare(
     files = [(source / folder, source / name) for folder, names in LAYOUTS.items() for name in names]
     present = [(folder, file) for folder, file in files if file.is_file()]
     if not present:
-        raise ValueError(f"source must hold one of {[file.name for _, file in files]}; it has none")
+        raise ValueError(f"source must hold one of {', '.join(file.name for _, file in files)}; it has none")
     questions, organs = _read_questions(present, destination)
     in_words = modalities_in_words(questions)
     modalities = {image: MODALITIES.get(organs[image]) or in_words[image] for image in in_words}

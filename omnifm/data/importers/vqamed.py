@@ -80,7 +80,7 @@ def prepare(
     """
     plan = Plan(partition, sites, gamma, seed, first, link=link)
     if year not in FILES:
-        raise ValueError(f"year must be one of {list(FILES)}; got {year!r}")
+        raise ValueError(f"year must be one of {', '.join(map(str, FILES))}; got {year!r}")
     questions = _read_questions(source, year, destination)
     modalities = modalities_in_words(questions)
     write_questions(source, destination, plan, questions, modalities, f"VQA-Med {year}")

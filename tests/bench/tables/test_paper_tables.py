@@ -282,7 +282,7 @@ class TestColumns:
         ({"scale": "smoke", "names": ("omnifm_9",)}, r"table must be one of federations, .*; got 'omnifm_9'"),
         (
             {"scale": "smoke", "names": ("fedsca_2",), "columns": ("Fed",)},
-            r"column must be one of \['Fed-P.*; got 'Fed'",
+            r"column must be one of Fed-P.*; got 'Fed'",
         ),
         (
             {"scale": "cpu", "names": ("fedsca_2",), "columns": ("Fed-Fundus",)},
