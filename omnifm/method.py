@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from omnifm.records import Json
+from omnifm.records import Facts, Json
 from omnifm.statistics import KEYS
 from omnifm.task import Backbone, Batch, Task
 from omnifm.update import Score, Update, clean
@@ -279,9 +279,7 @@ class Method:
         Args:
             metrics: names of the task's metrics.
         """
-        described = {"num_train", "num_validation", "num_test", "num_refused", "modalities", "source", "data"}
-        described |= {"name", "split_by"}
-        keys = described if update.stage == "describe" else self.says
+        keys = set(Facts.__annotations__) if update.stage == "describe" else self.says
         for kind, found, allowed in (
             ("tensor", set(update.extra), self.sends if update.stage in ("seed", "train") else set()),
             ("fact", set(update.facts), keys),

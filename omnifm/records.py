@@ -11,10 +11,6 @@ from omnifm.statistics import Statistics
 
 Json = dict[str, Any]
 """A JSON object whose keys are somebody else's: a task's or a method's."""
-MAX_DATA_NAME = 80
-"""Largest number of letters of what reports call a site's data."""
-OWN_DATA = "the site's own data"
-"""What reports call data that are not the demo's."""
 
 
 class Facts(TypedDict):
@@ -30,8 +26,6 @@ class Facts(TypedDict):
     """`demo` (synthetic) or `site` (a hospital's own data)."""
     data: Json
     """The facts that the task asks for: dimensions, channels, spacing, label names."""
-    name: NotRequired[str]
-    """What reports call the data: the demo's name, or `OWN_DATA`."""
     split_by: NotRequired[str]
     """`patient` if every item of dataset.json names its patient, so that none is in two splits; else `image`."""
 
@@ -58,7 +52,7 @@ class SiteRecord(TypedDict):
     num_refused: int
     modalities: dict[str, int]
     metrics: dict[str, MetricRecord]
-    name: NotRequired[str]
+    source: NotRequired[str]
     """As in `Facts`."""
     split_by: NotRequired[str]
     """As in `Facts`."""

@@ -33,6 +33,9 @@ DEMO_SITES = ("site-1", "site-2")
 class Watcher:
     """Is told how a run goes, for example to draw a progress bar.  Every method does nothing by default."""
 
+    def reference_begins(self, method: str) -> None:
+        """Called before the whole run of a method that is only a reference; the same calls follow as for the run."""
+
     def asks(self, stage: Stage, round_number: int, site: str) -> None:
         """Called before a site is asked."""
 
@@ -135,7 +138,9 @@ def run(
         federation = Federation(experiment, state / "server", results, transport, draw_report=draw_report)
         summary = federation.run()
         for name in experiment.reference if summary["status"] != "FAILED" else ():
-            other = run(_with_method(experiment, name), data_root, sites, device=device)
+            if watcher is not None:
+                watcher.reference_begins(name)
+            other = run(_with_method(experiment, name), data_root, sites, device=device, watcher=watcher)
             summary = federation.add_reference(summary, name, other)
         return summary
 

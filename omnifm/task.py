@@ -71,6 +71,8 @@ class Task(ABC):
     """The keys among them that a new case also has: all except the truth."""
     metrics: ClassVar[Mapping[str, bool]]
     """Metric name -> whether higher is better; the first one picks checkpoints on validation."""
+    panels: ClassVar[tuple[str, ...]] = ()
+    """What stands side by side in `picture`, from left to right; empty if it is one picture, or says it itself."""
 
     def __init__(self, settings: Any, model: Any) -> None:
         self.settings, self.model = settings, model

@@ -52,6 +52,11 @@ class RunProgress(Watcher):
     ) -> None:
         self.bar.stop()
 
+    def reference_begins(self, method: str) -> None:
+        """Start the bar anew, with the name of the method before every line."""
+        self.label, self.round = f"reference {method}: ", 0
+        self.bar.reset(self.task)
+
     def asks(self, stage: Stage, round_number: int, site: str) -> None:
         """Say what is done now."""
         if stage == "train" and round_number != self.round:

@@ -47,7 +47,7 @@ def simulate(
     try:
         status = _run(experiment, data, names, folder, device)
     except KeyboardInterrupt:
-        print(f"Interrupted.  To go on, give the same command with --out {folder.path}", file=sys.stderr)
+        print(_interrupted(folder), file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if status == "COMPLETE" else 1)
 
@@ -74,6 +74,16 @@ def _run(experiment: Experiment, data: Path | None, names: list[str], folder: Ru
     for line in _next_steps(folder, list(summary["sites"])):
         print(line)
     return summary["status"]
+
+
+def _interrupted(folder: RunFolder) -> str:
+    """What was interrupted, and how to go on.  References run after the run itself, which is complete then."""
+    if (folder.results / "summary.json").is_file():
+        return (
+            f"Interrupted in the reference.  The run itself is finished, in {folder.path}, but its report lacks the "
+            "comparison.  For that, give the same command with a new --out"
+        )
+    return f"Interrupted.  To go on, give the same command with --out {folder.path}"
 
 
 def _next_steps(folder: RunFolder, sites: list[str]) -> list[str]:

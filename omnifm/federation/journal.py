@@ -8,15 +8,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
-from omnifm.records import Aggregate, Facts, MetricRecord, RoundEntry, SiteRecord, SiteRound, Summary
-from omnifm.report.metric_names import units
+from omnifm.records import Aggregate, RoundEntry, SiteRound, Summary
 from omnifm.report.run import write_report
 from omnifm.state import write_atomic
-from omnifm.statistics import Statistics
 from omnifm.update import Payload, Score, Update
 
 ALIKE = "the spectral prototypes of all sites look alike, so retrieval adds nothing here; the scores remain valid"
@@ -105,39 +102,6 @@ def site_round(update: Update, sent: Payload, norm: float) -> SiteRound:
         "bytes_down": sent.num_bytes(),
         "norm": norm,
     }
-
-
-def site_record(facts: Facts, update: Update) -> SiteRecord:
-    """A site's counts and its test scores, before and after local training.
-
-    Args:
-        facts: what the site described.
-        update: its evaluation.
-    """
-    metrics: dict[str, MetricRecord] = {
-        name: {
-            "before": update.before[name].mean,
-            "after": after.mean,
-            "support": after.support,
-            "undefined": after.undefined,
-        }
-        for name, after in update.after.items()
-    }
-    record: SiteRecord = {
-        "num_train": facts["num_train"],
-        "num_validation": facts["num_validation"],
-        "num_test": facts["num_test"],
-        "num_refused": facts["num_refused"],
-        "modalities": facts["modalities"],
-        "metrics": metrics,
-        "units": units(facts["data"], metrics),
-        "statistics": cast(Statistics, update.statistics),
-    }
-    if "name" in facts:
-        record["name"] = facts["name"]
-    if "split_by" in facts:
-        record["split_by"] = facts["split_by"]
-    return record
 
 
 def aggregate(metrics: Mapping[str, bool], results: Mapping[str, Update]) -> dict[str, Aggregate]:

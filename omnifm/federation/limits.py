@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from omnifm import statistics
 from omnifm.method import Tensors
-from omnifm.records import MAX_DATA_NAME
 from omnifm.update import Update
 
 COUNT_KEYS = ("num_train", "num_validation", "num_test", "num_refused")
@@ -63,9 +62,8 @@ def _malformed_facts(update: Update) -> str | None:
         return f"facts must hold counts of cases per split and modality, 0 to {MAX_COUNT}"
     if facts.get("source") not in ("demo", "site"):
         return "facts must hold the source of the data, demo or site"
-    name = facts.get("name", "")
-    if not isinstance(name, str) or len(name) > MAX_DATA_NAME or facts.get("split_by", "image") not in SPLIT_BY:
-        return f"facts must name the data set in at most {MAX_DATA_NAME} letters, and split by one of {SPLIT_BY}"
+    if facts.get("split_by", "image") not in SPLIT_BY:
+        return f"facts must say what the splits rest on, {' or '.join(SPLIT_BY)}"
     return None
 
 

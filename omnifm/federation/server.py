@@ -21,12 +21,13 @@ from torch import Tensor
 
 from omnifm.config import Experiment
 from omnifm.federation.intake import WEIGHTS, Intake
-from omnifm.federation.journal import Journal, aggregate, pictures, site_record, site_round, versions
+from omnifm.federation.journal import Journal, aggregate, pictures, site_round, versions
 from omnifm.federation.roster import Roster
 from omnifm.federation.transport import Transport
 from omnifm.method import Partition, ServerView, Tensors
 from omnifm.plugins import load_method, load_task
 from omnifm.records import Facts, Json, RoundEntry, Summary
+from omnifm.report.site_record import site_record
 from omnifm.state import History, locked
 from omnifm.update import Payload, Stage, Update, digest, under
 

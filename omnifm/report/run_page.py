@@ -18,7 +18,6 @@ from omnifm.report.scores import (
     across_sites,
     checkpoint_table,
     counts,
-    data_names,
     patients_note,
     score_table,
     site_names,
@@ -70,9 +69,13 @@ class RunPage:
 def run_page(summary: Summary, pictures: Mapping[str, bytes]) -> RunPage:
     """Return what the page of a run shows; the arguments are those of `write_report`."""
     history, status = summary["history"], summary["status"]
-    words = [f"task {summary['task']}", f"method {summary['method']}", f"seed {summary['seed']}"]
-    if names := data_names(summary):
-        words.insert(1, f"data {', '.join(names)}")
+    is_demo = summary["data_source"] == "demo"
+    words = [
+        f"task {summary['task']}",
+        "synthetic demo data" if is_demo else "data of the sites",
+        f"method {summary['method']}",
+        f"seed {summary['seed']}",
+    ]
     if "finished" in summary:
         words.append(f"finished {summary['finished']}")
     reason = summary["reason"]
@@ -82,7 +85,7 @@ def run_page(summary: Summary, pictures: Mapping[str, bytes]) -> RunPage:
         status=status,
         settings=" · ".join(words),
         reason=Note(reason, status, severe=status == "FAILED") if reason else None,
-        is_demo=summary["data_source"] == "demo",
+        is_demo=is_demo,
         cards=_cards(summary),
         training=_training(summary),
         data=site_table(summary),

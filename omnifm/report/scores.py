@@ -15,6 +15,8 @@ COUNTED = ("train", "validation", "test", "refused")
 """Counts of cases, in the order of the columns."""
 SPLITS = {"patient": "patients", "image": "pictures; patients unknown"}
 """What a site's splits rest on, in words."""
+SOURCES = {"demo": "synthetic demo", "site": "own"}
+"""Whose data a site has, in words."""
 
 
 def counts(site: SiteRecord) -> dict[str, int]:
@@ -33,14 +35,13 @@ def site_names(summary: Summary) -> list[str]:
     return sorted(seen | set(summary["sites"]), key=natural)
 
 
-def data_names(summary: Summary) -> list[str]:
-    """Names that the sites give their data sets; the job's name for them where no site says one."""
-    own = sorted({site["name"] for site in summary["sites"].values() if site.get("name")}, key=natural)
-    return own or ([summary["data"]] if "data" in summary else [])
+def data_words(site: SiteRecord) -> str:
+    """Whose data a site has.  What the hospital itself calls them stays there: it may hold a patient's name."""
+    return SOURCES.get(site.get("source", ""), NONE)
 
 
 def site_table(summary: Summary) -> Table | None:
-    """Each site's data: name, number of cases, modalities, and what its splits rest on."""
+    """Each site's data: whose, number of cases, modalities, and what its splits rest on."""
     rows: list[list[Cell]] = []
     for name in site_names(summary):
         if name not in summary["sites"]:
@@ -50,8 +51,8 @@ def site_table(summary: Summary) -> Table | None:
         modalities = ", ".join(f"{code or 'unnamed'} {count:,}" for code, count in site["modalities"].items())
         splits = SPLITS.get(site.get("split_by", ""), NONE)
         numbers = (f"{count:,}" for count in counts(site).values())
-        rows.append([name, site.get("name", NONE), *numbers, modalities or NONE, splits])
-    headers = ["Site", "Data set", *(key.capitalize() for key in COUNTED), "Modalities", "Splits rest on"]
+        rows.append([name, data_words(site), *numbers, modalities or NONE, splits])
+    headers = ["Site", "Data", *(key.capitalize() for key in COUNTED), "Modalities", "Splits rest on"]
     return Table(headers, rows, text=(0, 1, 2 + len(COUNTED), 3 + len(COUNTED))) if rows else None
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from omnifm.config import Experiment
 from omnifm.metrics.rivals import rivals
-from omnifm.records import MetricRecord
+from omnifm.records import MetricRecord, SiteRecord
 from omnifm.report.classes import ClassPanel, class_panel
 from omnifm.report.elements import Cell, Picture, Stacked, Table, in_natural_order
 from omnifm.report.metric_names import metric_name
 from omnifm.report.numbers import NONE, number
 from omnifm.report.render import render
-from omnifm.report.scores import checkpoint_words, interval_words
+from omnifm.report.scores import checkpoint_words, data_words, interval_words
 from omnifm.statistics import Moment, Statistics
 
 
@@ -23,35 +24,35 @@ class SitePage:
     title: str
     site: str
     settings: str
+    is_demo: bool
     scores: Table
     checkpoints: Table | None
     panel: ClassPanel
     pictures: Sequence[Picture]
 
 
-def site_page(
-    site: str,
-    settings: str,
-    scores: Mapping[str, MetricRecord],
-    units: Mapping[str, str],
-    statistics: Statistics,
-    pictures: Mapping[str, bytes],
-) -> bytes:
+def site_page(site: str, experiment: Experiment, record: SiteRecord, pictures: Mapping[str, bytes]) -> bytes:
     """Return the page, an HTML file.
 
     Args:
         site: the site's name in the federation.
-        settings: job, task, data, method and seed in words.
-        scores: by metric.
-        units: unit by metric, where it is another one than the metric's name says.
-        statistics: all of them.
+        record: the site's scores, with all statistics.
         pictures: PNG files by caption; they show the site's cases.
     """
+    statistics = record.get("statistics", {})
+    words = [
+        f"job {experiment.job}",
+        f"task {experiment.task['name']}",
+        f"data {data_words(record)}",
+        f"method {experiment.method['name']}",
+        f"seed {experiment.seed}",
+    ]
     page = SitePage(
         title=f"{site}: test",
         site=site,
-        settings=settings,
-        scores=_scores(scores, units, statistics),
+        settings=" · ".join(words),
+        is_demo=record.get("source") == "demo",
+        scores=_scores(record["metrics"], record.get("units", {}), statistics),
         checkpoints=_checkpoints(statistics),
         panel=class_panel("this site", statistics),
         pictures=in_natural_order(pictures),

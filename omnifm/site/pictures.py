@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from monai.data import Dataset
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from omnifm.method import Tensors
 from omnifm.report.metric_names import metric_name
@@ -41,7 +41,7 @@ def draw_cases(
     for number, (position, words) in enumerate(chosen(task, rows), start=1):
         with torch.no_grad():
             pixels = task.picture(forward, cases[position])
-        drawn[words] = _png(Image.fromarray(pixels))
+        drawn[words] = _png(_titled(_enlarged(Image.fromarray(pixels)), task.panels))
         write_atomic(folder / f"prediction-{number}.png", drawn[words])
     return drawn
 
@@ -73,9 +73,27 @@ def _caption(name: str, value: float | None, rank: int, size: int) -> str:
     return f"test case {rank + 1} of {size}{place}: {metric_name(name)} {score}"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _enlarged(picture: Image.Image) -> Image.Image:
     factor = math.ceil(SHOWN / min(picture.size))
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+
+
+def _titled(picture: Image.Image, titles: Sequence[str]) -> Image.Image:
+    """The picture with a strip above it, which holds a title for each of its equally wide panels."""
+    if not titles:
+        return picture
+    width = picture.width / len(titles)
+    font_size = min(picture.height, width) / 12
+    height = int(2 * font_size)
+    titled = Image.new("RGB", (picture.width, picture.height + height))
+    titled.paste(picture, (0, height))
+    draw = ImageDraw.Draw(titled)
+    for number, title in enumerate(titles):
+        draw.text((width * (number + 0.5), height / 2), title, anchor="mm", font=ImageFont.load_default(font_size))
+    return titled
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    larger = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
-    larger.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from omnifm.config import Experiment, SiteConfig
-from omnifm.data.datalist import DEMO_NAME, Datalist
+from omnifm.data.datalist import Datalist
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.records import OWN_DATA, Json
+from omnifm.records import Facts, Json
+from omnifm.report.site_record import site_record
 from omnifm.site.device import device_named, to_device
 from omnifm.site.loader import Loader, check_data
-from omnifm.site.own_page import Tested, write_site_page
+from omnifm.site.own_page import write_site_page
 from omnifm.site.personal import PersonalState
 from omnifm.site.pictures import as_tensors, draw_cases
 from omnifm.site.training import make_optimizer, refuse_divergence, seed_everything
@@ -115,22 +116,24 @@ class Site:
     # The four stages.
     def _describe(self, payload: Payload) -> Update:
         """Send the numbers of cases and the facts about the data, nothing else."""
+        return Update(self.name, "describe", 0, payload.digest(), facts=dict(self._facts()))
+
+    def _facts(self) -> Facts:
         splits = self.datalist.splits()
         modalities: dict[str, int] = {}
         for item in [item for items in splits.values() for item in items]:
             modality = str(item.get("modality") or self.datalist.modality.get("0", "unknown"))
             modalities[modality] = modalities.get(modality, 0) + 1
-        counts = {f"num_{split.removesuffix('ing')}": len(items) for split, items in splits.items()}
-        facts = {
-            **counts,
+        return {
+            "num_train": len(splits["training"]),
+            "num_validation": len(splits["validation"]),
+            "num_test": len(splits["test"]),
             "num_refused": self.num_refused,
             "modalities": modalities,
             "source": self.datalist.source,
-            "name": self._data_name(),
             "split_by": _split_by(splits),
             "data": self.task.facts(self.case_facts, self.datalist.labels),
         }
-        return Update(self.name, "describe", 0, payload.digest(), facts=facts)
 
     def _seed(self, payload: Payload) -> Update:
         """Answer round 0 with the initial shared weights; nothing is trained."""
@@ -192,17 +195,13 @@ class Site:
         trained = self.personal.load_best("after", local)
         extra = self._on_device(trained.extra)
         rows = self._rows(local.model, extra, "test")
-        before, after = self.task.summarise(rows_before), self.task.summarise(rows)
         whole: Statistics = {
             "checkpoints": {"before": received.chosen, "after": trained.chosen},
             "intervals": {"before": self.task.intervals(rows_before), "after": self.task.intervals(rows)},
             **self.task.details(rows),
         }
         drawn = draw_cases(self.task, self._forward(local.model, extra), self.loader.cases("test"), rows, self.folder)
-        facts = self.task.facts(self.case_facts, self.datalist.labels)
-        tested = Tested(self.name, self.experiment, self._data_name(), facts, before, after, whole)
-        write_site_page(tested, list(self.task.metrics), drawn, self.folder)
-        return Update(
+        update = Update(
             self.name,
             "evaluate",
             payload.round,
@@ -210,11 +209,14 @@ class Site:
             local.partition.hash(),
             num_samples=len(self.datalist.training),
             train_loss=loss,
-            before=before,
-            after=after,
+            before=self.task.summarise(rows_before),
+            after=self.task.summarise(rows),
             pictures=as_tensors(drawn) if self.datalist.source == "demo" else {},
             statistics=dict(for_server(whole)),
         )
+        own = site_record(self._facts(), replace(update, statistics=dict(whole)))
+        write_site_page(self.name, self.experiment, own, drawn, self.folder)
+        return update
 
     # What the stages, and the benchmarks, are made of.
     def open_round(self, payload: Payload) -> LocalRound:
@@ -281,10 +283,6 @@ class Site:
         if self.on_trained is not None:
             self.on_trained(time.monotonic() - started)
         return loss
-
-    def _data_name(self) -> str:
-        """What reports call the data.  A hospital's own name for them may hold a patient's, so it is told to nobody."""
-        return DEMO_NAME if self.datalist.source == "demo" else OWN_DATA
 
     def _forward(self, model: Model, extra: Tensors) -> Forward:
         def forward(batch: Batch) -> Tensor:

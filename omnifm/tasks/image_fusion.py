@@ -97,6 +97,7 @@ class ImageFusion(Task):
     Settings = Settings
     Model = Model
     required = given = SOURCES
+    panels = ("first source", "second source", "fused")
     metrics = {  # noqa: RUF012
         name + suffix: higher
         for suffix in ("", "_average", "_max")

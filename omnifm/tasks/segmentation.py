@@ -90,6 +90,7 @@ class Segmentation(Task):
     Model = Model
     required = ("image", "label")
     given = ("image",)
+    panels = ("image", "reference", "prediction")
     metrics = {"dice": True, "iou": True, "hd95_mm": False}  # noqa: RUF012
 
     # Before round 0.

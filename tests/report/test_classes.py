@@ -2,6 +2,7 @@
 
 import re
 
+from omnifm.config import Experiment
 from omnifm.report.classes import class_panel
 from omnifm.report.site_page import site_page
 from tests.report.test_run import CHECKPOINTS, FETCHES, HOSTILE, PNG, Page
@@ -22,7 +23,8 @@ SCORES = {
 
 
 def page(statistics=STATISTICS, pictures=None, site="site-1"):
-    html = site_page(site, "job tiny", SCORES, {"hd95_mm": "pixels"}, statistics, pictures or {}).decode()
+    record = {"source": "site", "metrics": SCORES, "units": {"hd95_mm": "pixels"}, "statistics": statistics}
+    html = site_page(site, Experiment.from_job("seg_fets"), record, pictures or {}).decode()
     return Page(html), html
 
 

@@ -110,9 +110,9 @@ def summary(scores=None, **changes):
         for name, pairs in scores.items()
     }
     if "a" in sites:
-        sites["a"] |= {"name": "polyps", "split_by": "image", "statistics": {"checkpoints": CHECKPOINTS}}
+        sites["a"] |= {"source": "site", "split_by": "image", "statistics": {"checkpoints": CHECKPOINTS}}
     if "b" in sites:
-        sites["b"] |= {"name": "scans", "split_by": "patient"}
+        sites["b"] |= {"source": "demo", "split_by": "patient"}
     whole = {
         "schema": 1,
         "job": "seg_fets",
@@ -160,7 +160,7 @@ class TestNumbers:
         page, _ = draw(summary())
         for words in (
             "seg_fets SUBSET",
-            "task segmentation · data polyps, scans · method omnifm · seed 7 · finished 2026-12-01 05:30 UTC",
+            "task segmentation · data of the sites · method omnifm · seed 7 · finished 2026-12-01 05:30 UTC",
             "SUBSET: sites did not: b",
             "Rounds 3 of 3",
             "Sites with test scores 2 of 2",
@@ -175,8 +175,8 @@ class TestNumbers:
 
     def test_sites(self, draw):
         page, _ = draw(summary())
-        assert page.row("a") == ["a", "polyps", "1,200", "3", "4", "2", "MR 7, CT 3", "pictures; patients unknown"]
-        assert page.row("b") == ["b", "scans", "1,200", "3", "4", "2", "MR 7, CT 3", "patients"]
+        assert page.row("a") == ["a", "own", "1,200", "3", "4", "2", "MR 7, CT 3", "pictures; patients unknown"]
+        assert page.row("b") == ["b", "synthetic demo", "1,200", "3", "4", "2", "MR 7, CT 3", "patients"]
 
     def test_scores(self, draw):
         page, _ = draw(summary())
@@ -301,7 +301,7 @@ class TestPage:
         for key in ("job", "task", "method", "status", "reason", "data", "init_hash", "data_source", "finished"):
             content[key] = HOSTILE
         content["settings"] = {HOSTILE: {HOSTILE: HOSTILE}}
-        content["sites"][HOSTILE] |= {"name": HOSTILE, "split_by": HOSTILE, "units": {"dice": HOSTILE}}
+        content["sites"][HOSTILE] |= {"source": HOSTILE, "split_by": HOSTILE, "units": {"dice": HOSTILE}}
         content["versions"] = {HOSTILE: HOSTILE}
         content["sites"][HOSTILE]["modalities"] = {HOSTILE: 1}
         content["aggregate"]["dice"]["worst_site"] = HOSTILE
@@ -395,7 +395,7 @@ class TestEdges:
             del content[key]
         del content["partition"]["frozen"]
         for site in content["sites"].values():
-            for key in ("name", "split_by", "statistics"):
+            for key in ("source", "split_by", "statistics"):
                 site.pop(key, None)
         for past in content["history"]:
             for row in past["sites"].values():

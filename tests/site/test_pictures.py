@@ -56,12 +56,28 @@ def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path):
     (tmp_path / "prediction-7.png").write_bytes(b"of an earlier run")
     drawn = draw_cases(Task(), unused, Dataset([10, 20]), rows(0.9, 0.2), tmp_path)
     sizes = [Image.open(io.BytesIO(png)).size for png in drawn.values()]
-    assert sizes == [(3 * 48 * 6, 48 * 6)] * 2
-    assert [Image.open(tmp_path / f"prediction-{n}.png").getpixel((0, 0)) for n in (1, 2)] == [(20,) * 3, (10,) * 3]
+    assert sizes == [(3 * 48 * 6, 48 * 6 + 48)] * 2
+    assert [Image.open(tmp_path / f"prediction-{n}.png").getpixel((0, 99)) for n in (1, 2)] == [(20,) * 3, (10,) * 3]
     assert len(list(tmp_path.iterdir())) == 2
     assert as_tensors(drawn)["test case 1 of 2, the worst: Dice 0.200"].numpy().tobytes() == next(iter(drawn.values()))
 
 
 def test_large_pictures_keep_their_size(tmp_path):
     (png,) = draw_cases(Task(300), unused, Dataset([10]), rows(0.9), tmp_path).values()
+    assert Image.open(io.BytesIO(png)).size == (900, 350)
+
+
+def test_every_panel_has_a_title_above_it(tmp_path):
+    """image | reference | prediction: a strip above the picture, with letters in each third and none between them."""
+    (png,) = draw_cases(Task(300), unused, Dataset([10]), rows(0.9), tmp_path).values()
+    strip = np.asarray(Image.open(io.BytesIO(png)).convert("L"))[:50]
+    thirds = np.split(strip.max(axis=0), 3)
+    assert all(third[60:240].max() == 255 for third in thirds)
+    assert not any(third[[*range(60), *range(240, 300)]].any() for third in thirds)
+
+
+def test_a_task_that_draws_one_picture_has_no_strip(tmp_path):
+    task = Task(300)
+    task.panels = ()
+    (png,) = draw_cases(task, unused, Dataset([10]), rows(0.9), tmp_path).values()
     assert Image.open(io.BytesIO(png)).size == (900, 300)

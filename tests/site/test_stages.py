@@ -60,7 +60,6 @@ class TestDescribe:
             "num_refused": 0,
             "modalities": {"MR": 6},
             "source": "site",
-            "name": "the site's own data",
             "split_by": "patient",
             "data": {
                 "labels": {"0": "background", "1": "ball"},
@@ -335,7 +334,8 @@ class TestEvaluate:
         record["training"][0].pop("patient")
         (folder / "dataset.json").write_text(json.dumps(record | {"name": "Doe"}))
         facts = open_site(tmp_path).reply(Payload("describe", 0, "run")).facts
-        assert facts["name"] == "the site's own data"
+        assert "Doe" not in json.dumps(facts)
+        assert facts["source"] == "site"
         assert facts["split_by"] == "image"  # one item without a patient: nobody knows
 
     def test_pictures_stay_home_unless_the_data_are_synthetic(self, tmp_path):
