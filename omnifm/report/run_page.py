@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -227,7 +228,8 @@ def _sections(summary: Summary) -> list[Table]:
 
 
 def _setting(value: object) -> str:
-    return NONE if value is None else str(value)
+    """The value as experiment.json holds it; a text without its quotation marks."""
+    return NONE if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _parts(summary: Summary) -> Table:

@@ -64,7 +64,7 @@ def patients_note(summary: Summary) -> Note | None:
         return None
     text = (
         f"{', '.join(unknown)}: pictures of one patient may be in training and in test; then scores are too good. "
-        "Prepare the data again with the patients named (`omnifm prepare ... --patient`)."
+        "Prepare the data again with the patients named: omnifm prepare ... --patient."
     )
     return Note(text, "Patients unknown")
 

@@ -120,7 +120,7 @@ def summary(scores=None, **changes):
         "method": "omnifm",
         "data": "fets",
         "seed": 7,
-        "settings": {"train": {"lr": 0.01, "preset": None}},
+        "settings": {"train": {"lr": 0.01, "preset": None, "warm_start": False}},
         "finished": "2026-12-01 05:30 UTC",
         "versions": {"torch": "2.13.0"},
         "status": "SUBSET",
@@ -218,6 +218,7 @@ class TestNumbers:
         page, _ = draw(summary())
         assert page.row("lr") == ["lr", "0.01"]
         assert page.row("preset") == ["preset", "–"]
+        assert page.row("warm_start") == ["warm_start", "false"]
 
     def test_unknown_patients_are_a_warning(self, draw):
         assert "Patients unknown: a: pictures of one patient may be in training and in test" in draw(summary())[0].text
