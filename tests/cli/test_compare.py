@@ -5,6 +5,7 @@ import json
 import pytest
 
 from omnifm.bench.tables import chosen
+from omnifm.bench.tables.page import page
 from omnifm.cli.compare import section_of
 from omnifm.config import Experiment
 from tests.cli.test_simulate import TINY
@@ -26,9 +27,15 @@ def test_it_prints_a_table_writes_a_page_and_names_methods_that_are_the_same(tmp
     assert "fedbn is the same as fedavg in this model" in done.stdout
     assert f"Page:    {out}/comparison.html" in done.stdout
     assert "fedbn is the same as fedavg in this model" in (out / "comparison.html").read_text()
-    (column,) = json.loads((out / "comparison.json").read_text())["columns"].values()
+    told = json.loads((out / "comparison.json").read_text())
+    (column,) = told["columns"].values()
     assert list(column["rows"]) == ["fedavg", "fedbn", "Local"]
     assert len({str(row["facts"]["backbone_hash"]) for row in column["rows"].values()}) == 1
+    assert "1 seed · real data" in (out / "comparison.html").read_text()
+    chosen.say_demo(told)
+    as_demo = page(told["title"], told["caption"], told["columns"]).decode()
+    assert "SYNTHETIC DEMO DATA" in as_demo
+    assert "real data<" not in as_demo
     monkeypatch.setattr("omnifm.simulation.run", lambda *_a, **_k: pytest.fail("a finished run was repeated"))
     assert omnifm(*command, *methods).returncode == 0
 

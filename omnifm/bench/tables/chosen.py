@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnifm.bench.inputs import federation, out_folder
 from omnifm.bench.tables import document
-from omnifm.bench.tables.one_federation import Comparison
+from omnifm.bench.tables.one_federation import DEMO_WARNING, Comparison
 from omnifm.bench.tables.records import Document
 from omnifm.bench.tables.scores import Cells
 from omnifm.config import Experiment
@@ -18,6 +18,7 @@ from omnifm.plugins import load_method
 from omnifm.records import Summary
 from omnifm.simulation import Watcher
 
+DEMO = "synthetic demo data"
 Watch = Callable[[Experiment, str], AbstractContextManager[Watcher]]
 """Given the experiment of a run and its name, opens what shows its progress."""
 
@@ -91,10 +92,18 @@ def run(
     told["table"] = "comparison"
     told["caption"] = [*_sameness(comparison.cells), *told["caption"]]
     if data is None:
-        told["title"] = f"{experiment.job} on synthetic demo data"
-        told["columns"] = {"synthetic demo data": next(iter(told["columns"].values()))}
+        told["title"] = f"{experiment.job} on {DEMO}"
+        say_demo(told)
     document.write(out, told)
     return told
+
+
+def say_demo(told: Document) -> None:
+    """Call the data of the only column synthetic: the runs read them from a folder, as they read a hospital's."""
+    (column,) = told["columns"].values()
+    column["data"], column["source"] = DEMO, "demo"
+    told["columns"] = {DEMO: column}
+    told["caption"] = [*told["caption"], DEMO_WARNING]
 
 
 def demo_folder(experiment: Experiment, sites: Sequence[str]) -> Path:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from omnifm.report.elements import COLOURS
+from omnifm.report.metric_names import metric_name
 from omnifm.report.numbers import number
 from omnifm.report.plots import Plot, drawing, plot
 
@@ -19,8 +20,8 @@ Column = Mapping[str, Any]
 
 def scores(name: str, column: Column, metric: str) -> Plot:
     """Draw the mean of every row before and after local training, with its interval over seeds and its sites."""
-    rows = list(column["rows"])
-    figure, axes = _axes(rows, metric if column["metrics"][metric] else f"{metric}, less is better")
+    rows, words = list(column["rows"]), metric_name(metric)
+    figure, axes = _axes(rows, words if column["metrics"][metric] else f"{words}, less is better")
     for y, row in enumerate(rows):
         before, after = (column["rows"][row][metric][when] for when in ("before", "after"))
         sites = [value for value in after["per_site"] if value is not None]
@@ -32,8 +33,8 @@ def scores(name: str, column: Column, metric: str) -> Plot:
             axes.plot(before["mean"], y, "o", mfc="white", color=COLOURS[1], markersize=6)
     means = ", ".join(f"{row} {number(column['rows'][row][metric]['after']['mean'])}" for row in rows)
     bars = "; bars 95 % over seeds" if column["seeds"] > 1 else ""
-    title = f"{metric}: filled after, hollow before local training{bars}; ticks are sites"
-    return drawing(title, figure, f"{name}: mean {metric} after local training: {means}")
+    title = f"{words}: filled after, hollow before local training{bars}; ticks are sites"
+    return drawing(title, figure, f"{name}: mean {words} after local training: {means}")
 
 
 def differences(name: str, column: Column, metric: str) -> Plot | None:
@@ -43,7 +44,7 @@ def differences(name: str, column: Column, metric: str) -> Plot | None:
     if not paired:
         return None
     less = "" if column["metrics"][metric] else ", less is better"
-    figure, axes = _axes(list(paired), f"{metric}: row minus {column['rival']}{less}")
+    figure, axes = _axes(list(paired), f"{metric_name(metric)}: row minus {column['rival']}{less}")
     axes.axvline(0, color="#56636f", linewidth=1)
     for y, pair in enumerate(paired.values()):
         half = 0.0 if pair["low"] is None else (pair["high"] - pair["low"]) / 2
@@ -61,7 +62,7 @@ def curves(name: str, column: Column, metric: str) -> Plot | None:
     if num_rounds < 2:
         return None
     padded = {row: [*values, *[None] * (num_rounds - len(values))] for row, values in lines.items()}
-    return plot(f"{name}: validation {metric} after local training", range(1, num_rounds + 1), padded)
+    return plot(f"{name}: validation {metric_name(metric)} after local training", range(1, num_rounds + 1), padded)
 
 
 def _axes(rows: Sequence[str], label: str) -> tuple[Figure, Axes]:

@@ -20,6 +20,7 @@ from omnifm.plugins import plugin
 from omnifm.records import Summary
 from omnifm.simulation import Watcher
 
+DEMO_WARNING = "Synthetic demo data: what is better here need not be better on real data."
 MAIN: Mapping[str, dict[str, object]] = {
     "Local": {"name": "local"},
     "FedAvg": {"name": "fedavg"},
@@ -169,7 +170,7 @@ class Comparison:
             *document.reading(num_seeds, rival),
         ]
         if column["source"] == "demo":
-            caption.append("Synthetic demo data: what is better here need not be better on real data.")
+            caption.append(DEMO_WARNING)
         name = self.data.name
         title = f"{self.experiment.job} on {name}"
         return {"table": "table", "title": title, "scale": None, "caption": caption, "columns": {name: column}}

@@ -9,6 +9,7 @@ from typing import Any
 from omnifm.bench.tables import drawings
 from omnifm.bench.tables.lint import alone_of
 from omnifm.report.elements import Cell, Key, Note, Strong, Table, legend
+from omnifm.report.metric_names import metric_name
 from omnifm.report.numbers import NONE, counted, number, size
 from omnifm.report.plots import Plot
 from omnifm.report.render import render
@@ -159,7 +160,7 @@ def settings(column: Column, name: str) -> str:
 
 def _overview(columns: Mapping[str, Column]) -> Table:
     names = list(dict.fromkeys(name for column in columns.values() for name in column["rows"]))
-    headers = [f"{name} ({main_metric(column)})" for name, column in columns.items()]
+    headers = [f"{name} ({metric_name(main_metric(column))})" for name, column in columns.items()]
     rows = [[name, *(_mean(column, name) for column in columns.values())] for name in names]
     return Table(["", *headers], rows, tight=True)
 
@@ -181,7 +182,7 @@ def _panel(name: str, column: Column) -> ColumnPanel:
         plots=[plot for plot in plots if plot],
         curves=drawings.curves(name, column, main) if has_rows else None,
         legend=legend(column["rows"]),
-        scores={metric: _scores(column, metric) for metric in column["shown"]} if has_rows else {},
+        scores={metric_name(metric): _scores(column, metric) for metric in column["shown"]} if has_rows else {},
         cost=_cost(column, main) if has_rows else None,
     )
 
@@ -190,11 +191,11 @@ def _scores(column: Column, metric: str) -> Table:
     rival, has_bank = column["rival"], ranked(column)
     headers = [
         "",
-        "After aggregation",
+        "As received",
         "After local training",
         "Worst site",
         "Spread over sites",
-        *_if(trains_alone(column), f"Lost against {alone(column)}"),
+        *_if(trains_alone(column), f"Sites worse than {alone(column)}"),
         *_if(rival, f"Against {rival} [95 %]"),
         *_if(has_bank, "Effective rank"),
         *column["sites"],
@@ -228,7 +229,7 @@ def _cost(column: Column, metric: str) -> Table:
     headers = [
         "",
         *(header.capitalize() for header in COSTS),
-        f"Rounds to 90 % of best {metric}",
+        f"Rounds to 90 % of best {metric_name(metric)}",
         tuned_on(column).capitalize(),
     ]
     return Table(headers, cost_rows(column, metric), text=(0, 8), tight=True)
