@@ -13,7 +13,6 @@ import typer
 import omnifm
 from omnifm import describe
 from omnifm.cli import app
-from omnifm.config import Experiment
 from omnifm.data.refusal import REASONS
 from omnifm.plugins import names, plugin
 from omnifm.shipped import jobs as shipped_jobs
@@ -81,15 +80,9 @@ def settings() -> str:
         found = describe.settings(name)
         for section in ("task", "model"):
             parts += [f"Keys of `{section}`:", table_of_settings(s for s in found if s.section == section)]
-    parts += ["## The rest", table_of_settings(top_level())]
+    parts += ["## The rest", table_of_settings(describe.top_level())]
     parts += ["## A site's own settings", "`local/omnifm_site.json` in a startup kit.  It is never sent anywhere."]
     return "\n\n".join([*parts, table_of_settings(describe.settings("site"))])
-
-
-def top_level() -> Iterable[describe.Setting]:
-    """The keys of experiment.json that are no sections."""
-    sections = {"task", "model", "data", "method", "train"}
-    return (setting for setting in describe.settings_of(Experiment, "") if setting.name not in sections)
 
 
 def fields_of_an_update() -> str:
