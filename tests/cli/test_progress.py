@@ -10,7 +10,8 @@ from omnifm.update import Score, Update
 
 
 def trained(site, score):
-    return Update(site, "train", 1, "", num_samples=1, before={"dice": Score(None, 0, 1)}, after={"dice": Score(score, 1)})
+    scores = {"before": {"dice": Score(None, 0, 1)}, "after": {"dice": Score(score, 1)}}
+    return Update(site, "train", 1, "", num_samples=1, **scores)
 
 
 def test_a_reference_run_goes_on_showing_its_rounds_and_says_whose_they_are():
