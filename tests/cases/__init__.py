@@ -1,0 +1,1 @@
+"""Situations that hospitals report in public (`../shared/cases`), with the right behaviour of each."""
