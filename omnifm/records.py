@@ -13,6 +13,26 @@ Json = dict[str, Any]
 """A JSON object whose keys are somebody else's: a task's or a method's."""
 
 
+DATA_CHANGED = "the site's data have changed, and the server must hear of it before the site goes on"
+"""Why a site that comes back with other data does not train in this round; the server then lets it describe them."""
+
+
+class ListFacts(TypedDict):
+    """A site's list of cases, so that a server that goes on with a run notices that the list has changed."""
+
+    digest: str
+    """Of patients, splits and files; the run's id goes into it, so that nobody can look it up."""
+    known: bool
+    """Whether the site still knows which patients this run has used before."""
+    new: int
+    """Patients whom this site's earlier list did not hold."""
+    gone: int
+    changed: int
+    """Patients of whom an image, a mask or a class is another one than before."""
+    moved: int
+    """Patients whom dataset.json now puts into another split; they keep the one that they had in this run."""
+
+
 class Facts(TypedDict):
     """What a site tells about its data in the stage `describe`."""
 
@@ -28,6 +48,8 @@ class Facts(TypedDict):
     """The facts that the task asks for: dimensions, channels, spacing, label names."""
     split_by: NotRequired[str]
     """`patient` if every item of dataset.json names its patient, so that none is in two splits; else `image`."""
+    list: NotRequired[ListFacts]
+    """The state of the list of cases."""
 
 
 class MetricRecord(TypedDict):
@@ -98,6 +120,18 @@ class Aggregate(TypedDict):
     worst_site: str
 
 
+class DataChange(TypedDict):
+    """A site's data that changed during a run; counts of patients as in `ListFacts`."""
+
+    site: str
+    before_round: int
+    """The first round that used the changed data."""
+    new: int
+    gone: int
+    changed: int
+    moved: int
+
+
 class Rounds(TypedDict):
     """Number of communication rounds."""
 
@@ -137,4 +171,6 @@ class Summary(TypedDict):
     """Test score after local training by method, site and metric, of runs that differ in nothing but the method."""
     absent: NotRequired[dict[str, str]]
     capped: NotRequired[dict[str, int]]
+    data_changes: NotRequired[list[DataChange]]
+    """Data that changed after the run had begun; empty if none did."""
     history: list[RoundEntry]

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scipy.cluster.hierarchy import DisjointSet
 
 from omnifm.data.items import IMAGE_KEYS, Item, ItemReader, check_burned_in, check_modality, file_of
-from omnifm.data.partition import SHARES, split_by_patient
+from omnifm.data.partition import split_of
 
 SPLITS = ("training", "validation", "test")
 DEMO_NAME = "synthetic demo (not patients)"
@@ -40,6 +40,8 @@ class Datalist:
             the file, position in that split counted from 0).
         root: the site's folder.
         source: "demo" for the synthetic demo data, "site" for a hospital's own.
+        automatic: the splits among which patients are divided, because the file leaves some of them to us; empty if it
+            has all three.  Such a split may be empty at a small site, until `splits.settle` fills it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Datalist:
     test: tuple[Item, ...]
     root: Path
     source: Literal["demo", "site"]
+    automatic: tuple[str, ...] = ()
 
     def splits(self) -> dict[str, tuple[Item, ...]]:
         """The items by the name of their split."""
@@ -65,7 +68,8 @@ def read_datalist(
         path: the site's folder, or the JSON file in it.
         required: keys that every item must have, e.g. ("image", "label").
         allowed_roots: folders outside the site's own from which its configuration allows files.
-        seed: seed of the split by patient that fills a missing or empty "validation" or "test".
+        seed: seed of the hash that divides the patients, where "validation" or "test" is missing or empty.  A patient's
+            split depends on nothing else, see `partition.split_of`.
 
     Raises:
         ValueError: the list breaks a rule; the message names the thing, the rule and the value.
@@ -86,7 +90,11 @@ def read_datalist(
     splits = {split: reader.read_all(split, items) for split, items in raw.items()}
     _check_patients(splits)
     source: Literal["demo", "site"] = "demo" if name == DEMO_NAME else "site"
-    return Datalist(name, modality, labels, **_fill_splits(splits, root, seed), root=root, source=source)
+    wanted = tuple(split for split in SPLITS if split == "training" or not splits[split])
+    automatic = wanted if len(wanted) > 1 else ()
+    if automatic:
+        splits |= _divided(splits["training"], root, automatic, seed)
+    return Datalist(name, modality, labels, **splits, root=root, source=source, automatic=automatic)
 
 
 def without(datalist: Datalist, refused: set[tuple[str, int]]) -> Datalist:
@@ -110,17 +118,50 @@ def owners(items: Sequence[Item], root: Path) -> list[str]:
     Returns:
         the name of each item's group, which is made from the patient or the images of the group's first item.
     """
-    groups = DisjointSet(range(len(items)))
+    names = [""] * len(items)
+    for group in groups(items, root):
+        for position in group.positions:
+            names[position] = _own_name(items[min(group.positions)], root)
+    return names
+
+
+class Group(NamedTuple):
+    """Items that must stay in one split, because they share a patient or an image, directly or through others.
+
+    Attributes:
+        name: the first of its patients in alphabetical order, or of its images if it has no patient.
+        patients: names of its patients.
+        images: its images, relative to the site's folder where they lie in it.
+        positions: of its items.
+    """
+
+    name: str
+    patients: tuple[str, ...]
+    images: tuple[str, ...]
+    positions: tuple[int, ...]
+
+
+def groups(items: Sequence[Item], root: Path) -> list[Group]:
+    """The groups of a site's items; the order of the items has no influence on their names.
+
+    Args:
+        items: as `read_datalist` returns them.
+        root: the site's folder.
+    """
+    sets = DisjointSet(range(len(items)))
     first_with: dict[object, int] = {}
     for position, item in enumerate(items):
         for key in _patient_and_images(item):
-            groups.merge(position, first_with.setdefault(key, position))
-    names = [""] * len(items)
-    for group in groups.subsets():
-        name = _own_name(items[min(group)], root)
-        for position in group:
-            names[position] = name
-    return names
+            sets.merge(position, first_with.setdefault(key, position))
+    return [_group(items, sorted(positions), root) for positions in sets.subsets()]
+
+
+def _group(items: Sequence[Item], positions: Sequence[int], root: Path) -> Group:
+    own = [items[position] for position in positions]
+    patients = sorted({item["patient"] for item in own if "patient" in item})
+    images = sorted({str(_relative(item[key], root)) for item in own for key in IMAGE_KEYS if key in item})
+    name = next(iter([*patients, *images]), f"item {own[0]['origin']}")
+    return Group(name, tuple(patients), tuple(images), tuple(positions))
 
 
 def fingerprint(datalist: Datalist) -> str:
@@ -239,17 +280,14 @@ def _check_patients(splits: Mapping[str, tuple[Item, ...]]) -> None:
                 raise ValueError(f"a patient (or image) must be in one split only; {pair} share one")
 
 
-def _fill_splits(splits: dict[str, tuple[Item, ...]], root: Path, seed: int) -> dict[str, tuple[Item, ...]]:
-    """Move items from "training" to the splits that are empty, all items of a patient or an image together."""
-    wanted = [name for name in SPLITS if name == "training" or not splits[name]]
-    if len(wanted) == 1:
-        return splits
-    items = splits["training"]
-    # A site with two patients and no other split gets a test split: it needs one more than a validation split.
-    ranked = sorted(wanted, key=("training", "test", "validation").index)
-    shares = [SHARES[SPLITS.index(name)] for name in ranked]
-    parts = split_by_patient(owners(items, root), shares, seed)
-    return splits | {name: tuple(items[i] for i in part) for name, part in zip(ranked, parts, strict=True)}
+def _divided(items: Sequence[Item], root: Path, wanted: Sequence[str], seed: int) -> dict[str, tuple[Item, ...]]:
+    """Divide items among splits, all items of a patient or an image together."""
+    split_of_item = [""] * len(items)
+    for group in groups(items, root):
+        for position in group.positions:
+            split_of_item[position] = split_of(group.name, seed, wanted)
+    pairs = list(zip(items, split_of_item, strict=True))
+    return {split: tuple(item for item, own in pairs if own == split) for split in wanted}
 
 
 def _files(datalist: Datalist) -> set[Path]:

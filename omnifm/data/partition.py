@@ -1,14 +1,21 @@
-"""Dealing cases to splits and to sites: pure functions on lists, repeatable by their seed."""
+"""Dealing cases to splits and to sites: pure functions on lists, repeatable by their seed.
+
+A patient's split follows from a hash of seed and patient.  Another order, or another patient who comes or goes, never
+moves anybody.  Only `fill_empty` looks at the others, where a split of a small site would be empty; whoever calls it
+remembers the result, and passes it as `known` the next time.
+"""
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
 
-SHARES = (0.6, 0.2, 0.2)
-"""Shares of training, validation and test where a data set has no split of its own."""
+SHARES = {"training": 0.6, "validation": 0.2, "test": 0.2}
+"""Share of the patients by split, where a data set has no split of its own."""
+NEEDED = ("training", "test", "validation")
+"""Which splits a small site fills first: with two patients it needs a test more than a validation."""
 PARTITIONS = ("natural", "dirichlet", "modality", "count")
 MIN_PATIENTS = 3
 """Minimum number of patients per site in `deal`: one each for training, validation and test."""
@@ -25,42 +32,78 @@ def seeded_order(names: Sequence[str], seed: int) -> list[str]:
     >>> seeded_order(["a", "b", "c", "a"], seed=0)
     ['a', 'c', 'b']
     """
-    return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    return sorted(set(names), key=lambda name: _hash(name, seed))
 
 
-def split_by_patient(
-    patients: Sequence[str], shares: Sequence[float] = SHARES, seed: int = 0
-) -> tuple[tuple[int, ...], ...]:
-    """Deal items to splits so that no patient is in two of them.
+def _hash(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
+
+
+def split_of(patient: str, seed: int = 0, wanted: Collection[str] = tuple(SHARES)) -> str:
+    """The split of a patient, by a hash of seed and patient alone.
+
+    Args:
+        patient: a name, or whatever must stay in one split.
+        seed: seed of the hash.
+        wanted: the splits to choose from; they keep the ratio of their `SHARES`.
+
+    >>> [split_of(name) for name in ("0", "1", "2")]
+    ['validation', 'test', 'training']
+    """
+    shares = {name: share for name, share in SHARES.items() if name in wanted}
+    point = int.from_bytes(_hash(patient, seed)[:8], "big") / 2**64 * sum(shares.values())
+    ends = zip(shares, accumulate(shares.values()), strict=True)
+    return next((name for name, end in ends if point < end), next(reversed(shares)))
+
+
+def fill_empty(
+    splits: Mapping[str, str], movable: Collection[str], seed: int = 0, wanted: Collection[str] = tuple(SHARES)
+) -> dict[str, str]:
+    """Give each empty split one patient of the largest other split: training first, then test, then validation.
+
+    Args:
+        splits: split by patient, of one site.
+        movable: the patients whose split was never used.  No other patient is moved.
+        seed: decides which of several patients is moved.
+        wanted: the splits that may be filled.
+
+    Returns:
+        split by patient.  A split stays empty if there are too few patients, or too few that may be moved.
+
+    >>> fill_empty({"a": "validation", "b": "validation"}, ["a", "b"])
+    {'a': 'training', 'b': 'test'}
+    """
+    filled = dict(splits)
+    for split in (name for name in NEEDED if name in wanted and name not in filled.values()):
+        sizes = Counter(filled.values())
+        later = NEEDED[NEEDED.index(split) + 1 :]
+        donors = [
+            name
+            for name in seeded_order(list(movable), seed)
+            if filled[name] in wanted and (sizes[filled[name]] > 1 or filled[name] in later)
+        ]
+        if donors:
+            filled[max(donors, key=lambda name: sizes[filled[name]])] = split
+    return filled
+
+
+def three_way(
+    patients: Sequence[str], seed: int = 0, known: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Split the items of one site into training, validation and test; no patient is in two of them.
 
     Args:
         patients: the patient of each item.
-        shares: share of the patients for each split, each > 0, with any sum.  No split is empty if there are at least
-            as many patients as splits.  With fewer patients, the first splits get one each.
-        seed: seed of the shuffle.
+        seed: seed of the hash.
+        known: split by patient, of an earlier call; these patients keep theirs.
 
     Returns:
-        one tuple of item indices (ascending) per share.
+        item indices (ascending) by split.  None is empty if there are three patients.
 
-    Raises:
-        ValueError: a share is not > 0.
-
-    >>> split_by_patient(["p", "p", "q", "r", "r"])
-    ((3, 4), (0, 1), (2,))
+    >>> three_way(["2", "2", "1", "0"])
+    {'training': (0, 1), 'validation': (3,), 'test': (2,)}
     """
-    if not shares or min(shares) <= 0:
-        raise ValueError(f"shares must be positive numbers; got {tuple(shares)}")
-    order = seeded_order(patients, seed)
-    sizes = _whole_sizes(len(order), shares)
-    parts = [set(names) for names in _cut(order, sizes)]
-    return tuple(tuple(i for i, name in enumerate(patients) if name in part) for part in parts)
-
-
-def three_way(patients: Sequence[str], seed: int = 0) -> dict[str, tuple[int, ...]]:
-    """`split_by_patient` into training, validation and test.  With two patients, validation is empty."""
-    # A site with two patients needs a test split more than a validation split.
-    training, test, validation = split_by_patient(patients, (SHARES[0], SHARES[2], SHARES[1]), seed)
-    return {"training": training, "validation": validation, "test": test}
+    return split_sites([range(len(patients))], patients, [""] * len(patients), seed, known)[0][0]
 
 
 def dirichlet(labels: Sequence[Hashable], num_sites: int, alpha: float, seed: int = 0) -> tuple[tuple[int, ...], ...]:
@@ -101,8 +144,28 @@ def by_modality(modalities: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def by_count(patients: Sequence[str], shares: Sequence[float], seed: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Deal items to sites of unequal size, whole patients at a time; `shares` as in `split_by_patient`."""
-    return split_by_patient(patients, shares, seed)
+    """Deal items to sites of unequal size, whole patients at a time.
+
+    Args:
+        patients: the patient of each item.
+        shares: share of the patients for each site, each > 0, with any sum.  No site is empty if there are at least as
+            many patients as sites.  With fewer patients, the first sites get one each.
+        seed: seed of the shuffle.
+
+    Returns:
+        one tuple of item indices (ascending) per site.
+
+    Raises:
+        ValueError: a share is not > 0.
+
+    >>> by_count(["p", "p", "q", "r", "r"], (3, 1, 1))
+    ((3, 4), (0, 1), (2,))
+    """
+    if not shares or min(shares) <= 0:
+        raise ValueError(f"shares must be positive numbers; got {tuple(shares)}")
+    order = seeded_order(patients, seed)
+    parts = [set(names) for names in _cut(order, _whole_sizes(len(order), shares))]
+    return tuple(tuple(i for i, name in enumerate(patients) if name in part) for part in parts)
 
 
 def deal(
@@ -149,18 +212,23 @@ def deal(
 
 
 def split_sites(
-    sites: Sequence[Sequence[int]], patients: Sequence[str], official: Sequence[str], seed: int = 0
+    sites: Sequence[Sequence[int]],
+    patients: Sequence[str],
+    official: Sequence[str],
+    seed: int = 0,
+    known: Mapping[str, str] | None = None,
 ) -> tuple[tuple[dict[str, tuple[int, ...]], ...], int]:
     """Split every site's items into training, validation and test; no patient is in two of them, at any site.
 
     The official split of the data set is kept if every item has one and no patient is in two parts of it.  Otherwise
-    each site is split anew, whole patients at a time.  A patient of several sites is then in training at all of them.
+    each patient's split follows from `split_of`, which is the same at all sites, and empty splits are filled.
 
     Args:
         sites: item indices of each site.
         patients: the patient of each item.
         official: the official split of each item, or "".
-        seed: seed of the shuffle.
+        seed: seed of the hash.
+        known: split by patient, of an earlier call; these patients keep theirs.
 
     Returns:
         (one {"training": indices, "validation": ..., "test": ...} per site, number of patients that are in two parts of
@@ -171,28 +239,26 @@ def split_sites(
         splits_of.setdefault(patient, set()).add(split)
     num_cut = sum(len(splits) > 1 for splits in splits_of.values())
     if num_cut == 0 and all(official):
-        names = ("training", "validation", "test")
-        return tuple({name: tuple(i for i in site if official[i] == name) for name in names} for site in sites), 0
-    num_sites_of = Counter(patient for site in sites for patient in {patients[i] for i in site})
-    shared = {patient for patient, number in num_sites_of.items() if number > 1}
-    return tuple(_split_site(site, patients, shared, seed) for site in sites), num_cut
+        split_by_patient = {patient: min(splits) for patient, splits in splits_of.items()}
+    else:
+        split_by_patient = _split_patients([{patients[i] for i in site} for site in sites], seed, known or {})
+    parts = tuple(
+        {name: tuple(i for i in site if split_by_patient[patients[i]] == name) for name in SHARES} for site in sites
+    )
+    return parts, num_cut
 
 
-def _split_site(
-    site: Sequence[int], patients: Sequence[str], shared: set[str], seed: int
-) -> dict[str, tuple[int, ...]]:
-    """Split one site's items; patients that other sites have too (`shared`) go to training."""
-    own = [i for i in site if patients[i] not in shared]
-    names = [patients[i] for i in own]
-    if len(own) == len(site):
-        parts = three_way(names, seed)
-    else:  # the shared patients already fill a part of training
-        num_own, num_shared = len(set(names)), len({patients[i] for i in site} & shared)
-        rest = max(SHARES[0] * (num_own + num_shared) - num_shared, 0.01) / (num_own + num_shared)
-        test, training, validation = split_by_patient(names, (SHARES[2], rest, SHARES[1]), seed)
-        parts = {"training": training, "validation": validation, "test": test}
-    splits = {name: tuple(own[k] for k in part) for name, part in parts.items()}
-    return splits | {"training": tuple(sorted({*splits["training"], *(i for i in site if patients[i] in shared)}))}
+def _split_patients(sites: Sequence[Collection[str]], seed: int, known: Mapping[str, str]) -> dict[str, str]:
+    """Split by patient; `sites` holds the patients of each site."""
+    everybody = set().union(*sites)
+    splits = {patient: known.get(patient) or split_of(patient, seed) for patient in sorted(everybody)}
+    num_sites_of = Counter(patient for site in sites for patient in site)
+    # Whom several sites have is moved only where nobody else can be, because that changes all of these sites.
+    for most_sites in (1, len(sites), 1):
+        for site in sites:
+            movable = [name for name in site if name not in known and num_sites_of[name] <= most_sites]
+            splits |= fill_empty({name: splits[name] for name in site}, movable, seed)
+    return splits
 
 
 def _dirichlet_of_patients(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omnifm.plugins import plugin
 from omnifm.records import MetricRecord, Summary
+from omnifm.report.data_changes import in_words
 from omnifm.report.numbers import counted, natural, number
 
 MEANING = {
@@ -28,6 +29,7 @@ def closing_lines(summary: Summary, results: Path) -> list[str]:
     lines = [f"{status}: {summary['job']}, method {summary['method']}, {rounds}; {MEANING[status]}"]
     if summary["reason"]:
         lines.append(f"Reason: {summary['reason']}")
+    lines += [f"Note:    {in_words(change)}" for change in summary.get("data_changes", [])]
     lines += _scores(summary)
     report = results / "report.html"
     if report.is_file():

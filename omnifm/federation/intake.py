@@ -16,6 +16,9 @@ from omnifm.update import Payload, Update
 WEIGHTS = ""
 """Key of the change of the weights, beside the names of the method's own tensors; no tensor has an empty name."""
 
+AS_DESCRIBED = "num_samples must be positive and as described"
+"""Why a reply is refused that rests on another number of cases than the site has told."""
+
 
 class Intake:
     """The replies of one stage of one round.
@@ -134,7 +137,7 @@ class Intake:
         if update.stage == "evaluate":
             return None
         if not 0 < update.num_samples == facts["num_train"]:
-            return f"num_samples must be positive and as described; got {update.num_samples!r:.20}"
+            return f"{AS_DESCRIBED}; got {update.num_samples!r:.20}"
         if update.train_loss is None:
             return "train_loss must be finite; got None"
         return self.partition.refuse(update.shared)

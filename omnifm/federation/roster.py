@@ -7,12 +7,19 @@ from typing import cast
 
 from omnifm.federation.limits import capped
 from omnifm.method import ServerView
-from omnifm.records import Facts, Json
+from omnifm.records import DataChange, Facts, Json
 from omnifm.task import Task
 from omnifm.update import Update
 
 MALFORMED = (KeyError, TypeError, IndexError, ArithmeticError)
 """Errors that a task raises on data facts that do not have its form."""
+
+
+UNKNOWN_DATA = (
+    "its data are others than when this run began, and its state folder does not know any more whom the run has "
+    "trained on: give it the same data or its state folder again, or start a new run"
+)
+"""Why a site that lost its state cannot go on with other data: a patient of the training split might be tested on."""
 
 
 class Roster:
@@ -22,6 +29,8 @@ class Roster:
         facts: data facts by site that has described its data.
         absent: reason by site that should have taken part, and did not when it was asked before or after training.
         spec: what the federation agreed on; empty until then.
+        lists: digest of the list of cases by site that has described its data in this run.
+        changes: what changed in these lists since, in the order in which it was told.
     """
 
     def __init__(self, task: Task) -> None:
@@ -29,15 +38,52 @@ class Roster:
         self.facts: dict[str, Facts] = {}
         self.absent: dict[str, str] = {}
         self.spec: Json = {}
+        self.lists: dict[str, str] = {}
+        self.changes: list[DataChange] = []
 
-    def add(self, update: Update) -> str | None:
+    def add(self, update: Update, next_round: int = 1) -> str | None:
         """Add a site that has described its data; return why it does not fit, or None.
 
         Two sites that come at once may each fit alone and contradict each other, so the second one is checked again.
+
+        Args:
+            next_round: the first round that will use the data.
         """
         if self.spec and (reason := self.misfit(update)):
+            self.forget(update.site)
             return reason
-        self.facts[update.site] = cast(Facts, update.facts)
+        facts = cast(Facts, update.facts)
+        if reason := self._note_change(update.site, facts, next_round):
+            self.forget(update.site)
+            return reason
+        self.facts[update.site] = facts
+        return None
+
+    def forget(self, site: str) -> None:
+        """Let a site describe its data again before it takes part again."""
+        self.facts.pop(site, None)
+
+    def _note_change(self, site: str, facts: Facts, next_round: int) -> str | None:
+        """Compare a site's list with the one that it told before; return why the site cannot go on, or None."""
+        told = facts.get("list")
+        if not isinstance(told, dict) or not isinstance(told.get("digest"), str):  # a site of an older release
+            return None
+        before, now = self.lists.get(site), str(told["digest"])
+        if before not in (None, now) and told.get("known") is not True:
+            return UNKNOWN_DATA
+        new, gone, changed, moved = (_count(told, name) for name in ("new", "gone", "changed", "moved"))
+        change: DataChange = {
+            "site": site,
+            "before_round": next_round,
+            "new": new,
+            "gone": gone,
+            "changed": changed,
+            "moved": moved,
+        }
+        is_news = before not in (None, now) or (before is not None and moved > 0)
+        if is_news and change not in self.changes:
+            self.changes.append(change)
+        self.lists[site] = now
         return None
 
     def agree(self) -> Json:
@@ -99,6 +145,12 @@ class Roster:
             modalities={site: frozenset(facts["modalities"]) for site, facts in self.facts.items()},
             labels={site: _label_names(facts["data"]) for site, facts in self.facts.items()},
         )
+
+
+def _count(told: Mapping[str, object], name: str) -> int:
+    """A count that a site told; 0 for anything else, because a site may send whatever it likes."""
+    count = told.get(name)
+    return count if isinstance(count, int) and count >= 0 else 0
 
 
 def _label_names(data: Json) -> dict[str, str]:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from omnifm.config import Experiment
-from omnifm.federation.intake import WEIGHTS, Intake
+from omnifm.federation.intake import AS_DESCRIBED, WEIGHTS, Intake
 from omnifm.federation.journal import Journal, aggregate, pictures, site_round, versions
 from omnifm.federation.roster import Roster
 from omnifm.federation.transport import Transport
 from omnifm.method import Partition, ServerView, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.records import Facts, Json, RoundEntry, Summary
+from omnifm.records import DATA_CHANGED, Facts, Json, RoundEntry, Summary
+from omnifm.report.data_changes import in_words
 from omnifm.report.site_record import site_record
 from omnifm.state import History, locked
 from omnifm.update import Payload, Stage, Update, digest, under
@@ -145,6 +146,9 @@ class Federation:
             self.roster.facts = dict(record["facts"])
             self.roster.absent = dict(record["absent"])
             self.roster.spec = dict(record["spec"])
+            self.roster.lists = dict(record.get("lists", {}))  # an older release did not write it
+            self.roster.changes = list(record.get("changes", []))
+            self.round = record["history"][-1]["round"] if record["history"] else 0
         missing = self._describe(self.transport.sites())
         if len(self.roster.facts) < self.experiment.train.min_sites:
             described = ", ".join(sorted(self.roster.facts)) or "none"
@@ -154,6 +158,8 @@ class Federation:
         self._build(record["spec"] if resumes else self._agreed())
         if found and resumes:
             self._restore(found.tensors, record)
+            if self.roster.changes != list(record.get("changes", [])):
+                self._checkpoint()  # the site will not tell it again
         else:
             self.checkpoints.clear()
             self._seed()
@@ -162,11 +168,23 @@ class Federation:
 
     def _describe(self, sites: list[str]) -> dict[str, str]:
         missing = self._ask("describe", 0, sorted(sites))
+        for site in self.intake.refused:
+            self.roster.forget(site)
+        num_known = len(self.roster.changes)
         for update in self.intake.spool:
-            if reason := self.roster.add(update):
+            if reason := self.roster.add(update, self.round + 1):
                 missing[update.site] = reason
                 self.journal.audit("describe", 0, update.site, reason)
+        for change in self.roster.changes[num_known:]:
+            logger.warning("%s", in_words(change))
         return missing
+
+    def _forget_changed(self, missing: Mapping[str, str]) -> list[str]:
+        """Let the sites describe their data again whose last reply shows that these are others than described."""
+        changed = [site for site, why in missing.items() if DATA_CHANGED in why or AS_DESCRIBED in why]
+        for site in changed:
+            self.roster.forget(site)
+        return changed
 
     def _agreed(self) -> Json:
         try:
@@ -214,6 +232,7 @@ class Federation:
             logger.warning("round %d: %d replies, fewer than min_sites; the model is unchanged", number, replies)
         self.round = number
         self.journal.add(self._entry(number, missing))
+        self._forget_changed(missing)
         self.transport.closed(number, self.shared)
         self._checkpoint()
         self._require_recent_quorum(missing)
@@ -248,10 +267,17 @@ class Federation:
             )
 
     def _evaluate(self) -> None:
-        connected = self._present()
-        missing = self.roster.missing(connected)
-        missing |= self._ask("evaluate", self.experiment.train.num_rounds, connected)
+        if late := [site for site in self.roster.late(self.transport.sites()) if site in self.roster.lists]:
+            self.roster.absent.update(self._describe(late))  # they came back with other data in the last round
+        asked = self._present()
+        missing = self.roster.missing(asked)
+        missing |= self._ask("evaluate", self.experiment.train.num_rounds, asked)
         self.results = {update.site: update for update in self.intake.spool}
+        if changed := self._forget_changed(missing):  # they came back with other data, and are asked once more
+            missing = {site: why for site, why in missing.items() if site not in changed} | self._describe(changed)
+            changed = [site for site in changed if site in self.roster.facts]
+            missing |= self._ask("evaluate", self.experiment.train.num_rounds, changed)
+            self.results |= {update.site: update for update in self.intake.spool}
         self.roster.absent.update(missing)
         if not self.results:
             raise FederationError(f"no site returned its test scores: {_in_words(missing)}")
@@ -289,6 +315,8 @@ class Federation:
             "complete": complete,
             "facts": self.roster.facts,
             "absent": self.roster.absent,
+            "lists": self.roster.lists,
+            "changes": self.roster.changes,
             "history": self.journal.history,
             "method": memory,
             "init_hash": self.init_hash,
@@ -338,6 +366,7 @@ class Federation:
             "higher_is_better": dict(self.task.metrics),
             "absent": self.roster.absent,
             "capped": self._capped(facts),
+            "data_changes": self.roster.changes,
             "history": self.journal.history,
         }
 
@@ -349,7 +378,8 @@ class Federation:
 
     def _capped(self, facts: dict[str, Facts]) -> dict[str, int]:
         """Weight by site whose weight is limited to fewer cases than it has."""
-        return {site: size for site, size in self.view.sizes.items() if size < facts[site]["num_train"]}
+        sizes = self.view.sizes.items()
+        return {site: size for site, size in sizes if site in facts and size < facts[site]["num_train"]}
 
 
 def _in_words(missing: Mapping[str, str]) -> str:

@@ -8,10 +8,12 @@ Letters: x y z voxel axes, c channel.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -64,6 +66,18 @@ def record_reads(read: Callable[[Item], object], item: Item) -> Case:
         else:
             masks.append(volume.array)
     return Case(images, masks[0] if masks else None)
+
+
+class Content(NamedTuple):
+    """Digests of what one case holds, whatever its files are called.  They stay at the site.
+
+    Attributes:
+        images: of the voxels of each image, without images that hold one value everywhere.
+        whole: of all images, the label, and the texts of the item.
+    """
+
+    images: tuple[str, ...]
+    whole: str
 
 
 @dataclass
@@ -148,6 +162,7 @@ class Findings:
         empty: masks without foreground.
         header: images whose header names another modality than dataset.json.
         num_2d: number of 2-D images that are pictures without patient axes (True) and that are not (False).
+        contents: digests by case.
     """
 
     def __init__(self, datalist: Datalist) -> None:
@@ -161,6 +176,8 @@ class Findings:
         self.header: list[Place] = []
         self.num_2d: Counter[bool] = Counter()
         self.known: dict[Path, bytes] = {}
+        self.uniform: set[Path] = set()
+        self.contents: dict[Place, Content] = {}
         self.is_asked = any("question" in item for items in datalist.splits().values() for item in items)
         self.same: dict[bytes, list[tuple[Place, Path]]] = {}
 
@@ -181,13 +198,25 @@ class Findings:
             if path not in self.known:
                 if path not in case.images:
                     raise TypeError(f"a task must read {key!r} with read_volume; it did not")
-                self.known[path] = self._look(origin, modality, case.images[path])
-            if self.known[path]:
+                self.known[path] = digest(case.images[path].array)
+                self._look(origin, modality, path, case.images[path])
+            if path not in self.uniform:  # two black pictures are equal, but that does not make them one patient's
                 self.same.setdefault(self.known[path], []).append((origin, path))
         if case.mask is not None:
             self._see_mask(split, origin, case.mask)
         elif isinstance(label := item.get("label"), int):  # a path is a mask, which this task does not read
             split.label_cases[label] += 1
+        self.contents[origin] = self._content(item, case)
+
+    def _content(self, item: Item, case: Case) -> Content:
+        paths = [item[key] for key in IMAGE_KEYS if key in item]
+        images = [self.known[path].hex() for path in paths]
+        told = {key: value for key, value in item.items() if key != "origin" and not isinstance(value, Path)}
+        whole = hashlib.blake2b(json.dumps([images, told], sort_keys=True, default=str).encode(), digest_size=16)
+        if case.mask is not None:
+            whole.update(digest(case.mask))
+        varied = (self.known[path].hex() for path in paths if path not in self.uniform)
+        return Content(tuple(varied), whole.hexdigest())
 
     def duplicates(self) -> tuple[list[list[PlaceRecord]], list[list[PlaceRecord]]]:
         """Return groups of equal images: those in several splits, and those more than once within one split.
@@ -206,8 +235,8 @@ class Findings:
         found = sorted({place for place, _ in places})
         return [{"split": self.split_of[at], "list": at[0], "position": at[1]} for at in found]
 
-    def _look(self, origin: Place, modality: str, volume: Volume) -> bytes:
-        """Add an image that is seen for the first time; return its hash, or nothing if all voxels have one value."""
+    def _look(self, origin: Place, modality: str, path: Path, volume: Volume) -> None:
+        """Add an image that is seen for the first time."""
         array, images = volume.array, self.images.setdefault(modality, Images())
         low, high = float(array.min()), float(array.max())
         images.places.append(origin)
@@ -219,10 +248,9 @@ class Findings:
         images.low, images.high = min(images.low, low), max(images.high, high)
         if volume.modality not in ("", modality):
             self.header.append(origin)
-        if low == high:  # two black pictures are equal, but that does not make them one patient's
+        if low == high:
             self.flat.append(origin)
-            return b""
-        return digest(array)
+            self.uniform.add(path)
 
     def _sample(self, array: Float[np.ndarray, "x y z *c"]) -> Float[np.ndarray, " n"]:
         values = array.reshape(-1)

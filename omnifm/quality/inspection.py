@@ -18,8 +18,9 @@ from omnifm.config import Experiment, SiteConfig, read_site_file
 from omnifm.data.datalist import Datalist, read_datalist
 from omnifm.data.items import Item
 from omnifm.data.refusal import REASONS
+from omnifm.data.splits import all_items, settle
 from omnifm.plugins import load_task, plugin
-from omnifm.quality.findings import SCALE_GAP, SPACING_GAP, Findings, record_reads
+from omnifm.quality.findings import SCALE_GAP, SPACING_GAP, Content, Findings, Place, record_reads
 from omnifm.quality.page import are_pictures, page
 from omnifm.quality.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
 from omnifm.quality.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
@@ -32,7 +33,7 @@ UNKNOWN_PATIENTS = (
     "patients unknown: every file counts as its own patient, so that one patient may be in several splits; "
     "name them, by 'patient' in dataset.json or --patient in prepare"
 )
-SCHEMA = 1
+SCHEMA = 2
 """Version of the report.  A site repeats a stored check of another version."""
 MAX_LEAKED = 0.01
 """Largest share of validation and test cases whose image is in another split, too.  Above it the site cannot train.
@@ -57,6 +58,7 @@ class Inspection:
         report: the numbers, for JSON.
         pictures: PNG files by caption, for the site's own staff only.
         facts: `Task.case_facts` of each case that could be read.
+        contents: digests of each case that could be read, by its place in dataset.json.
     """
 
     datalist: Datalist
@@ -64,6 +66,7 @@ class Inspection:
     report: CheckReport
     pictures: dict[str, bytes]
     facts: list[Json]
+    contents: dict[Place, Content]
 
     @property
     def problems(self) -> list[str]:
@@ -117,7 +120,7 @@ def inspect(
     report = _report(findings, datalist, refusals, facts, name)
     report["problems"][:0] = problems
     report["usable"] = not report["problems"]
-    return Inspection(datalist_kept, refusals, report, pictures.drawn, facts)
+    return Inspection(datalist_kept, refusals, report, pictures.drawn, facts, findings.contents)
 
 
 def _report(
@@ -184,12 +187,14 @@ def check_site(
     task = task if experiment is None else experiment.task["name"]
     try:
         if task is None:
-            listed = read_datalist(path, required=(), allowed_roots=roots)
+            listed = settle(read_datalist(path, required=(), allowed_roots=roots))
             task = kind_of_data(listed)
             if task is None:
                 found = inspect(listed, ImagesOnly(), config.max_refused_fraction, name=None, progress=True)
                 return found.report, found.pictures
-        datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots)
+        seed = 0 if experiment is None else experiment.seed
+        datalist = read_datalist(path, required=plugin("tasks", task).required, allowed_roots=roots, seed=seed)
+        datalist = settle(datalist, seed)
     except ValueError as error:
         return _unusable(task, str(error)), {}
     kind = plugin("tasks", task)
@@ -290,7 +295,8 @@ def _group_in_words(group: Sequence[PlaceRecord]) -> str:
 
 def kind_of_data(datalist: Datalist) -> str | None:
     """Return the shipped task that the items of a list are for; None for images without labels."""
-    return None if is_unlabelled(datalist.training) else _task_of(datalist.training)
+    items = datalist.training or all_items(datalist)
+    return None if is_unlabelled(items) else _task_of(items)
 
 
 def _task_of(items: Sequence[Item]) -> str:

@@ -85,7 +85,7 @@ class RefusalRecord(TypedDict):
 
 
 class CheckReport(TypedDict):
-    """The whole report, schema 1."""
+    """The whole report, schema 2."""
 
     schema: int
     task: str | None

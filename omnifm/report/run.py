@@ -16,7 +16,17 @@ from omnifm.report.run_page import run_page
 from omnifm.state import write_atomic
 
 SCHEMA = 1
-OPTIONAL = ("data", "settings", "finished", "backbone_hash", "higher_is_better", "reference", "absent", "capped")
+OPTIONAL = (
+    "data_changes",
+    "data",
+    "settings",
+    "finished",
+    "backbone_hash",
+    "higher_is_better",
+    "reference",
+    "absent",
+    "capped",
+)
 KEYS = tuple(key for key in Summary.__annotations__ if key not in ("schema", *OPTIONAL))
 """Keys that every summary.json of schema 1 holds."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from omnifm.records import RoundEntry, SiteRecord, SiteRound, Summary
+from omnifm.report import data_changes
 from omnifm.report.bank import Bank, bank_panel
 from omnifm.report.classes import ClassPanel, class_panel, small_classes_note
 from omnifm.report.elements import Card, Cell, Code, Key, Note, Picture, Table, in_natural_order, legend
@@ -51,6 +52,7 @@ class RunPage:
     training: Training | None
     data: Table | None
     patients: Note | None
+    data_changed: Note | None
     scores: Table | None
     across_sites: Table | None
     checkpoints: Table | None
@@ -91,6 +93,7 @@ def run_page(summary: Summary, pictures: Mapping[str, bytes]) -> RunPage:
         training=_training(summary),
         data=site_table(summary),
         patients=patients_note(summary),
+        data_changed=data_changes.note(summary),
         scores=score_table(summary),
         across_sites=across_sites(summary),
         checkpoints=checkpoint_table(summary["sites"]),

@@ -19,9 +19,12 @@ from omnifm.config import Experiment, SiteConfig
 from omnifm.data.datalist import SPLITS, Datalist, fingerprint, owners, read_datalist, without
 from omnifm.data.items import Item
 from omnifm.data.refusal import RefusedImage
+from omnifm.data.splits import settle
 from omnifm.quality import inspection
+from omnifm.quality.findings import Content
 from omnifm.records import Json
 from omnifm.site.device import to_device
+from omnifm.site.patients import Contents, Patients
 from omnifm.state import StateError, decode, encode, write_atomic
 from omnifm.task import Batch, Task
 
@@ -77,36 +80,61 @@ class CheckedCases(NamedTuple):
         datalist: the cases that can be used.
         num_refused: number of the others.
         facts: what the task notes about each usable case.
+        listed: all cases, with those that cannot be used.
+        contents: digests of each usable case.
     """
 
     datalist: Datalist
     num_refused: int
     facts: list[Json]
+    listed: Datalist
+    contents: Contents
 
 
-def check_data(experiment: Experiment, config: SiteConfig, task: Task, name: str) -> CheckedCases:
+def check_data(
+    experiment: Experiment, config: SiteConfig, task: Task, name: str, *, is_same_run: bool = True
+) -> CheckedCases:
     """Read every case once and judge the site's data; the result is kept on disk until a file changes.
+
+    Patients whom this job has used before keep the split that they had.
 
     Args:
         name: the site's, for its own log.
+        is_same_run: as in `Patients.splits`.
 
     Raises:
         ValueError: the data cannot be used; one line that names no patient and no file.
     """
     folder = Path(config.state_dir) / experiment.job
-    datalist = read_datalist(
+    listed = read_datalist(
         Path(config.data_root),
         required=task.required,
         allowed_roots=tuple(Path(root) for root in config.allowed_roots),
         seed=experiment.seed,
     )
-    datalist = replace(datalist, source=config.source)
+    listed = replace(listed, source=config.source)
+    patients = Patients(folder, experiment.seed)
+    contents: Contents = {}
+    while True:
+        known = patients.splits(listed, contents, is_same_run=is_same_run)
+        settled = settle(listed, experiment.seed, known)
+        checked = _checked(settled, experiment, config, task, name)
+        if patients.splits(listed, checked.contents, is_same_run=is_same_run) == known:
+            return checked
+        contents = checked.contents  # an image is known, whose patient has another name now: it keeps its split
+
+
+def _checked(datalist: Datalist, experiment: Experiment, config: SiteConfig, task: Task, name: str) -> CheckedCases:
+    """Read every case once, or take what the last check of the same files found."""
+    folder = Path(config.state_dir) / experiment.job
     asked = [inspection.SCHEMA, fingerprint(datalist), experiment.task, config.max_refused_fraction]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     file = folder / "check.state"
     if (kept := _kept_check(file))["key"] == key:
         refusals = {(refusal["split"], refusal["position"]) for refusal in kept["report"]["refusals"]}
-        return CheckedCases(without(datalist, refusals), len(refusals), kept["facts"])
+        usable = without(datalist, refusals)
+        contents = {(row[0], row[1]): Content(tuple(row[2]), row[3]) for row in kept["contents"]}
+        return CheckedCases(usable, len(refusals), kept["facts"], datalist, contents)
     if key in UNUSABLE:
         raise ValueError(UNUSABLE[key])
     found = inspection.inspect(datalist, task, config.max_refused_fraction, name=experiment.task["name"])
@@ -121,8 +149,9 @@ def check_data(experiment: Experiment, config: SiteConfig, task: Task, name: str
         logger.warning("%s: %d cases refused, see check.html in its state folder", name, len(found.refusals))
     for warning in found.report["warnings"]:
         logger.warning("%s: %s", name, warning)
-    write_atomic(file, encode({}, {"key": key, "facts": found.facts, "report": found.report}))
-    return CheckedCases(found.datalist, len(found.refusals), found.facts)
+    rows = [[*place, *content] for place, content in found.contents.items()]
+    write_atomic(file, encode({}, {"key": key, "facts": found.facts, "report": found.report, "contents": rows}))
+    return CheckedCases(found.datalist, len(found.refusals), found.facts, datalist, found.contents)
 
 
 def _kept_check(file: Path) -> Json:

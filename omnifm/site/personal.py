@@ -51,6 +51,8 @@ class CheckpointRecord(TypedDict):
     """The job."""
     scores: dict[str, Json]
     """On the validation split, by metric: the fields of `Score`."""
+    validation: str
+    """Fingerprint of the validation split; a score on another one cannot be compared."""
     labels: dict[str, str]
     """Meaning by label value; empty for tasks without labels."""
     trained: bool
@@ -67,13 +69,17 @@ class PersonalState:
     Args:
         folder: the job's folder in the site's state folder.
         labels: label value -> meaning; a checkpoint names them for whoever uses it later.
+        validation: fingerprint of the validation split.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, task: Task, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, folder: Path, experiment: Experiment, task: Task, labels: Mapping[int, str], validation: str
+    ) -> None:
         self.folder = folder
         self.experiment = experiment
         self.task = task
         self.labels = labels
+        self.validation = validation
         self._frozen_digest: str | None = None
 
     def load(self, payload: Payload, partition: Partition) -> Tensors:
@@ -107,11 +113,13 @@ class PersonalState:
     def keep_best(self, moment: Moment, payload: Payload, local: LocalRound, scores: Mapping[str, Score]) -> None:
         """Keep the model as the checkpoint of this moment if it scores better on validation than the kept one.
 
-        It is also kept if there is no checkpoint of this run yet, and if its score is undefined.
+        It is also kept if there is no checkpoint of this run yet, if its score is undefined, and if the validation
+        split has changed since the kept one was scored.
         """
         history = History(self.folder, moment, keep=1)
         found = history.load()
-        if found is not None and found.record["run_id"] == payload.run_id:
+        is_of_run = found is not None and found.record["run_id"] == payload.run_id
+        if found is not None and is_of_run and found.record.get("validation", self.validation) == self.validation:
             best = {name: Score(**score) for name, score in found.record["scores"].items()}
             is_defined = scores[next(iter(self.task.metrics))].mean is not None
             if is_defined and not self.task.better(scores, best):
@@ -127,6 +135,7 @@ class PersonalState:
             "spec": payload.spec,
             "experiment": asdict(self.experiment),
             "scores": {name: asdict(score) for name, score in scores.items()},
+            "validation": self.validation,
             "labels": {str(value): meaning for value, meaning in self.labels.items()},
             "trained": moment == "after" or payload.round > 1,
             "frozen": self.frozen_digest(local),

@@ -5,6 +5,7 @@ Both drivers, the simulation in one process and FLARE's executor, only call `Sit
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,11 +20,13 @@ from omnifm.data.datalist import Datalist
 from omnifm.data.items import Item
 from omnifm.method import LocalRound, Model, Partition, Tensors
 from omnifm.plugins import load_method, load_task
-from omnifm.records import Facts, Json
+from omnifm.records import DATA_CHANGED, Facts, Json, ListFacts
+from omnifm.report.data_changes import sentence
 from omnifm.report.site_record import site_record
 from omnifm.site.device import device_named, to_device
-from omnifm.site.loader import Loader, check_data
+from omnifm.site.loader import CheckedCases, Loader, check_data
 from omnifm.site.own_page import write_site_page
+from omnifm.site.patients import Changes, Patients, fingerprint, list_facts
 from omnifm.site.personal import PersonalState
 from omnifm.site.pictures import as_tensors, draw_cases
 from omnifm.site.training import make_optimizer, refuse_divergence, seed_everything
@@ -34,7 +37,13 @@ from omnifm.update import Payload, Score, Update, clean, under
 
 LOCK_WAIT_S = 60.0
 """Seconds that a site waits while an earlier process of the same job, which is just ending, still uses its state."""
+OTHER_DATA = (
+    "none of the images that this run has used is in the site's list any more, so that it is another data set: give "
+    "the run its own data again, or start a new run (another seed or job name, or an empty state folder)"
+)
+"""Why a site takes no part in a run that began on other data."""
 Scores = dict[str, Score]
+logger = logging.getLogger("omnifm.site")
 
 
 class Site:
@@ -72,12 +81,19 @@ class Site:
         self.task = load_task(experiment)
         self.folder = Path(config.state_dir) / experiment.job
         self.device = device_named(config.device)
-        datalist, self.num_refused, self.case_facts = check_data(experiment, config, self.task, name)
-        self.task.observe(datalist.training)
-        batch_size, cache_gib = experiment.train.batch_size, experiment.data.cache_gib
-        self.loader = Loader(datalist, self.task, self.device, batch_size=batch_size, cache_gib=cache_gib)
-        self.personal = PersonalState(self.folder, experiment, self.task, datalist.labels)
         self.spec: Json | None = None
+        self.run_id = ""
+        self.list_facts: ListFacts | None = None
+        self._use(check_data(experiment, config, self.task, name))
+
+    def _use(self, checked: CheckedCases) -> None:
+        """Take these cases from now on."""
+        self.checked, self.num_refused, self.case_facts = checked, checked.num_refused, checked.facts
+        self.task.observe(checked.datalist.training)
+        batch_size, cache_gib = self.experiment.train.batch_size, self.experiment.data.cache_gib
+        self.loader = Loader(checked.datalist, self.task, self.device, batch_size=batch_size, cache_gib=cache_gib)
+        validation = fingerprint(replace(checked.datalist, training=(), test=()), checked.contents)
+        self.personal = PersonalState(self.folder, self.experiment, self.task, checked.datalist.labels, validation)
 
     @property
     def datalist(self) -> Datalist:
@@ -95,12 +111,39 @@ class Site:
         torch.set_num_threads(self.experiment.train.num_threads)  # the last bit of a sum depends on it
         try:
             with locked(self.folder, LOCK_WAIT_S):
+                self._join(payload)
                 update = self._stage(payload)
         finally:
             torch.set_num_threads(threads)
         if reason := self.method.undeclared(update, self.task.metrics):
             raise ValueError(f"nothing is sent: {reason}")
         return replace(update, seconds=round(time.monotonic() - started, 3))
+
+    def _join(self, payload: Payload) -> None:
+        """Write down the split of every patient before a run uses it; compare the list if the run has used one before.
+
+        Raises:
+            ValueError: the run has used other data, or it must hear first how the data have changed.
+        """
+        if payload.run_id == self.run_id:
+            return
+        patients = Patients(self.folder, self.experiment.seed)
+        is_same_run = patients.run_id == payload.run_id
+        if not is_same_run and not payload.warm_start and patients.fingerprint:
+            checked = check_data(self.experiment, self.config, self.task, self.name, is_same_run=False)
+            if checked.datalist != self.checked.datalist:
+                self._use(checked)
+        listed, contents = self.checked.listed, self.checked.contents
+        if is_same_run and patients.are_others(listed, contents):
+            raise ValueError(OTHER_DATA)
+        changes = patients.changes(listed, contents) if is_same_run or payload.warm_start else Changes()
+        is_changed = is_same_run and patients.fingerprint != fingerprint(listed, contents)
+        if is_changed and payload.stage != "describe":
+            raise ValueError(DATA_CHANGED)
+        if is_changed or changes.moved:
+            logger.warning("%s", sentence(f"{self.name}: the data have changed since this run used them", changes))
+        patients.remember(payload.run_id, listed, contents)
+        self.run_id, self.list_facts = payload.run_id, list_facts(patients, changes, is_known=is_same_run)
 
     def _stage(self, payload: Payload) -> Update:
         match payload.stage:
@@ -132,6 +175,7 @@ class Site:
             "modalities": modalities,
             "source": self.datalist.source,
             "split_by": _split_by(splits),
+            "list": dict(self.list_facts or {}),
             "data": self.task.facts(self.case_facts, self.datalist.labels),
         }
 

@@ -79,14 +79,29 @@ class TestSplits:
     def test_missing_splits_are_cut_out_by_patient(self, tmp_path):
         datalist = read(write(tmp_path, training=self.many(10), validation=None, test=[]))
         patients = [{i["patient"] for i in split} for split in datalist.splits().values()]
-        assert [len(p) for p in patients] == [6, 2, 2]
-        assert len(set.union(*patients)) == 10
+        assert sum(len(p) for p in patients) == len(set.union(*patients)) == 10
         assert all(i["origin"][0] == "training" for i in datalist.test)
+        assert datalist.automatic == ("training", "validation", "test")
 
     def test_one_missing_split_leaves_the_other_alone(self, tmp_path):
         datalist = read(write(tmp_path, training=self.many(8), validation=None))
         assert [i["origin"] for i in datalist.test] == [("test", 0)]
-        assert (len(datalist.training), len(datalist.validation)) == (12, 4)
+        assert len(datalist.training) + len(datalist.validation) == 16
+        assert datalist.automatic == ("training", "validation")
+
+    def test_a_list_with_all_splits_is_left_alone(self, tmp_path):
+        assert read(write(tmp_path)).automatic == ()
+
+    @pytest.mark.parametrize("number", range(1, 30))
+    def test_who_else_is_listed_and_the_order_move_nobody(self, tmp_path, number):
+        """The kind of case 22: a patient moved from training to test because somebody else came."""
+        everybody = [item(f"{i}", patient=f"p{i // 2}") for i in range(60)]
+        some = [everybody[i] for i in range(number, 60, 1 + number % 3)]
+        splits = []
+        for listed in (everybody, some[::-1]):
+            found = read(write(tmp_path, training=listed, validation=None, test=None)).splits()
+            splits.append({i["patient"]: name for name, own in found.items() for i in own})
+        assert splits[1] == {patient: splits[0][patient] for patient in splits[1]}
 
     def test_same_seed_same_split_wherever_the_folder_lies(self, tmp_path):
         names = []
@@ -103,7 +118,8 @@ class TestSplits:
         training = [{"image_a": f"{a}.png", "image_b": f"{b}.png"} for a, b in pairs]
         datalist = read(write(tmp_path, training=training, validation=None, test=None), ("image_a", "image_b"))
         shown = [{i[key] for i in split for key in ("image_a", "image_b")} for split in datalist.splits().values()]
-        assert [len(pictures) for pictures in shown] == [21, 6, 9]  # three of each patient
+        assert sum(len(pictures) for pictures in shown) == 36
+        assert all(len(pictures) % 3 == 0 for pictures in shown)  # three of each patient
         assert not any(one & other for one, other in combinations(shown, 2))
 
     def test_owners_are_joined_by_what_they_share(self, tmp_path):

@@ -4,12 +4,14 @@ import pytest
 
 from omnifm.data.partition import (
     MIN_PATIENTS,
+    SHARES,
     by_count,
     by_modality,
     deal,
     dirichlet,
+    fill_empty,
     seeded_order,
-    split_by_patient,
+    split_of,
     split_sites,
     three_way,
 )
@@ -30,36 +32,72 @@ class TestSeededOrder:
         assert seeded_order(PATIENTS, 1) != seeded_order(PATIENTS, 2)
 
 
-class TestSplitByPatient:
-    def test_sizes_and_no_patient_in_two_splits(self):
-        parts = split_by_patient(PATIENTS, seed=3)
-        assert [len(part) for part in parts] == [36, 12, 12]
-        assert sorted(sum(parts, ())) == list(range(60))
-        owners = [{PATIENTS[i] for i in part} for part in parts]
-        assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+class TestSplitOf:
+    def test_a_split_follows_from_seed_and_name_alone(self):
+        """Golden: the values must never change, or every hospital's patients move."""
+        assert [split_of(str(i)) for i in range(6)] == ["validation", "test", *["training"] * 3, "validation"]
+        assert [split_of(str(i), 1) for i in range(3)] == ["validation", "test", "training"]
+
+    def test_shares_are_met_by_many(self):
+        counts = Counter(split_of(str(i)) for i in range(10_000))
+        assert {name: round(count / 10_000, 1) for name, count in counts.items()} == SHARES
+
+    def test_two_splits_keep_their_ratio(self):
+        counts = Counter(split_of(str(i), 0, ("training", "validation")) for i in range(10_000))
+        assert counts["validation"] == pytest.approx(2500, abs=150)
+
+
+class TestFillEmpty:
+    def test_only_who_may_be_moved_is_moved(self):
+        known = {"a": "training", "b": "training", "c": "training", "d": "training"}
+        assert fill_empty(known, []) == known
+        assert fill_empty(known, ["c"]) == known | {"c": "test"}
+        assert Counter(fill_empty(known, ["c", "d"]).values()) == {"training": 2, "test": 1, "validation": 1}
+
+    @pytest.mark.parametrize("split", SHARES)
+    @pytest.mark.parametrize("number", range(1, 6))
+    def test_training_then_test_then_validation(self, split, number):
+        filled = fill_empty({str(i): split for i in range(number)}, [str(i) for i in range(number)])
+        assert set(filled.values()) == set(("training", "test", "validation")[:number])
+
+    def test_a_full_site_stays(self):
+        splits = {"a": "test", "b": "validation", "c": "training"}
+        assert fill_empty(splits, list(splits)) == splits
+
+
+class TestThreeWay:
+    def test_no_patient_in_two_splits(self):
+        parts = three_way(PATIENTS, seed=3)
+        assert sorted(sum(parts.values(), ())) == list(range(60))
+        one, two, three = ({PATIENTS[i] for i in part} for part in parts.values())
+        assert not (one & two or one & three or two & three)
 
     @pytest.mark.parametrize("number", range(3, 12))
     def test_no_split_is_empty_from_three_patients_on(self, number):
-        assert all(split_by_patient([str(i) for i in range(number)], seed=number))
+        assert all(three_way([str(i) for i in range(number)], seed=number).values())
 
-    @pytest.mark.parametrize(("number", "sizes"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0])])
-    def test_few_patients_serve_the_first_splits(self, number, sizes):
-        assert [len(part) for part in split_by_patient([str(i) for i in range(number)])] == sizes
+    @pytest.mark.parametrize(("number", "sizes"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 1])])
+    def test_few_patients_train_then_test(self, number, sizes):
+        assert [len(part) for part in three_way([str(i) for i in range(number)]).values()] == sizes
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_known_patients_keep_their_split_however_the_site_grows(self, seed):
+        known: dict[str, str] = {}
+        for number in [*range(1, 20), 3, 30]:  # patients come, go and come back, in another order
+            patients = [str(i) for i in range(number)][:: -1 if number % 2 else 1]
+            splits = {patients[i]: name for name, part in three_way(patients, seed, known).items() for i in part}
+            assert all(splits[patient] == split for patient, split in known.items() if patient in splits)
+            known |= splits
+
+
+class TestByCount:
+    def test_by_count_gives_unequal_sites(self):
+        assert [len(site) for site in by_count(PATIENTS, (45.0, 27.0, 18.0, 10.0))] == [27, 15, 12, 6]
 
     @pytest.mark.parametrize("shares", [(), (1.0, 0.0), (1.0, -1.0)])
     def test_rejects_shares(self, shares):
         with pytest.raises(ValueError, match="shares must be positive numbers; got"):
-            split_by_patient(PATIENTS, shares)
-
-    def test_three_way_prefers_a_test_to_a_validation(self):
-        assert {name: len(part) for name, part in three_way(["a", "b"]).items()} == {
-            "training": 1,
-            "validation": 0,
-            "test": 1,
-        }
-
-    def test_by_count_gives_unequal_sites(self):
-        assert [len(site) for site in by_count(PATIENTS, (45.0, 27.0, 18.0, 10.0))] == [27, 15, 12, 6]
+            by_count(PATIENTS, shares)
 
 
 LABELS = [i % 4 for i in range(400)]
@@ -172,7 +210,7 @@ class TestSplitSites:
         splits, num_cut = split_sites(sites, PATIENTS, [""] * NUM, seed=1)
         assert num_cut == 0
         for site, split in zip(sites, splits, strict=True):
-            assert [len(split[name]) for name in ("training", "validation", "test")] == [18, 6, 6]
+            assert all(split.values())
             assert sorted(sum(split.values(), ())) == list(site)
 
     def test_official_splits_that_respect_patients_are_kept(self):
@@ -187,18 +225,24 @@ class TestSplitSites:
         splits, num_cut = split_sites([range(NUM)], PATIENTS, official)
         assert num_cut == 2
         owners = [{PATIENTS[i] for i in part} for part in splits[0].values()]
-        assert [len(patients) for patients in owners] == [12, 4, 4]
+        assert all(owners)
         assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
 
-    def test_whom_several_sites_know_trains_at_all_of_them(self):
+    def test_whom_several_sites_have_is_in_one_split_at_all_of_them(self):
         patients = ["a", "b", "c", "d", "e", "a", "f", "g", "h", "i"]
-        splits, _ = split_sites([range(5), range(5, 10)], patients, [""] * 10)
-        assert 0 in splits[0]["training"] and 5 in splits[1]["training"]
-        for split, site in zip(splits, (range(5), range(5, 10)), strict=True):
-            assert sorted(sum(split.values(), ())) == list(site)
-            assert [len(split[name]) for name in ("training", "validation", "test")] == [3, 1, 1]
+        for seed in range(10):
+            splits, _ = split_sites([range(5), range(5, 10)], patients, [""] * 10, seed)
+            first, second = ({i: name for name, part in split.items() for i in part} for split in splits)
+            assert first[0] == second[5]
+            assert all(all(split.values()) for split in splits)
 
-    def test_the_only_patient_of_a_sites_own_is_its_test(self):
-        splits, _ = split_sites([(0, 1), (2,)], ["a", "b", "a"], [""] * 3)
-        assert splits[0] == {"training": (0,), "validation": (), "test": (1,)}
-        assert splits[1] == {"training": (2,), "validation": (), "test": ()}
+    def test_whom_several_sites_have_trains_where_a_site_has_nobody_else(self):
+        for seed in range(10):
+            splits, _ = split_sites([(0, 1), (2,)], ["a", "b", "a"], [""] * 3, seed)
+            assert splits[0] == {"training": (0,), "validation": (), "test": (1,)}
+            assert splits[1] == {"training": (2,), "validation": (), "test": ()}
+
+    def test_known_patients_keep_their_split(self):
+        known = dict.fromkeys(PATIENTS[:9], "test")
+        splits, _ = split_sites([range(NUM)], PATIENTS, [""] * NUM, 0, known)
+        assert set(range(9)) <= set(splits[0]["test"])

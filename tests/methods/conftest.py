@@ -27,7 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnifm.federation.journal.write_report", lambda *_args: None)
     monkeypatch.setattr("os.fsync", lambda _handle: None)
 
-    def checked(experiment: Experiment, config: SiteConfig, task: Task, name: str) -> CheckedCases:
+    def checked(experiment: Experiment, config: SiteConfig, task: Task, name: str, **_how: bool) -> CheckedCases:
         if config.data_root not in CHECKED:
             CHECKED[config.data_root] = check_data(experiment, config, task, name)
         return CHECKED[config.data_root]

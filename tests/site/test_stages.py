@@ -1,6 +1,7 @@
 """One site: what it keeps, what it returns, and what never leaves."""
 
 import json
+import re
 import shutil
 import stat
 
@@ -53,6 +54,9 @@ def rewrite(folder, changes):
 class TestDescribe:
     def test_reports_counts_and_data_facts_and_nothing_else(self, tmp_path):
         update = open_site(tmp_path).reply(Payload("describe", 0, "run"))
+        listed = update.facts.pop("list")
+        assert re.fullmatch("[0-9a-f]{64}", listed.pop("digest"))
+        assert listed == {"known": False, "new": 0, "gone": 0, "changed": 0, "moved": 0}
         assert update.facts == {
             "num_train": 4,
             "num_validation": 1,

@@ -5,7 +5,8 @@ Each file has a function `prepare(source, destination, *, seed=0, ...)` that wri
 the signature becomes the arguments and options.  Only the first line of each entry under "Args" is shown.
 
 Files that start with an underscore are shared helpers: `_source` reads the data set's own files and counts what is
-left out, `_sites` distributes the cases over sites and writes them, `_questions` does both for questions about images.
+left out, `_sites` distributes the cases over sites and writes them, `_splits` remembers who is in which split, and
+`_questions` does all of this for questions about images.
 """
 
 import importlib

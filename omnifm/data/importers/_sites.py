@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 from tqdm import tqdm
 
+from omnifm.data.importers._splits import SplitMemory
 from omnifm.data.items import Item
 from omnifm.data.local_lists import write_names
 from omnifm.data.partition import PARTITIONS, deal, split_sites
@@ -162,12 +163,15 @@ def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head
     for name in names:
         if (destination / name).exists():
             raise ValueError(already_there(name))
-    splits, num_cut = split_sites(sites, patients, [case.split for case in cases], plan.seed)
+    memory = SplitMemory(destination, plan.seed)
+    official = [case.split for case in cases]
+    splits, num_cut = split_sites(sites, patients, official, plan.seed, memory.known(set(patients)))
     if num_cut:
         print(f"the official split puts {num_cut} patients or images into several splits: a new split is made")
     for name, split in zip(names, splits, strict=True):
         if not split["training"]:
             raise ValueError(f"{name!r} must have a training case; it has none: try another seed or fewer sites")
+    memory.keep({patients[i]: name for split in splits for name, part in split.items() for i in part})
     fill = fill or partial(place_files, link=plan.link)
     for name, split in zip(names, splits, strict=True):
         _write_site(destination / name, cases, split, head, fill)

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from omnifm.data.importers._dicom_convert import CONVERTED, Conversion, check_conversion, converted
 from omnifm.data.importers._dicom_series import Index, Series, drop_other_images, join_single_slices
 from omnifm.data.importers._sites import already_there
+from omnifm.data.importers._splits import SplitMemory
 from omnifm.data.items import MODALITY
 from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, on_screen, write_left_out, write_names
-from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
@@ -71,7 +71,7 @@ def prepare(
     convert: str = "",
     link: bool = False,
 ) -> None:
-    """Write one site with the patients split 60/20/20 into training, validation and test.
+    """Write one site with the patients split 60/20/20 into training, validation and test, each by a hash of its own.
 
     Files are copied; the export is never changed, and the copies still hold its headers.  Series that cannot be read or
     have no mask are left out; `left-out.txt` in the destination lists them, and `names.txt` leads from the new names to
@@ -110,7 +110,7 @@ def prepare(
             items = _write_all(folder, found, Masks(meanings, mask), conversion, left_out, link)
             if not items:
                 raise ValueError(_nothing_usable(everything, found, selection, left_out))
-            _write_list(folder, items, meanings, seed)
+            _write_list(folder, items, meanings, SplitMemory(destination, seed))
     except FileExistsError:
         raise ValueError(already_there(site)) from None
     finally:
@@ -298,10 +298,10 @@ def _label_of(series: Series, mask: str) -> Path:
     return found[0]
 
 
-def _write_list(folder: Path, items: list[dict[str, str]], labels: Labels, seed: int) -> None:
+def _write_list(folder: Path, items: list[dict[str, str]], labels: Labels, memory: SplitMemory) -> None:
     modality = Counter(item["modality"] for item in items).most_common(1)[0][0]
     content: dict[str, object] = {"name": "DICOM export", "modality": {"0": modality}}
     if labels:
         content["labels"] = {str(value): name for value, name in labels.items()}
-    parts = three_way([item["patient"] for item in items], seed)
+    parts = memory.three_way([item["patient"] for item in items])
     write_datalist(folder, content | {split: [items[i] for i in part] for split, part in parts.items()})

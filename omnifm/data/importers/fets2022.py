@@ -18,8 +18,8 @@ import numpy as np
 
 from omnifm.data.importers._sites import already_there
 from omnifm.data.importers._source import report_left_out
+from omnifm.data.importers._splits import SplitMemory
 from omnifm.data.local_lists import LeftOut
-from omnifm.data.partition import three_way
 from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import RefusedImage, read_label, read_volume
 
@@ -70,7 +70,7 @@ def prepare(source: Path, destination: Path, *, seed: int = 0, group: int = 1, l
                 items, left_out = _write_cases([source / subject for subject in institutions[institution]], cases)
                 what, total = f"subjects of institution {institution}", len(items) + len(left_out)
                 report_left_out(what, total, left_out, destination)
-                _write_list(folder, items, seed)
+                _write_list(folder, items, SplitMemory(destination, seed))
         except FileExistsError:
             raise ValueError(already_there(site)) from None
 
@@ -109,13 +109,13 @@ def _write_cases(
     return items, left_out
 
 
-def _write_list(folder: Path, items: list[dict[str, str]], seed: int) -> None:
+def _write_list(folder: Path, items: list[dict[str, str]], memory: SplitMemory) -> None:
     content: dict[str, object] = {
         "name": "FeTS 2022, enhancing tumour on T1ce",
         "modality": {"0": "MR"},
         "labels": {"0": "background", "1": "enhancing tumour"},
     }
-    splits = three_way([item["patient"] for item in items], seed)
+    splits = memory.three_way([item["patient"] for item in items])
     content |= {split: [items[i] for i in part] for split, part in splits.items()}
     write_datalist(folder, content)
 
