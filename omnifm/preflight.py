@@ -163,7 +163,10 @@ def site_file(file: Path, found: list[SiteConfig]) -> str:
     """Read the site's own configuration and append it to `found`."""
     config = site_config("", file, environ={})
     if config is None:
-        raise ValueError("local/omnifm_site.json must name data_root and state_dir; this kit has none")
+        raise ValueError(
+            "local/omnifm_site.json must name data_root and state_dir; this kit has none: copy "
+            "local/omnifm_site.json.sample to it and write your folders into the copy"
+        )
     found.append(config)
     return f"device {config.device}, at most {config.max_refused_fraction:.0%} of the cases may be refused"
 
@@ -208,7 +211,11 @@ def data(config: SiteConfig, file: Path) -> str:
     if report["task"] is None:
         raise Doubt("images without labels: ready for predict; to train, add masks or classes")
     cases = ", ".join(f"{split['cases']} {name}" for name, split in report["splits"].items())
-    return f"{report['task']}: {cases} cases, {len(report['refusals'])} refused, {len(report['warnings'])} warnings"
+    found = f"{report['task']}: {cases} cases, {len(report['refusals'])} refused"
+    if not all(split["cases"] for split in report["splits"].values()):
+        raise Doubt(f"{found}; without validation or test cases this site has no scores: add patients to dataset.json")
+    things = {*report["warnings"], *(advice["what"] for advice in report["look_at"])}
+    return f"{found}, {len(things)} things to look at" + (": run omnifm check on data_root" if things else "")
 
 
 def task_and_data(experiment: Experiment, config: SiteConfig) -> str:

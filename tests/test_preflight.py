@@ -123,7 +123,7 @@ class TestSiteFile:
         assert found[0].data_root == config.data_root
 
     def test_must_be_there(self, tmp_path):
-        with pytest.raises(ValueError, match="must name data_root and state_dir; this kit has none"):
+        with pytest.raises(ValueError, match="must name data_root and state_dir; this kit has none: copy"):
             preflight.site_file(tmp_path / "omnifm_site.json", [])
 
     def test_knows_no_other_key(self, tmp_path):

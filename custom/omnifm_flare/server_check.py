@@ -85,7 +85,7 @@ def _connect(expected: Server, startup: Path) -> tuple[x509.Certificate, datetim
     except ssl.SSLError as error:
         raise ValueError(
             f"{address} must speak TLS with this consortium's certificates; it does not ({error.reason}): "
-            "are both kits of the same provisioning?"
+            "are both kits of the same provisioning, and is it the server that answers at this port?"
         ) from None
     except OSError as error:
         words = error.strerror or "no answer"

@@ -225,7 +225,7 @@ def _check_text(file: File) -> None:
     risky = text(header, "Modality") in TEXT_MODALITIES or file.sop_class.startswith(TEXT_CLASS)
     if answer == "YES" or (risky and answer != "NO"):
         found = "says there is text in the pixels" if answer == "YES" else "does not deny text in the pixels"
-        todo = "look at the image, then declare burned_in_text in dataset.json"
+        todo = "look at the image, and say by burned_in_text what it shows"
         raise RefusedImage("burned_in_text", f"pixels must hold no text; the header {found}: {todo}")
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypedDict
 
 import numpy as np
 
-from omnifm.data import decode, dicom, dicom_index, dicom_mosaic
+from omnifm.data import decode, dicom, dicom_index, dicom_mosaic, header_notes
 from omnifm.data.reader import LENGTH
 from omnifm.data.refusal import RefusedImage, refusing
 from omnifm.data.volume import BurnedIn, Volume
@@ -29,7 +29,7 @@ class Request(TypedDict, total=False):
     """What the parent asks for; the keys after `clock_s` depend on `what`."""
 
     what: str
-    """`image`, `series`, `mosaic`, `mask` or `header`."""
+    """`image`, `series`, `mosaic`, `mask`, `notes` or `header`."""
     path: str
     max_bytes: int
     """Memory budget for the image."""
@@ -68,6 +68,8 @@ def answer(request: Request) -> Answer:
             salt = bytes.fromhex(request["salt"])
             wanted = (request["modality"], request["description"], request["exclude"])
             return dicom_index.describe(path, salt, *wanted), EMPTY
+        case "notes":
+            return header_notes.notes(path), EMPTY
         case "image":
             return _described(decode.read_image(path, int(request["max_bytes"]), request["burned_in_text"]))
         case "series":

@@ -99,8 +99,8 @@ REASONS = {
     "no_pixels": Reason("a DICOM object without an image: a plan, a report, structures", "Leave it out."),
     "burned_in_text": Reason(
         "pixels may show a patient's name",
-        "Look at the pictures. If none shows a name, declare `burned_in_text` as none in dataset.json; "
-        "otherwise give the boxes to blank.",
+        "Look at the pictures. Then list them in a dataset.json, your own if `prepare` left them out: with "
+        '`"burned_in_text": "none"` if none shows a name, otherwise with the boxes to blank.',
     ),
     "missing_label": Reason(
         "a series for which no mask is found",

@@ -21,17 +21,17 @@ from jaxtyping import Float, Int, Shaped
 from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.reader import READER
+from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume
+from omnifm.quality import things
 from omnifm.quality.records import ImagesReport, LabelCount, PlaceRecord, SplitReport, Spread
 
 SAMPLE = 1_000_000
 """Number of intensities kept per site.  Each image gives the same number, so that large images do not count more."""
 BINS = 48
+NOTES_BYTES = 256 * 2**20
+"""Memory for reading a header, bytes."""
 PERCENTILES = (0, 1, 25, 50, 75, 99, 100)
-SCALE_GAP = 10.0
-"""An image is odd if its range of intensities is this many times wider or narrower than its modality's median."""
-SPACING_GAP = 3.0
-"""An image is odd if its spacing along an axis is this many times longer or shorter than its modality's median."""
 Place = tuple[str, int]
 """List in dataset.json and position in it, counted from 0."""
 
@@ -110,17 +110,17 @@ class Images:
         }
 
     def odd_scales(self) -> list[Place]:
-        """Return the images whose range of intensities is far from most (see `SCALE_GAP`)."""
+        """Return the images whose range of intensities is far from most (see `things.SCALE_GAP`)."""
         widths = np.array([np.subtract(*np.percentile(sample, (99, 1))) for sample in self.sample])
         middle = np.median(widths)
-        odd = (widths > SCALE_GAP * middle) | (widths * SCALE_GAP < middle)
+        odd = (widths > things.SCALE_GAP * middle) | (widths * things.SCALE_GAP < middle)
         return [place for place, is_odd in zip(self.places, odd, strict=True) if is_odd]
 
     def odd_spacings(self) -> list[Place]:
-        """Return the images whose spacing is far from most (see `SPACING_GAP`)."""
+        """Return the images whose spacing is far from most (see `things.SPACING_GAP`)."""
         spacings = np.array(self.spacings_mm)
         ratio = spacings / np.median(spacings, axis=0)
-        odd = ((ratio > SPACING_GAP) | (ratio * SPACING_GAP < 1)).any(axis=1)
+        odd = ((ratio > things.SPACING_GAP) | (ratio * things.SPACING_GAP < 1)).any(axis=1)
         return [place for place, is_odd in zip(self.places, odd, strict=True) if is_odd]
 
 
@@ -147,7 +147,9 @@ class Split:
 
     def _label(self, value: int) -> LabelCount:
         if self.label_voxels:
-            return {"cases": self.label_cases[value], "voxels": self.label_voxels[value]}
+            voxels = self.label_voxels[value]
+            share = voxels / self.label_voxels.total()
+            return {"cases": self.label_cases[value], "voxels": voxels, "share": round(share, 6)}
         return {"cases": self.label_cases[value]}
 
 
@@ -158,9 +160,7 @@ class Findings:
         split_of: place of a case -> name of its split.
         splits: what each split holds.
         images: modality -> its images.  Each file counts once, even if several questions are asked about it.
-        flat: images in which all voxels have one value.
-        empty: masks without foreground.
-        header: images whose header names another modality than dataset.json.
+        odd: places of cases by kind of finding, a key of `things.THINGS`; the values of a place are not used.
         num_2d: number of 2-D images that are pictures without patient axes (True) and that are not (False).
         contents: digests by case.
     """
@@ -171,12 +171,12 @@ class Findings:
         self.generator = np.random.default_rng(0)
         self.splits = {name: Split() for name in datalist.splits()}
         self.images: dict[str, Images] = {}
-        self.flat: list[Place] = []
-        self.empty: list[Place] = []
-        self.header: list[Place] = []
+        self.odd: dict[str, dict[Place, None]] = {}
         self.num_2d: Counter[bool] = Counter()
         self.known: dict[Path, bytes] = {}
         self.uniform: set[Path] = set()
+        self.noted: set[Path] = set()
+        self.masks: dict[bytes, list[tuple[Place, object]]] = {}
         self.contents: dict[Place, Content] = {}
         self.is_asked = any("question" in item for items in datalist.splits().values() for item in items)
         self.same: dict[bytes, list[tuple[Place, Path]]] = {}
@@ -203,10 +203,15 @@ class Findings:
             if path not in self.uniform:  # two black pictures are equal, but that does not make them one patient's
                 self.same.setdefault(self.known[path], []).append((origin, path))
         if case.mask is not None:
-            self._see_mask(split, origin, case.mask)
+            self._see_mask(split, item, case.mask)
         elif isinstance(label := item.get("label"), int):  # a path is a mask, which this task does not read
             split.label_cases[label] += 1
         self.contents[origin] = self._content(item, case)
+        self._note_headers(item)
+
+    def kinds_of(self, place: Place) -> list[str]:
+        """The kinds of findings at a case, as far as they are known."""
+        return [kind for kind, places in self.odd.items() if place in places]
 
     def _content(self, item: Item, case: Case) -> Content:
         paths = [item[key] for key in IMAGE_KEYS if key in item]
@@ -247,10 +252,12 @@ class Findings:
         self.num_2d[volume.is_picture] += array.shape[2] == 1
         images.low, images.high = min(images.low, low), max(images.high, high)
         if volume.modality not in ("", modality):
-            self.header.append(origin)
+            self._note("header_modality", origin)
         if low == high:
-            self.flat.append(origin)
+            self._note("flat", origin)
             self.uniform.add(path)
+        elif np.count_nonzero(array == low) > things.PADDED * array.size:
+            self._note("padding", origin)
 
     def _sample(self, array: Float[np.ndarray, "x y z *c"]) -> Float[np.ndarray, " n"]:
         values = array.reshape(-1)
@@ -258,15 +265,51 @@ class Findings:
             values = values[self.generator.integers(values.size, size=self.per_image)]
         return values.astype(np.float32)
 
-    def _see_mask(self, split: Split, origin: Place, mask: Int[np.ndarray, "x y z"]) -> None:
+    def _see_mask(self, split: Split, item: Item, mask: Int[np.ndarray, "x y z"]) -> None:
+        origin = item["origin"]
         counts: Counter[int] = Counter()
         for plane in mask:  # one plane at a time, because bincount copies its input to a wider type
             found = np.bincount(plane.reshape(-1))
             counts.update({value: int(number) for value, number in enumerate(found) if number})
         split.label_voxels.update(counts)
         split.label_cases.update(counts.keys())
-        if set(counts) == {0}:
-            self.empty.append(origin)
+        foreground = counts.total() - counts[0]
+        if foreground == 0:
+            self._note("empty_mask", origin)
+        elif foreground < things.TINY:
+            self._note("tiny_mask", origin)
+        elif foreground > things.COVERED * counts.total():
+            self._note("large_mask", origin)
+        if foreground:
+            self._compare_masks(origin, item, mask)
+
+    def _compare_masks(self, origin: Place, item: Item, mask: Int[np.ndarray, "x y z"]) -> None:
+        """Note a mask that another patient has too, voxel by voxel."""
+        owner = item.get("patient", item.get("image"))
+        same = self.masks.setdefault(digest(mask), [])
+        others = [place for place, other in same if other != owner]
+        if others and item.get("label") is not None:
+            for place in [*others, origin]:
+                self._note("equal_masks", place)
+        same.append((origin, owner))
+
+    def _note_headers(self, item: Item) -> None:
+        """Look at the headers of a case's files, image and mask."""
+        for path in [item[key] for key in (*IMAGE_KEYS, "label") if isinstance(item.get(key), Path)]:
+            if path in self.noted:
+                continue
+            self.noted.add(path)
+            try:
+                told, _ = READER.ask(path, what="notes", max_bytes=NOTES_BYTES)
+            except RefusedImage:  # it was read before, so that its header is only unusual
+                continue
+            if told.get("transforms_apart", 0) > things.APART:
+                self._note("two_transforms", item["origin"])
+            if "exif" in told:
+                self._note("orientation_tag", item["origin"])
+
+    def _note(self, kind: str, place: Place) -> None:
+        self.odd.setdefault(kind, {})[place] = None
 
 
 def modality_of(item: Item, key: str) -> str:

@@ -15,15 +15,24 @@ from typing import cast
 from tqdm import tqdm
 
 from omnifm.config import Experiment, SiteConfig, read_site_file
-from omnifm.data.datalist import Datalist, read_datalist
+from omnifm.data.datalist import SPLITS, Datalist, read_datalist
 from omnifm.data.items import Item
 from omnifm.data.refusal import REASONS
 from omnifm.data.splits import all_items, settle
 from omnifm.plugins import load_task, plugin
-from omnifm.quality.findings import SCALE_GAP, SPACING_GAP, Content, Findings, Place, record_reads
-from omnifm.quality.page import are_pictures, page
+from omnifm.quality import things
+from omnifm.quality.findings import Content, Findings, Place, record_reads
+from omnifm.quality.page import are_pictures, page, share_in_words
 from omnifm.quality.quarantine import Refusal, TooManyRefused, check_cases, write_quarantine
-from omnifm.quality.records import CheckReport, ImagesReport, PlaceRecord, RefusalRecord, SplitReport
+from omnifm.quality.records import (
+    Advice,
+    CheckReport,
+    ImagesReport,
+    LabelCount,
+    PlaceRecord,
+    RefusalRecord,
+    SplitReport,
+)
 from omnifm.quality.samples import Pictures
 from omnifm.quality.unlabelled import NOT_YET, CaseReader, ImagesOnly, is_unlabelled
 from omnifm.records import Json
@@ -38,14 +47,6 @@ SCHEMA = 2
 MAX_LEAKED = 0.01
 """Largest share of validation and test cases whose image is in another split, too.  Above it the site cannot train.
 Below it a score hardly changes, and large public collections have a few such images."""
-ODD = {
-    "flat": "image(s) hold one value everywhere",
-    "empty_mask": "mask(s) hold no foreground",
-    "header_modality": "image(s) are of another modality by their header than by dataset.json",
-    "intensity": f"image(s) are on another scale: intensities {SCALE_GAP:g} times wider or narrower than most",
-    "spacing": f"image(s) have voxels {SPACING_GAP:g} times longer or shorter than most",
-}
-"""What does not refuse a case, but what somebody should look at."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Inspection:
         datalist: without the refused cases.
         refusals: cases that cannot be read, with reasons.
         report: the numbers, for JSON.
-        pictures: PNG files by caption, for the site's own staff only.
+        pictures: PNG files by caption, for the site's own staff only; see `Pictures.drawn`.
         facts: `Task.case_facts` of each case that could be read.
         contents: digests of each case that could be read, by its place in dataset.json.
     """
@@ -108,7 +109,7 @@ def inspect(
         bar.update()
         case = record_reads(read, item)
         findings.see(item, case)
-        pictures.see(item, case)
+        pictures.see(item, case, findings.kinds_of(item["origin"]))
 
     problems: list[str] = []
     with tqdm(total=len(findings.split_of), unit=" cases", disable=None if progress else True, leave=False) as bar:
@@ -142,6 +143,7 @@ def _report(
         "usable": not problems,
         "problems": problems,
         "warnings": warnings,
+        "look_at": _look_at(findings, datalist, odd, across, within, task),
         "labels": {str(value): name for value, name in datalist.labels.items()},
         "splits": splits,
         "images": images,
@@ -149,6 +151,37 @@ def _report(
         "odd": odd,
         "refusals": [cast("RefusalRecord", asdict(refusal)) for refusal in refusals],
     }
+
+
+def _look_at(
+    findings: Findings,
+    datalist: Datalist,
+    odd: Mapping[str, Sequence[PlaceRecord]],
+    across: Sequence[object],
+    within: Sequence[object],
+    task: str | None,
+) -> list[Advice]:
+    """Return what somebody should look at, and what to do then."""
+    learns_labels = task is not None and "label" in plugin("tasks", task).required
+    splits = findings.splits.values()
+    found = set().union(*(split.label_cases for split in splits))
+    advice = things.of_patients(
+        sum(split.cases for split in splits),
+        set().union(*(split.patients for split in splits)),
+        sum(split.nameless for split in splits),
+    )
+    advice += (things.of_classes(datalist.labels, found) if learns_labels else []) + things.of_cases(odd)
+    if across:
+        advice.append(
+            {"name": "leaked", "what": f"{len(across)} image(s) stand in several splits", "advice": things.LEAKED}
+        )
+    if within:
+        advice.append({"name": "repeated", "what": _repeated(len(within)), "advice": things.REPEATED})
+    return advice
+
+
+def _repeated(number: int) -> str:
+    return f"{number} image(s) stand more than once within a split"
 
 
 def _splits(findings: Findings, refusals: Sequence[Refusal]) -> dict[str, SplitReport]:
@@ -241,6 +274,7 @@ def _unusable(task: str | None, problem: str) -> CheckReport:
         "usable": False,
         "problems": [problem],
         "warnings": [],
+        "look_at": [],
         "labels": {},
         "splits": {},
         "images": {},
@@ -264,7 +298,9 @@ def in_words(report: CheckReport) -> Iterator[str]:
     duplicates = report["duplicates"]
     yield from (f"duplicate across splits: {_group_in_words(group)}" for group in duplicates["across_splits"])
     yield from (f"duplicate within a split: {_group_in_words(group)}" for group in duplicates["within_a_split"])
-    yield from (f"warning: {warning}" for warning in report["warnings"])
+    said = {advice["what"] for advice in report["look_at"]}
+    yield from (f"warning: {warning}" for warning in report["warnings"] if warning not in said)
+    yield from (f"look at: {advice['what']}. {advice['advice']}" for advice in report["look_at"])
     yield from (f"problem: {problem}" for problem in report["problems"])
 
 
@@ -278,8 +314,13 @@ def _verdict(report: CheckReport) -> str:
 def _split_in_words(name: str, split: SplitReport, names: Mapping[str, str]) -> str:
     words = [f"{name}: {split['cases']} cases"]
     words += [f"{split['patients']} patients"] if split["patients"] else []
-    labels = [f"{names.get(value, value)} {count['cases']}" for value, count in split["labels"].items()]
+    labels = [f"{names.get(value, value)} {count['cases']}{_share(count)}" for value, count in split["labels"].items()]
     return ", ".join(words) + (f"; cases per label: {', '.join(labels)}" if labels else "")
+
+
+def _share(count: LabelCount) -> str:
+    """The share of voxels in brackets; nothing for classes of whole images."""
+    return f" ({share_in_words(count['share'])} of the voxels)" if "share" in count else ""
 
 
 def _images_in_words(modality: str, images: ImagesReport) -> str:
@@ -314,14 +355,16 @@ def _kind_of(item: Item) -> str:
 
 
 def _odd(findings: Findings) -> dict[str, list[tuple[str, int]]]:
-    found = {
-        "flat": findings.flat,
-        "empty_mask": findings.empty,
-        "header_modality": findings.header,
+    found = {name: list(places) for name, places in findings.odd.items()} | {
         "intensity": [place for images in findings.images.values() for place in images.odd_scales()],
         "spacing": [place for images in findings.images.values() for place in images.odd_spacings()],
     }
-    return {name: places for name, places in found.items() if places}
+    return {name: sorted(found[name], key=_in_file) for name in things.THINGS if found.get(name)}
+
+
+def _in_file(place: Place) -> tuple[int, int]:
+    """The key that sorts places as they stand in dataset.json."""
+    return SPLITS.index(place[0]), place[1]
 
 
 def _leaks(across: Sequence[Sequence[PlaceRecord]], splits: Mapping[str, SplitReport]) -> tuple[list[str], bool]:
@@ -350,7 +393,7 @@ def _colours(facts: Sequence[Json]) -> list[str]:
 def _warnings(
     findings: Findings, datalist: Datalist, num_within: int, odd: Mapping[str, Sequence[PlaceRecord]], task: str | None
 ) -> list[str]:
-    warnings = [f"{len(places)} {ODD[name]}" for name, places in odd.items()]
+    warnings = [found["what"] for found in things.of_cases(odd)]
     warnings += [f"'{name}' holds no usable case" for name, split in findings.splits.items() if not split.cases]
     read = [split for split in findings.splits.values() if split.cases]
     if read and not any(split.patients for split in read):
@@ -359,7 +402,7 @@ def _warnings(
         kinds = f"{findings.num_2d[True]} of {findings.num_2d.total()} 2-D images are pictures without patient axes"
         warnings.append(f"{kinds}: the others, in RAS, may lie another way round")
     if num_within:
-        warnings.append(f"{num_within} image(s) stand more than once within a split")
+        warnings.append(_repeated(num_within))
     nameless = sum(split.nameless for split in read)
     if nameless and any(split.patients for split in read):
         warnings.append(f"{nameless} case(s) name no patient: each counts as its own; name them by 'patient'")
@@ -375,8 +418,6 @@ def _label_warnings(findings: Findings, datalist: Datalist) -> list[str]:
     found = set().union(*(split.label_cases for split in findings.splits.values()))
     if unknown := found - taught:
         warnings.append(f"{len(unknown)} label(s) occur in validation or test but never in training")
-    if found and (absent := numbers - found):
-        warnings.append(f"{len(absent)} of {len(numbers)} declared labels occur in no case")
     if numbers and (nameless := found - numbers):
         warnings.append(f"{len(nameless)} class number(s) are none of the {len(numbers)} declared in 'labels'")
     return warnings

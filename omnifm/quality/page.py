@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnifm.data.refusal import REASONS
-from omnifm.quality.records import CheckReport, Histogram, ImagesReport, LabelCount, PlaceRecord, Spread
+from omnifm.quality.records import Advice, CheckReport, Histogram, ImagesReport, LabelCount, PlaceRecord, Spread
+from omnifm.quality.samples import captioned
+from omnifm.quality.things import PICTURED
 from omnifm.quality.unlabelled import NOT_YET
 from omnifm.report.elements import COLOURS, MAX_ROWS, Bar, Card, Cell, Key, Note, Picture, Stacked, Table
 from omnifm.report.numbers import NONE, natural
@@ -49,6 +51,16 @@ class Intensities:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A thing to look at: what it is, what to do next, where, and pictures of some of the cases."""
+
+    what: str
+    advice: str
+    places: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
 class CheckPage:
     """The page; None where there is nothing to show."""
 
@@ -58,6 +70,7 @@ class CheckPage:
     purpose: str
     notes: Sequence[Note]
     cards: Sequence[Card]
+    look_at: Sequence[Finding]
     legend: Sequence[Key]
     pictures: Sequence[Picture]
     splits: Table | None
@@ -80,7 +93,9 @@ def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
     """
     verdict = "USABLE" if report["usable"] else "NOT USABLE"
     notes = [Note(words, "Problem", severe=True) for words in report["problems"]]
-    notes += [Note(words, "Look at") for words in report["warnings"]]
+    explained = {advice["what"] for advice in report["look_at"]}
+    notes += [Note(words, "Look at") for words in report["warnings"] if words not in explained]
+    kinds = tuple(captioned(name, "") for name in PICTURED)
     content = CheckPage(
         title=f"Data check: {verdict.lower()}",
         verdict=verdict,
@@ -89,7 +104,8 @@ def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
         notes=notes,
         cards=_cards(report),
         legend=_legend(report) if _has_voxels(report) else [],
-        pictures=[Picture(caption, png) for caption, png in pictures.items()],
+        look_at=[_finding(advice, report, pictures) for advice in report["look_at"]],
+        pictures=[Picture(caption, png) for caption, png in pictures.items() if not caption.startswith(kinds)],
         splits=_splits(report),
         labels=_labels(report),
         has_voxels=_has_voxels(report),
@@ -101,6 +117,13 @@ def page(report: CheckReport, pictures: Mapping[str, bytes]) -> bytes:
         refusals=_refusals(report),
     )
     return render("check.html.j2", content)
+
+
+def _finding(advice: Advice, report: CheckReport, pictures: Mapping[str, bytes]) -> Finding:
+    prefix = captioned(advice["name"], "")
+    shown = [Picture(name.removeprefix(prefix), png) for name, png in pictures.items() if name.startswith(prefix)]
+    what = advice["what"][:1].upper() + advice["what"][1:]
+    return Finding(what, advice["advice"], _named(report["odd"].get(advice["name"], [])), shown)
 
 
 def _purpose(report: CheckReport) -> str:
@@ -180,7 +203,18 @@ def _labels(report: CheckReport) -> Table | None:
 def _label(count: LabelCount | None) -> Cell:
     if count is None:
         return NONE
-    return Stacked(f"{count['cases']:,}", f"{count['voxels']:,}" if "voxels" in count else "")
+    if "voxels" not in count:
+        return Stacked(f"{count['cases']:,}")
+    return Stacked(f"{count['cases']:,}", f"{count['voxels']:,}, {share_in_words(count['share'])}")
+
+
+def share_in_words(share: float) -> str:
+    """A share as a percentage of two digits; one that is small is not rounded to nothing.
+
+    >>> share_in_words(0.0312), share_in_words(0.97), share_in_words(0.000004)
+    ('3.1 %', '97 %', '< 0.01 %')
+    """
+    return "< 0.01 %" if 0 < share < 0.0001 else f"{100 * share:.2g} %"
 
 
 IMAGE_HEADERS = (
@@ -241,12 +275,11 @@ def _intensities(code: str, histogram: Histogram) -> Intensities:
 
 
 def _places(report: CheckReport) -> Table | None:
-    """Return where duplicates and odd images stand in dataset.json."""
+    """Return where duplicates stand in dataset.json."""
     duplicates = report["duplicates"]
     rows: list[list[Cell]] = []
     rows += [["equal images across splits", _named(group)] for group in duplicates["across_splits"]]
     rows += [["equal images within a split", _named(group)] for group in duplicates["within_a_split"]]
-    rows += [[name.replace("_", " "), _named(places)] for name, places in report["odd"].items()]
     return Table(["What", "Items of dataset.json"], _shortened(rows), text=(0, 1)) if rows else None
 
 

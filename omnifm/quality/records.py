@@ -11,6 +11,8 @@ class LabelCount(TypedDict):
     cases: int
     voxels: NotRequired[int]
     """Only of masks."""
+    share: NotRequired[float]
+    """Share of all voxels of the split's masks, in [0, 1]."""
 
 
 class SplitReport(TypedDict):
@@ -84,6 +86,16 @@ class RefusalRecord(TypedDict):
     message: str
 
 
+class Advice(TypedDict):
+    """Something that somebody should look at."""
+
+    name: str
+    """A key of `things.THINGS`, or `one_patient`, `unpainted`, `leaked`, `repeated`."""
+    what: str
+    advice: str
+    """What to do next."""
+
+
 class CheckReport(TypedDict):
     """The whole report, schema 2."""
 
@@ -93,6 +105,8 @@ class CheckReport(TypedDict):
     problems: list[str]
     """Why the site cannot train; empty if it can."""
     warnings: list[str]
+    look_at: list[Advice]
+    """Things to look at; the first words of most of them stand in `warnings`, too."""
     labels: dict[str, str]
     """Name by label value."""
     splits: dict[str, SplitReport]
@@ -100,5 +114,5 @@ class CheckReport(TypedDict):
     """By modality."""
     duplicates: Duplicates
     odd: dict[str, list[PlaceRecord]]
-    """Cases that somebody should look at, by a key of `inspection.ODD`."""
+    """Cases that somebody should look at, by a key of `things.THINGS`."""
     refusals: list[RefusalRecord]

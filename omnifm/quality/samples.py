@@ -17,9 +17,12 @@ from omnifm.data.datalist import Datalist
 from omnifm.data.items import IMAGE_KEYS, Item
 from omnifm.data.volume import Volume
 from omnifm.quality.findings import Case, Place, modality_of
+from omnifm.quality.things import PICTURED
 from omnifm.report.elements import COLOURS
 
 NUM_PICTURES = 12
+NUM_ODD = 2
+"""Number of pictures of one kind of finding."""
 SIDE = 260
 """Longest side of a picture, pixels."""
 BORDER = 3
@@ -27,7 +30,11 @@ BORDER = 3
 
 
 class Pictures:
-    """Draws a few cases, spread evenly over modalities and classes; the next case replaces a refused one."""
+    """Draws a few cases, spread evenly over modalities and classes; the next case replaces a refused one.
+
+    Attributes:
+        drawn: PNG files by caption.  A picture of a finding has its kind before the caption, as `captioned` writes it.
+    """
 
     def __init__(self, datalist: Datalist) -> None:
         self.ranks: dict[Place, int] = {}
@@ -40,16 +47,26 @@ class Pictures:
         self.due = {kind: [i * sizes[kind] // each for i in range(min(each, sizes[kind]))] for kind in kinds}
         self.labels = datalist.labels
         self.drawn: dict[str, bytes] = {}
+        self.num_odd: Counter[str] = Counter()
 
-    def see(self, item: Item, case: Case) -> None:
-        """Draw the case if it is one of the sample."""
-        due, (name, position) = self.due.get(_kind(item), []), item["origin"]
-        if not due or self.ranks[item["origin"]] < due[0]:
-            return
+    def see(self, item: Item, case: Case, kinds: Sequence[str] = ()) -> None:
+        """Draw the case if it is one of the sample, or one of the first of its kinds of findings."""
+        due = self.due.get(_kind(item), [])
+        is_due = bool(due) and self.ranks[item["origin"]] >= due[0]
+        wanted = [kind for kind in kinds if kind in PICTURED and self.num_odd[kind] < NUM_ODD]
         volumes = [case.images[item[key]] for key in IMAGE_KEYS if key in item and item[key] in case.images]
-        if not volumes:  # the item asks another question about an image that is already drawn
+        if not volumes or not (is_due or wanted):  # or it asks another question about an image that is already drawn
             return
-        due.pop(0)
+        caption, png = self._draw(item, case, volumes)
+        if is_due:
+            due.pop(0)
+            self.drawn[caption] = png
+        for kind in wanted:
+            self.num_odd[kind] += 1
+            self.drawn[captioned(kind, caption)] = png
+
+    def _draw(self, item: Item, case: Case, volumes: Sequence[Volume]) -> tuple[str, bytes]:
+        name, position = item["origin"]
         depth = volumes[0].array.shape[2]
         z = depth // 2 if case.mask is None or not case.mask.any() else int((case.mask > 0).sum((0, 1)).argmax())
         words = [f"{name} {position}", " | ".join(modality_of(item, key) for key in IMAGE_KEYS if key in item)]
@@ -57,7 +74,16 @@ class Pictures:
         if isinstance(label := item.get("label"), int):
             words.append(self.labels.get(label, f"class {label}"))
         panels = [_slice(volume, case.mask, min(z, volume.array.shape[2] - 1)) for volume in volumes]
-        self.drawn[" · ".join(words)] = _png(panels)
+        return " · ".join(words), _png(panels)
+
+
+def captioned(kind: str, caption: str) -> str:
+    """The caption of a picture of a finding.
+
+    >>> captioned("tiny_mask", "training 3")
+    'tiny mask: training 3'
+    """
+    return f"{kind.replace('_', ' ')}: {caption}"
 
 
 def _kind(item: Item) -> object:

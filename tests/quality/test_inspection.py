@@ -150,7 +150,10 @@ class TestCounts:
             assert (split["cases"], split["patients"], split["refused"]) == (len(part), len(part), 0)
             assert split["modalities"] == {"MR": len(part)}
             voxels = {str(value): int(sum((mask == value).sum() for mask in part)) for value in (0, 1)}
-            assert split["labels"] == {value: {"cases": len(part), "voxels": n} for value, n in voxels.items()}
+            total = sum(voxels.values())
+            assert split["labels"] == {
+                value: {"cases": len(part), "voxels": n, "share": round(n / total, 6)} for value, n in voxels.items()
+            }
 
     def test_classes_by_number_and_by_name(self, tmp_path):
         items = [
@@ -165,7 +168,6 @@ class TestCounts:
         assert found["warnings"] == [
             check.UNKNOWN_PATIENTS,
             "1 label(s) occur in validation or test but never in training",
-            "1 of 3 declared labels occur in no case",
             "1 class number(s) are none of the 3 declared in 'labels'",
         ]
 

@@ -17,6 +17,16 @@ from omnifm.state import write_atomic
 FILE = ".omnifm-splits"
 
 
+def one_patient(patients: Sequence[str]) -> list[str]:
+    """A line if all cases are one patient's, so that nothing is left to validate or to test on; else none."""
+    if len(patients) < 2 or len(set(patients)) > 1:
+        return []
+    return [
+        f"all {len(patients)} cases are of one patient, so that all of them are in 'training': if an anonymiser gave "
+        "everybody one PatientID, let it give each patient another one, then prepare again"
+    ]
+
+
 class SplitMemory:
     """The splits of one destination.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from omnifm.data.importers._dicom_convert import CONVERTED, Conversion, check_conversion, converted
 from omnifm.data.importers._dicom_series import Index, Series, drop_other_images, join_single_slices
 from omnifm.data.importers._sites import already_there
-from omnifm.data.importers._splits import SplitMemory
+from omnifm.data.importers._splits import SplitMemory, one_patient
 from omnifm.data.items import MODALITY
 from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, on_screen, write_left_out, write_names
 from omnifm.data.reader import READER
@@ -120,7 +120,7 @@ def prepare(
     write_names(destination, [(f"{site}/{item['image']}", found[_series_of(item)].place) for item in items])
     counts = ", ".join(f"{len(rows)} {reason}" for reason, rows in by_reason(left_out).items()) or "nothing"
     print(f"{len(items)} of {len(found)} matching series prepared; left out: {counts}")
-    for line in in_lines(left_out):
+    for line in [*in_lines(left_out), *one_patient([item["patient"] for item in items])]:
         print(line)
 
 

@@ -1,9 +1,11 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from omnifm.data.importers._sites import Case, Plan, write_sites
+from omnifm.data.importers._splits import FILE, one_patient
 
 
 def plan(partition="natural", **changes):
@@ -19,7 +21,7 @@ def case(source, number, *, patient=None, modality="CT", home="", split=""):
 
 
 def written(folder):
-    return {site.name: json.loads((site / "dataset.json").read_text()) for site in sorted(folder.iterdir())}
+    return {site.name: json.loads((site / "dataset.json").read_text()) for site in sorted(folder.glob("site-*"))}
 
 
 @pytest.fixture
@@ -114,7 +116,8 @@ def test_an_official_split_through_patients_is_dealt_anew_and_said(source, tmp_p
     assert "puts 3 patients or images into several splits: a new split is made" in capsys.readouterr().out
     content = written(tmp_path / "out")["site-1"]
     owners = [{item["patient"] for item in content[split]} for split in ("training", "validation", "test")]
-    assert [len(patients) for patients in owners] == [3, 1, 1]
+    assert all(owners)
+    assert len(set.union(*owners)) == sum(map(len, owners)) == 5
 
 
 def test_refuses_a_site_without_training_before_it_writes_any(source, tmp_path):
@@ -140,3 +143,37 @@ def test_a_failing_fill_leaves_no_half_site(source, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_sites(tmp_path / "out", plan(), [case(source, 0)], {"name": "x"}, fill)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def splits_in(folder):
+    content = written(folder)["site-1"]
+    return {item["patient"]: split for split in ("training", "validation", "test") for item in content[split]}
+
+
+@pytest.mark.parametrize("first", range(1, 5))
+def test_prepared_again_with_more_patients_nobody_moves(source, tmp_path, first):
+    """Even at a site that was so small that one patient had to fill an empty split."""
+    cases = [case(source, n) for n in range(12)]
+    out, known = tmp_path / "out", {}
+    for number in (first, first + 1, 12, 6):
+        write_sites(out, plan(), cases[:number][::-1], {"name": "x"})
+        found = splits_in(out)
+        assert all(found[patient] == split for patient, split in known.items() if patient in found)
+        known |= found
+        shutil.rmtree(out / "site-1")
+    assert (out / FILE).stat().st_mode & 0o777 == 0o600
+    assert "p1" not in (out / FILE).read_text()
+
+
+def test_a_damaged_memory_of_splits_is_refused(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / FILE).write_text("{")
+    with pytest.raises(ValueError, match="must be as prepare wrote it; it is damaged"):
+        write_sites(tmp_path / "out", plan(), [case(source, 0)], {"name": "x"})
+
+
+def test_one_patient_for_all_is_said():
+    assert one_patient(["p", "q"]) == one_patient(["p"]) == []
+    assert one_patient(["p"] * 10)[0].startswith(
+        "all 10 cases are of one patient, so that all of them are in 'training'"
+    )

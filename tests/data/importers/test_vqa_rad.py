@@ -13,7 +13,7 @@ LIST = "VQA_RAD Dataset Public.json"
 
 
 def items_of(folder):
-    sites = (read_datalist(site, required=VQA) for site in folder.iterdir())
+    sites = (read_datalist(site, required=VQA) for site in folder.glob("site-*"))
     return [item for site in sites for items in site.splits().values() for item in items]
 
 
