@@ -158,7 +158,7 @@ def by_count(patients: Sequence[str], shares: Sequence[float], seed: int = 0) ->
     Raises:
         ValueError: a share is not > 0.
 
-    >>> by_count(["p", "p", "q", "r", "r"], (3, 1, 1))
+    >>> by_count(["p", "p", "q", "r", "r"], (0.6, 0.2, 0.2))
     ((3, 4), (0, 1), (2,))
     """
     if not shares or min(shares) <= 0:

@@ -14,7 +14,7 @@ def in_words(change: DataChange) -> str:
     """One sentence about a site whose data changed.
 
     >>> in_words({"site": "a", "before_round": 2, "new": 1, "gone": 0, "changed": 0, "moved": 0})
-    "a: the data changed before round 2 (patients: 1 new). Every known patient keeps the split of this run"
+    'a: the data changed before round 2 (patients: 1 new). Every known patient keeps the split of this run'
     """
     counts = (change["new"], change["gone"], change["changed"], change["moved"])
     return sentence(f"{change['site']}: the data changed before round {change['before_round']}", counts)

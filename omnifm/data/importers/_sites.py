@@ -170,9 +170,7 @@ def write_sites(destination: Path, plan: Plan, cases: Sequence[Case], head: Head
         print(f"the official split puts {num_cut} patients or images into several splits: a new split is made")
     for name, split in zip(names, splits, strict=True):
         if not split["training"]:
-            raise ValueError(
-                f"{name!r} must have a training case; it has none: try another seed or fewer sites"
-            )
+            raise ValueError(f"{name!r} must have a training case; it has none: try another seed or fewer sites")
     fill = fill or partial(place_files, link=plan.link)
     for name, split in zip(names, splits, strict=True):
         _write_site(destination / name, cases, split, head, fill)
