@@ -167,7 +167,7 @@ class Site:
         for item in [item for items in splits.values() for item in items]:
             modality = str(item.get("modality") or self.datalist.modality.get("0", "unknown"))
             modalities[modality] = modalities.get(modality, 0) + 1
-        return {
+        facts: Facts = {
             "num_train": len(splits["training"]),
             "num_validation": len(splits["validation"]),
             "num_test": len(splits["test"]),
@@ -175,9 +175,9 @@ class Site:
             "modalities": modalities,
             "source": self.datalist.source,
             "split_by": _split_by(splits),
-            "list": dict(self.list_facts or {}),
             "data": self.task.facts(self.case_facts, self.datalist.labels),
         }
+        return facts if self.list_facts is None else {**facts, "list": self.list_facts}
 
     def _seed(self, payload: Payload) -> Update:
         """Answer round 0 with the initial shared weights; nothing is trained."""
