@@ -125,9 +125,29 @@ class Train:
     batch_size: Count
     """Cases per optimisation step, >= 1."""
     lr: Positive
-    """Learning rate, > 0.  Each round starts with a new optimiser."""
+    """Learning rate, > 0: the highest one, if there is a schedule.  Each round starts with a new optimiser."""
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    """How the learning rate falls over the steps of the whole run: each round goes on where the last one stopped.
+    "poly" is (1 - t)^0.9, nnU-Net's.  Long runs need a schedule: a constant rate ends with weights that still move."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run, in [0, 1), during which the learning rate rises from near 0 to `lr`."""
+    personal_lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of the last local training, whose result only stays at the site, as a share of `lr` in (0, 1].
+    null goes on with the rate at which the schedule ended."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Local optimiser; sgd has no momentum."""
+    """Local optimiser."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum in [0, 1) of the optimiser sgd; the others have moments of their own."""
+    nesterov: bool = False
+    """Whether sgd uses Nesterov's momentum; it needs `momentum` > 0."""
+    grad_clip: Positive | None = None
+    """Largest L2 norm of a step's gradients, > 0; longer ones are scaled down.  null does not limit them.  nnU-Net
+    uses 12."""
+    accumulate: Count = 1
+    """Number of batches per optimisation step, >= 1: trains as with a batch of this multiple, in the memory of one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of training steps.  bf16 and fp16 need less memory and time on recent GPUs; fp16 needs a GPU.  Weights,
+    spectra, losses and scores are fp32 always."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight decay in [0, 1]: decoupled for adamw, an L2 penalty otherwise.  0 disables it."""
     participation: Fraction = 1.0
@@ -155,6 +175,12 @@ class Train:
     """CPU threads of one trainer, 1 to 1024.  It belongs to the job because it changes the last bit of sums."""
     warm_start: bool = False
     """Start from the personal state that the last run of this job left, instead of a new one."""
+
+    def __post_init__(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"train.momentum is for the optimizer sgd; the optimizer is {self.optimizer}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("train.nesterov needs train.momentum > 0; it is 0")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -162,7 +164,10 @@ class LocalRound:
             example FedALA's mixing weights).  Its own random order leaves `batches` identical for every method.
         views: () -> (view (1, c, *space), patient, modality) of every training case, in order and without
             augmentation.  If dataset.json names no patient, all cases of one image count as one patient's.
-        optimizer: makes the round's optimiser for the given parameters.
+        optimizer: makes the round's optimiser for the given parameters, with the job's schedule and clipping.
+        accumulate: number of batches per optimisation step.
+        autocast: the precision in which the model computes.
+        scaler: keeps gradients of half precision from vanishing; without effect in other precisions.
         validate: () -> scores of the current model on the validation split.
         scratch: storage for the method's own use until the round ends.
     """
@@ -182,6 +187,9 @@ class LocalRound:
     views: Callable[[], Iterator[tuple[Tensor, str, str]]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     validate: Callable[[], dict[str, Score]]
+    accumulate: int = 1
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     scratch: Json = field(default_factory=dict)
 
 
@@ -322,18 +330,37 @@ class Method:
         optimizer = local.optimizer(p for p in local.model.parameters() if p.requires_grad)
         losses: list[float] = []
         for _ in range(local.num_epochs):
-            losses += [self.step(local, batch, optimizer) for batch in local.batches()]
+            losses += self.epoch(local, optimizer)
         return sum(losses) / len(losses)
 
-    def step(self, local: LocalRound, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-        """Make one optimisation step; return the batch's loss."""
+    def epoch(self, local: LocalRound, optimizer: torch.optim.Optimizer) -> list[float]:
+        """Make one pass over the training cases; return the loss of each optimisation step."""
+        batches = local.batches()
+        losses: list[float] = []
+        while group := list(islice(batches, local.accumulate)):
+            losses.append(self.step(local, group, optimizer))
+        return losses
+
+    def step(self, local: LocalRound, batches: Sequence[Batch], optimizer: torch.optim.Optimizer) -> float:
+        """Make one optimisation step from the mean gradient of some batches; return their mean loss."""
         optimizer.zero_grad(set_to_none=True)
-        output = local.model(batch, local.extra)
-        loss = local.task.loss(output.prediction, batch) + self.extra_loss(local, batch, output)
-        loss.backward()
+        losses: list[float] = []
+        for batch in batches:
+            with local.autocast():
+                objective, loss = self.objective(local, batch)
+            local.scaler.scale(objective / len(batches)).backward()
+            losses.append(loss.item())
+        local.scaler.unscale_(optimizer)
         self.correct_gradients(local)
-        optimizer.step()
-        return loss.item()
+        local.scaler.step(optimizer)
+        local.scaler.update()
+        return sum(losses) / len(losses)
+
+    def objective(self, local: LocalRound, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what training minimises on a batch, and the loss that is reported; both are scalars."""
+        output = local.model(batch, local.extra)
+        loss = local.task.loss(output.prediction.float(), batch) + self.extra_loss(local, batch, output)
+        return loss, loss
 
 
 def to_sites(tensors: Tensors) -> dict[str, Tensors]:

@@ -13,12 +13,15 @@ from typing import Literal
 
 from omnifm.config import Experiment, SiteConfig
 from omnifm.data.demo import demo_site
+from omnifm.federation.roster import Roster
 from omnifm.federation.server import Federation
 from omnifm.federation.transport import Accept, Transport
 from omnifm.method import Tensors
+from omnifm.plugins import load_task
 from omnifm.records import Summary
 from omnifm.report.numbers import natural
 from omnifm.site.stages import Site
+from omnifm.task import Planned
 from omnifm.update import Payload, Stage, Update
 
 MAX_OPEN = 64
@@ -125,13 +128,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="omnifm-") as scratch:
         state = Path(state_dir or f"{scratch}/state")
         results = Path(results_dir or f"{scratch}/results")
-        configs = {}
-        for site in sites:
-            root = demo_site(experiment.task["name"], site) if data_root is None else Path(data_root) / site
-            if not root.is_dir():
-                raise ValueError(f"data_root must hold one folder per site; {site!r} has none")
-            source: Literal["demo", "site"] = "demo" if data_root is None else "site"
-            configs[site] = SiteConfig(str(root), str(state / site), device, source=source)
+        configs = _configs(experiment, data_root, sites, state, device)
         transport = InProcess(experiment, configs, watcher)
         # Nobody can read a report in a temporary folder, and drawing it takes half the time of a tiny run.
         draw_report = results_dir is not None
@@ -143,6 +140,44 @@ def run(
             other = run(_with_method(experiment, name), data_root, sites, device=device, watcher=watcher)
             summary = federation.add_reference(summary, name, other)
         return summary
+
+
+def plan(experiment: Experiment, data_root: str | Path | None, sites: Sequence[str]) -> list[Planned]:
+    """Read the data of all sites and return what a run would plan from them; nothing is trained.
+
+    Args:
+        data_root: as in `run`.
+        sites: names of the sites.
+
+    Raises:
+        ValueError: a site's data cannot be used, or the sites contradict each other.
+    """
+    with tempfile.TemporaryDirectory(prefix="omnifm-") as scratch:
+        transport = InProcess(experiment, _configs(experiment, data_root, sites, Path(scratch), "cpu"))
+        roster = Roster(load_task(experiment))
+        missing = transport.exchange({site: Payload("describe", 0, "plan") for site in sites}, roster.add)
+        if missing:
+            raise ValueError("; ".join(f"{site}: {reason}" for site, reason in missing.items()))
+        roster.task.configure(roster.agree())
+        return roster.task.planned()
+
+
+def _configs(
+    experiment: Experiment, data_root: str | Path | None, sites: Sequence[str], state: Path, device: str
+) -> dict[str, SiteConfig]:
+    """Each site's configuration.
+
+    Raises:
+        ValueError: a site has no folder of data.
+    """
+    configs = {}
+    for site in sites:
+        root = demo_site(experiment.task["name"], site) if data_root is None else Path(data_root) / site
+        if not root.is_dir():
+            raise ValueError(f"data_root must hold one folder per site; {site!r} has none")
+        source: Literal["demo", "site"] = "demo" if data_root is None else "site"
+        configs[site] = SiteConfig(str(root), str(state / site), device, source=source)
+    return configs
 
 
 def _with_method(experiment: Experiment, name: str) -> Experiment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from monai.transforms import Compose
@@ -55,6 +55,14 @@ class Backbone(nn.Module, ABC):
         Args:
             progress: share of the rounds that are over, in [0, 1).
         """
+
+
+class Planned(NamedTuple):
+    """One value of the plan, in words."""
+
+    what: str
+    value: str
+    why: str
 
 
 class Task(ABC):
@@ -110,6 +118,10 @@ class Task(ABC):
     def configure(self, spec: Json) -> None:
         """Take the agreed specification.  All methods below may rely on `self.spec`."""
         self.spec = dict(spec)
+
+    def planned(self) -> list[Planned]:
+        """Return what the agreed specification holds, in words, and why; for `omnifm plan` and results/plan.json."""
+        return []
 
     def observe(self, training: Sequence[Json]) -> None:
         """See a site's own training items once, for trivial rivals that are scored beside the model.

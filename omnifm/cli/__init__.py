@@ -14,6 +14,7 @@ from omnifm import __version__
 from omnifm.bench.commands import bench
 from omnifm.cli import data, describe, jobs
 from omnifm.cli.compare import compare
+from omnifm.cli.plan import plan
 from omnifm.cli.prepare import prepare
 from omnifm.cli.simulate import simulate
 from omnifm.data import redaction
@@ -28,6 +29,7 @@ app.add_typer(prepare, name="prepare")
 for command in (
     simulate,
     compare,
+    plan,
     jobs.jobs,
     jobs.new,
     describe.methods,

@@ -1,4 +1,4 @@
-"""What a run writes down: rounds.jsonl, audit.jsonl, summary.json and report.html."""
+"""What a run writes down: plan.json, rounds.jsonl, audit.jsonl, summary.json and report.html."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from omnifm.records import Aggregate, RoundEntry, SiteRound, Summary
 from omnifm.report.run import write_report
 from omnifm.state import write_atomic
+from omnifm.task import Planned
 from omnifm.update import Payload, Score, Update
 
 ALIKE = "the spectral prototypes of all sites look alike, so retrieval adds nothing here; the scores remain valid"
@@ -49,6 +50,10 @@ class Journal:
         """Begin with the history of the checkpoint, or with none, and write rounds.jsonl anew."""
         self.history = history
         write_atomic(self.folder / "rounds.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+
+    def plan(self, planned: Iterable[Planned]) -> None:
+        """Write plan.json: what was planned from the data of all sites, and why."""
+        write_atomic(self.folder / "plan.json", json.dumps([row._asdict() for row in planned], indent=1).encode())
 
     def add(self, entry: RoundEntry) -> None:
         """Append a round to the history and to rounds.jsonl, and log a line per site."""

@@ -164,6 +164,7 @@ class Federation:
             self.checkpoints.clear()
             self._seed()
             self._checkpoint()
+        self.journal.plan(self.task.planned())
         self.journal.restart(self.journal.history)
 
     def _describe(self, sites: list[str]) -> dict[str, str]:

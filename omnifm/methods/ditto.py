@@ -64,16 +64,14 @@ class Ditto(Method):
         assert isinstance(model, Pair)
         return Partition.of(model, personal=[model.own], share_buffers=self.settings.share_buffers)
 
-    def step(self, local: LocalRound, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-        """Take one step of each model; they have no weight in common.  Return the loss of v."""
+    def objective(self, local: LocalRound, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both models are trained at once, because they have no weight in common; the loss of v is reported."""
         assert isinstance(local.model, Pair)
-        optimizer.zero_grad(set_to_none=True)
         own, shared = (
-            local.task.loss(model(batch, local.extra).prediction, batch) for model in (local.model, local.model.shared)
+            local.task.loss(model(batch, local.extra).prediction.float(), batch)
+            for model in (local.model, local.model.shared)
         )
-        (own + shared + 0.5 * self.settings.lam * self._squared_distance(local)).backward()
-        optimizer.step()
-        return own.item()
+        return own + shared + 0.5 * self.settings.lam * self._squared_distance(local), own
 
     def _squared_distance(self, local: LocalRound) -> Float[Tensor, ""]:
         """|v - w_received|^2 over the shared weights."""

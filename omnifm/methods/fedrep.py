@@ -52,7 +52,7 @@ class FedRep(fedper.FedPer):
         if trained := [parameter for parameter in local.model.parameters() if parameter.requires_grad]:
             optimizer = local.optimizer(trained)
             for _ in range(num_epochs):
-                losses += [self.step(local, batch, optimizer) for batch in local.batches()]
+                losses += self.epoch(local, optimizer)
         for parameter in frozen:
             parameter.requires_grad_(True)
         return sum(losses) / len(losses) if losses else 0.0

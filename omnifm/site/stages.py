@@ -29,7 +29,7 @@ from omnifm.site.own_page import write_site_page
 from omnifm.site.patients import Changes, Patients, fingerprint, list_facts
 from omnifm.site.personal import PersonalState
 from omnifm.site.pictures import as_tensors, draw_cases
-from omnifm.site.training import make_optimizer, refuse_divergence, seed_everything
+from omnifm.site.training import Course, autocast_for, make_optimizer, refuse_divergence, scaler_for, seed_everything
 from omnifm.state import locked
 from omnifm.statistics import Statistics, for_server
 from omnifm.task import Backbone, Batch, Forward
@@ -280,6 +280,8 @@ class Site:
             backbone.schedule(progress)
         seed = seed_everything(self.experiment.seed, self.name, payload.stage, payload.round)
         extra = self._on_device(payload.extra)
+        train = self.experiment.train
+        course = Course.of(train, len(self.datalist.training), payload.round, alone=payload.stage == "evaluate")
         local = LocalRound(
             site=self.name,
             round=payload.round,
@@ -294,8 +296,11 @@ class Site:
             batches=self.loader.batches(seed),
             side_batches=self.loader.batches(seed + 1),
             views=self.loader.views,
-            optimizer=partial(make_optimizer, self.experiment.train),
+            optimizer=partial(make_optimizer, train, course),
             validate=lambda: self.score(model, extra, "validation"),
+            accumulate=train.accumulate,
+            autocast=autocast_for(train, self.device),
+            scaler=scaler_for(train, self.device),
         )
         self.method.receive(local)
         return local

@@ -41,10 +41,11 @@ from omnifm.metrics.lesions import lesions
 from omnifm.metrics.overlap import average, overlap_by_class
 from omnifm.records import Json
 from omnifm.statistics import MAX_CLASSES, Statistics
-from omnifm.task import Backbone, Batch, Forward, Task
-from omnifm.tasks._augment import random_intensities
+from omnifm.task import Backbone, Batch, Forward, Planned, Task
+from omnifm.tasks._augment import random_acquisition, random_intensities, random_shapes
 from omnifm.tasks._dimensions import check_fits_model, dims_of_cases, dims_of_sites, resized
 from omnifm.tasks._pictures import as_rgb, common_channels, in_channels
+from omnifm.tasks._plan import BATCH, GIB, activation_bytes, planned_patch, planned_spacing
 from omnifm.tasks._windows import predict_in_windows
 
 MAX_LABELS = 256
@@ -63,12 +64,30 @@ class Settings:
     spacing_mm: Literal["auto"] | tuple[Positive, Positive, Positive] = "auto"
     """Common voxel size of volumes in mm (x, y, z), each > 0.  Small voxels keep details, large ones are fast.  "auto"
     is the median of the sites' median spacings."""
-    patch_size: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    """Largest side of a training patch of a volume, in voxels: a multiple of 16, at least 16.  Large patches show more
-    of the surroundings and need more memory.  Along an axis where all volumes are smaller, the patch is smaller."""
-    image_size: Annotated[int, Field(ge=32, multiple_of=16)] = 128
+    patch_size: Literal["auto"] | Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    """Largest side of a training patch, in voxels or pixels: a multiple of 16, at least 16.  Large patches show more of
+    the surroundings and need more memory.  Along an axis where all images are smaller, the patch is smaller.  "auto" is
+    the sites' median image, made smaller until two patches fit `memory_gib`."""
+    memory_gib: Positive = 4.0
+    """Memory for what the network keeps of two patches in a training step, in GiB, > 0; used by `patch_size` "auto"."""
+    image_size: Literal["native"] | Annotated[int, Field(ge=32, multiple_of=16)] = 128
     """Side of the square to which pictures are resized, in pixels: a multiple of 16, at least 32.  Small values are
-    fast, large values keep details."""
+    fast, large values keep details.  "native" resizes nothing: pictures are trained on in patches, as volumes are."""
+    foreground: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the training patches whose centre is a voxel of the foreground, in [0, 1].  The others are centred in
+    the background."""
+    augmentation: Literal["none", "light", "full"] = "light"
+    """Random changes of training patches.  "light": mirroring, brightness and contrast.  "full": also rotation,
+    scaling, noise, blur, gamma and low resolution, as nnU-Net does; better with few cases and long training."""
+    mirror: bool = True
+    """Whether training patches are mirrored.  Choose false if left and right are different labels."""
+    intensities: Literal["image", "nonzero"] = "image"
+    """What the intensities of an image are standardised by: all of its voxels, or those that are not 0 (for images
+    whose background was set to 0, such as brains without skull)."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of a window that its neighbour covers too when an image is predicted in windows, in [0, 1)."""
+    mirror_prediction: bool = False
+    """Whether predictions are averaged over all mirrored images: slightly better, and 4 (2-D) or 8 times as slow."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -116,16 +135,20 @@ class Segmentation(Task):
         }
 
     def facts(self, cases: Sequence[Json], labels: Mapping[int, str]) -> Json:
-        """Dimensions, channels, label names, median spacing, and largest extent in mm."""
+        """Dimensions, channels, label names; spacing (median, 10th percentile) and extent (largest, median) in mm."""
         dims = dims_of_cases(cases)
         spacing = np.median([case["spacing_mm"] for case in cases], axis=0)
-        extent = np.max([np.multiply(case["shape"], case["spacing_mm"]) for case in cases], axis=0)
+        finest = np.percentile([case["spacing_mm"] for case in cases], 10, axis=0)
+        sizes = [np.multiply(case["shape"], case["spacing_mm"]) for case in cases]
+        extent, median = np.max(sizes, axis=0), np.median(sizes, axis=0)
         return {
             "dims": dims,
             "channels": common_channels((case["channels"] for case in cases), "a site's cases"),
             "labels": {str(value): labels[value] for value in sorted(labels)},
             "spacing_mm": np.round(spacing, 3).tolist(),
+            "finest_mm": np.round(finest, 3).tolist(),
             "extent_mm": np.ceil(extent).tolist(),
+            "median_mm": np.ceil(median).tolist(),
         }
 
     def agree(self, facts: Mapping[str, Json]) -> Json:
@@ -138,15 +161,57 @@ class Segmentation(Task):
         dims = dims_of_sites(facts)
         channels = common_channels((fact["channels"] for fact in facts.values()), "sites")
         spec = {"dims": dims, "channels": channels, "labels": _joined_names(facts), "spacing_mm": None}
-        if dims == 2:
+        if dims == 2 and self.settings.image_size != "native":
             return spec | {"patch": [self.settings.image_size] * 2}
-        if self.settings.spacing_mm == "auto":
-            spacing = np.median([fact["spacing_mm"] for fact in facts.values()], axis=0)
+        unit = np.ones(3)  # pictures have no millimetres: their unit is the pixel
+        if dims == 3:
+            unit = np.array(self._common_spacing(list(facts.values())))
+            spec["spacing_mm"] = np.round(unit, 3).tolist()
+        longest = (np.max([fact["extent_mm"] for fact in facts.values()], axis=0) / unit)[:dims].tolist()
+        median = (np.median([fact["median_mm"] for fact in facts.values()], axis=0) / unit)[:dims].tolist()
+        return spec | {"patch": self._patch(spec, longest, median)}
+
+    def _common_spacing(self, facts: Sequence[Json]) -> Sequence[float]:
+        """The voxel size of volumes, mm: the job's, or planned from the sites'."""
+        if self.settings.spacing_mm != "auto":
+            return self.settings.spacing_mm
+        return planned_spacing([fact["spacing_mm"] for fact in facts], [fact["finest_mm"] for fact in facts])
+
+    def _patch(self, spec: Json, longest: Sequence[float], median: Sequence[float]) -> list[int]:
+        """Sides of a patch, from the longest and the median image on the common grid."""
+        if self.settings.patch_size != "auto":
+            return [min(self.settings.patch_size, 16 * math.ceil(side / 16)) for side in longest]
+
+        def network(patch: list[int]) -> Backbone:
+            task = Segmentation(self.settings, self.model)
+            task.configure(spec | {"patch": patch})
+            return task.backbone()
+
+        return planned_patch(median, self.settings.memory_gib, network, spec["channels"])
+
+    def planned(self) -> list[Planned]:
+        """Dimensions, size of voxels, patch, and the memory that training on two patches takes."""
+        spec, settings = self.spec, self.settings
+        grid = "resized to a square" if spec["dims"] == 2 else "resized to the common size of voxels"
+        grid = "as they are" if spec["dims"] == 2 and settings.image_size == "native" else grid
+        rows = [
+            Planned("Images", f"{spec['dims']}-D, {spec['channels']} channel(s), {grid}", "the same at all sites"),
+            Planned("Labels", ", ".join(spec["labels"].values()), "the same at all sites"),
+        ]
+        if spec["spacing_mm"] is not None:
+            by_data = "median of the sites; 10th percentile of a coarse axis"
+            size = " x ".join(f"{side:g}" for side in spec["spacing_mm"])
+            rows.append(Planned("Voxel, mm", size, by_data if settings.spacing_mm == "auto" else "task.spacing_mm"))
+        if spec["dims"] == 2 and settings.image_size != "native":
+            why = "task.image_size"
+        elif settings.patch_size == "auto":
+            why = "the median image, made smaller until it fits task.memory_gib"
         else:
-            spacing = np.array(self.settings.spacing_mm)
-        longest = np.max([fact["extent_mm"] for fact in facts.values()], axis=0) / spacing
-        patch = [min(self.settings.patch_size, 16 * math.ceil(side / 16)) for side in longest]
-        return spec | {"spacing_mm": np.round(spacing, 3).tolist(), "patch": patch}
+            why = "task.patch_size at most, and no longer than the images"
+        rows.append(Planned("Patch", " x ".join(map(str, spec["patch"])), why))
+        needed = activation_bytes(self.backbone, [BATCH, spec["channels"], *spec["patch"]]) / GIB
+        rows.append(Planned("Memory, GiB", f"{needed:.2f}", f"for {BATCH} patches in a training step of the network"))
+        return rows
 
     # The network and its loss.
     def backbone(self) -> Backbone:
@@ -181,7 +246,8 @@ class Segmentation(Task):
         if list(size) != list(image.shape[1:]):
             image = resized(image, size)
             label = Resize(size, mode="nearest-exact")(label)
-        image = NormalizeIntensity(channel_wise=True)(ClipIntensityPercentiles(0.5, 99.5, channel_wise=True)(image))
+        image = ClipIntensityPercentiles(0.5, 99.5, channel_wise=True)(image)
+        image = NormalizeIntensity(channel_wise=True, nonzero=self.settings.intensities == "nonzero")(image)
         pad = SpatialPad(self.spec["patch"], method="end")
         image = pad(image).as_tensor()
         label = pad(label).as_tensor()
@@ -198,21 +264,25 @@ class Segmentation(Task):
 
     def _size(self, case: Batch) -> list[int]:
         """Size of a case on the common grid."""
-        if self.spec["dims"] == 2:
-            return list(self.spec["patch"])
         shape = np.array(case["native_label"].shape)
+        if self.spec["dims"] == 2:
+            return list(self.spec["patch"] if self.settings.image_size != "native" else shape[:2])
         ratio = case["spacing_mm"] / np.array(self.spec["spacing_mm"])
         is_equal = np.abs(ratio - 1) < SPACING_TOLERANCE
         return np.maximum(1, np.where(is_equal, shape, np.round(shape * ratio))).astype(int).tolist()
 
     def augment(self) -> Compose:
-        """A random patch (around foreground in half of the samples), random flips, brightness and contrast."""
+        """A random patch, around foreground in a share of the samples, with the random changes of `augmentation`."""
         both = ["image", "label"]
+        dims, kind = self.spec["dims"], self.settings.augmentation
+        share = self.settings.foreground
         crop = RandCropByPosNegLabeld(
-            both, "label", self.spec["patch"], pos=1, neg=1, num_samples=1, fg_indices_key="fg", bg_indices_key="bg"
+            both, "label", self.spec["patch"], pos=share, neg=1 - share, fg_indices_key="fg", bg_indices_key="bg"
         )
-        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(self.spec["dims"])]
-        return Compose([crop, *flips, *random_intensities(), SelectItemsd(both)])
+        shapes = random_shapes(both, dims) if kind == "full" else []
+        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(dims)] if self.settings.mirror else []
+        values = {"none": [], "light": random_intensities(), "full": random_acquisition(dims)}[kind]
+        return Compose([crop, *shapes, *([] if kind == "none" else flips), *values, SelectItemsd(both)])
 
     def view(self, case: Batch) -> Tensor:
         """The central patch."""
@@ -252,7 +322,9 @@ class Segmentation(Task):
 
     def _logits(self, forward: Forward, case: Batch) -> Tensor:
         """What the network says of each voxel (1, classes, *space), on the case's own grid."""
-        logits = predict_in_windows(forward, case["image"][None], self.spec["patch"], overlap=0.25)
+        window, overlap = self.spec["patch"], self.settings.overlap
+        mirrored = self.settings.mirror_prediction
+        logits = predict_in_windows(forward, case["image"][None], window, overlap=overlap, mirrored=mirrored)
         logits = _without_padding(logits, case)
         native = tuple(case["native_label"].shape[: self.spec["dims"]])
         if tuple(logits.shape[2:]) != native:

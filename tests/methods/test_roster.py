@@ -31,14 +31,20 @@ def batches_of(name, toys, folder):
     seen, kind = {}, plugin("methods", name)
     step = kind.step
 
-    def noted(self, local, batch, optimizer):
-        seen.setdefault(local.seed, []).append(batch["image"])
-        return step(self, local, batch, optimizer)
+    def noted(self, local, batches, optimizer):
+        seen.setdefault(local.seed, []).extend(batch["image"] for batch in batches)
+        return step(self, local, batches, optimizer)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "step", noted)
         federate(toys, folder, {"name": name}, sites=SITES, **RUN)
     return seen
+
+
+def trained(toys, folder, name, **changes):
+    """All weights after a run: those of the federation, and the first site's own."""
+    _, run, _ = federate(toys, folder, {"name": name}, **changes)
+    return run.shared | kept(folder, "site-1")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,27 @@ class TestRoster:
         for seed, batches in expected.items():
             assert len(batches) == len(found[seed]) or name == "fedrep"
             assert all(torch.equal(own, theirs) for own, theirs in zip(found[seed], batches, strict=False))
+
+    def test_accumulated_batches_are_one_batch(self, name, toys, tmp_path):
+        """Three batches of two cases make the step of one batch of six; what a method adds acts once per step."""
+        if name == "fedala":
+            pytest.skip("FedALA learns its mixing weights in steps of one batch each, which are not accumulated")
+        changes = {"model": {"lora": True}, "rounds": 2, "local_epochs": 2}
+        one, three = (
+            trained(
+                toys, tmp_path / str(accumulate), name, batch_size=6 // accumulate, accumulate=accumulate, **changes
+            )
+            for accumulate in (1, 3)
+        )
+        close(three, one)
+
+    def test_it_trains_in_half_precision(self, name, toys, tmp_path):
+        """The weights stay fp32 and lie near those of full precision, but are not the same."""
+        changes = {"model": {"lora": True}, "rounds": 2}
+        half, full = (trained(toys, tmp_path / kind, name, precision=kind, **changes) for kind in ("bf16", "fp32"))
+        assert any(not torch.equal(value, full[key]) for key, value in half.items())
+        for key, value in half.items():  # GPFL's valves see the rounding of all layers before them
+            torch.testing.assert_close(value, full[key], atol=0.1, rtol=0.1, msg=key)
 
     def test_nothing_undeclared_or_personal_leaves(self, name, whole):
         _, run, network, folder = whole

@@ -98,7 +98,9 @@ class TestAgree:
         "channels": 1,
         "labels": {"0": "a", "1": "b"},
         "spacing_mm": [1.0, 1.0, 1.0],
+        "finest_mm": [1.0, 1.0, 1.0],
         "extent_mm": [40.0] * 3,
+        "median_mm": [40.0] * 3,
     }
 
     def test_median_spacing_and_a_patch_no_longer_than_the_volumes(self):
@@ -175,10 +177,10 @@ class TestEvaluation:
 
         def forward(batch):
             seen.append(batch["image"].shape)
-            return torch.zeros(1, 3, *batch["image"].shape[2:])
+            return torch.zeros(len(batch["image"]), 3, *batch["image"].shape[2:])
 
         assert task.predict(forward, prepared).shape == (40, 18, 12)
-        assert len(seen) > 2
+        assert sum(shape[0] for shape in seen) > 2
 
 
 class TestSamples:

@@ -29,7 +29,7 @@ from omnifm.federation.server import Federation
 from omnifm.method import Tensors, weighted_mean
 from omnifm.simulation import InProcess
 from omnifm.site.stages import Site
-from omnifm.site.training import make_optimizer, seed_everything
+from omnifm.site.training import Course, make_optimizer, seed_everything
 from omnifm.update import Payload, Update
 
 MISSING = 77
@@ -71,7 +71,8 @@ class Work:
         batches = site.loader.batches(seed_everything(self.experiment.seed, name, "train", number))
         site.score(model, extra, "validation")  # type: ignore[arg-type]
         model.train()
-        optimizer = make_optimizer(self.experiment.train, model.parameters())
+        train, num_cases = self.experiment.train, len(site.datalist.training)
+        optimizer = make_optimizer(train, Course.of(train, num_cases, number, alone=False), model.parameters())
         for _ in range(self.experiment.train.local_epochs):
             for batch in batches():
                 optimizer.zero_grad(set_to_none=True)

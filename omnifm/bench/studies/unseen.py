@@ -39,7 +39,7 @@ from omnifm.method import LocalRound, Partition, ServerView, Tensors
 from omnifm.plugins import load_method, plugin
 from omnifm.records import Json
 from omnifm.site.stages import Site
-from omnifm.site.training import make_optimizer
+from omnifm.site.training import Course, make_optimizer
 from omnifm.state import History, write_atomic
 from omnifm.update import Payload, under
 
@@ -275,12 +275,12 @@ def train_head(site: Site, local: LocalRound, num_steps: int) -> None:
     for name, parameter in local.model.named_parameters():
         parameter.requires_grad_(name in names)
     trained = (p for p in local.model.parameters() if p.requires_grad)
-    optimizer, batches = make_optimizer(site.experiment.train, trained), local.batches
+    optimizer = make_optimizer(site.experiment.train, Course(0, num_steps), trained)
     done = 0
     while done < num_steps:
         for module in local.model.modules():
             module.training = any(p.requires_grad for p in module.parameters(recurse=False))
-        for batch in batches():
+        for batch in local.batches():
             if done == num_steps:
                 break
             optimizer.zero_grad(set_to_none=True)
