@@ -70,7 +70,9 @@ class TestDescribe:
                 "dims": 3,
                 "channels": 1,
                 "spacing_mm": [1.0, 1.0, 1.0],
+                "finest_mm": [1.0, 1.0, 1.0],
                 "extent_mm": [16.0, 16.0, 16.0],
+                "median_mm": [16.0, 16.0, 16.0],
             },
         }
         assert update.pack()[0] == {}
