@@ -163,13 +163,8 @@ def _look_at(
 ) -> list[Advice]:
     """Return what somebody should look at, and what to do then."""
     learns_labels = task is not None and "label" in plugin("tasks", task).required
-    splits = findings.splits.values()
-    found = set().union(*(split.label_cases for split in splits))
-    advice = things.of_patients(
-        sum(split.cases for split in splits),
-        set().union(*(split.patients for split in splits)),
-        sum(split.nameless for split in splits),
-    )
+    found = set().union(*(split.label_cases for split in findings.splits.values()))
+    advice = things.of_patients([item.get("patient") for item in all_items(datalist)])
     advice += (things.of_classes(datalist.labels, found) if learns_labels else []) + things.of_cases(odd)
     if across:
         advice.append(

@@ -100,14 +100,14 @@ def of_cases(odd: Mapping[str, Sequence[PlaceRecord]]) -> list[Advice]:
     ]
 
 
-def of_patients(num_cases: int, patients: set[str], num_nameless: int) -> list[Advice]:
-    """What there is to say if all cases are one patient's."""
-    if len(patients) != 1 or num_nameless or num_cases < 2:
+def of_patients(patients: Sequence[str | None]) -> list[Advice]:
+    """What there is to say if all cases are one patient's; `patients` holds that of each case, None if it has none."""
+    if len(patients) < 2 or None in patients or len(set(patients)) > 1:
         return []
     return [
         {
             "name": "one_patient",
-            "what": f"all {num_cases:,} cases name one and the same patient, so that they are in one split, and "
+            "what": f"all {len(patients):,} cases name one and the same patient, so that they are in one split, and "
             "nothing is left to validate or to test on",
             "advice": "If an anonymiser gave everybody one PatientID, give each patient a pseudonym of their own in "
             "'patient' of dataset.json (for DICOM: in the export, then prepare again).",

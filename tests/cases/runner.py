@@ -12,9 +12,9 @@ CASES = ROOT.parent / "shared" / "cases"
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the scripts of ../shared/cases are not on this machine")
 
 
-def output_of(case: str, folder: Path, seconds: float = 120) -> str:
-    """What the case whose folder begins with `case` prints, also if it fails; its files go into `folder`."""
-    [script] = [*CASES.glob(f"{case}-*/try.py"), *CASES.glob(f"{case}-*/try.sh")]
+def output_of(case: str, folder: Path, seconds: float = 120, name: str = "try") -> str:
+    """What a script of the case whose folder begins with `case` prints, also if it fails; its files go to `folder`."""
+    [script] = [*CASES.glob(f"{case}-*/{name}.py"), *CASES.glob(f"{case}-*/{name}.sh")]
     program = sys.executable if script.suffix == ".py" else "bash"
     here = os.pathsep.join([str(ROOT), str(ROOT / "custom")])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
