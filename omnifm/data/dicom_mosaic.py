@@ -102,7 +102,7 @@ def read_one(path: Path, max_bytes: int, choice: str) -> Volume:
     shape = (*image.shape, 1)
     check_budget(12 * int(np.prod(shape[:3], dtype=object)), max_bytes)
     times = shape[3]
-    listed = f"this series holds {times} volumes: time=1 to time={times}. Choose one with --volume"
+    listed = f"this series holds {times} volumes: time=1 to {times}. Choose one with --volume"
     if not choice and times > 1:
         raise RefusedImage("several_volumes", listed)
     wanted = re.fullmatch(r"time=(\d+)", "time=1" if choice in ("", FIRST) else choice)

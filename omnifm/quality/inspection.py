@@ -47,6 +47,12 @@ SCHEMA = 2
 MAX_LEAKED = 0.01
 """Largest share of validation and test cases whose image is in another split, too.  Above it the site cannot train.
 Below it a score hardly changes, and large public collections have a few such images."""
+CHANGES = {
+    "tilt": "of a tilted gantry were sheared: interpolation smooths them, and the noise differs from slice to slice",
+    "volume ": "are one volume of a series that holds several",
+    "mosaic": "were unpacked from mosaics by dcm2niix",
+}
+"""Word in an item's "prepared" -> what is said of such cases."""
 
 
 @dataclass(frozen=True)
@@ -401,9 +407,17 @@ def _warnings(
     nameless = sum(split.nameless for split in read)
     if nameless and any(split.patients for split in read):
         warnings.append(f"{nameless} case(s) name no patient: each counts as its own; name them by 'patient'")
+    warnings += _changes(datalist)
     if task is not None and "label" in plugin("tasks", task).required:
         warnings += _label_warnings(findings, datalist)
     return warnings
+
+
+def _changes(datalist: Datalist) -> list[str]:
+    """Return what `omnifm prepare dicom` changed in the images, by kind of change."""
+    said = [str(item.get("prepared", "")) for split in datalist.splits().values() for item in split]
+    counts = {words: sum(word in change for change in said) for word, words in CHANGES.items()}
+    return [f"{number} case(s) {words}" for words, number in counts.items() if number]
 
 
 def _label_warnings(findings: Findings, datalist: Datalist) -> list[str]:

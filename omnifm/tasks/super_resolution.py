@@ -81,7 +81,7 @@ class SuperResolution(Task):
 
     def _read(self, item: Json, min_side: int) -> tuple[Volume, tuple[float, float]]:
         """A picture with sides of at least `min_side` pixels, and its values for black and white."""
-        volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
+        volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown")).with_air()
         shape = volume.array.shape
         if shape[2] > 1 or shape[3:] not in ((), (3,)):
             size = " x ".join(map(str, shape))

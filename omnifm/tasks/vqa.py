@@ -117,7 +117,7 @@ class VQA(Task):
         key = (item["image"], str(burned_in))
         last = self.read_last
         if last is None or last[0] != key:
-            last = key, read_volume(item["image"], burned_in_text=burned_in).array
+            last = key, read_volume(item["image"], burned_in_text=burned_in).with_air().array
             self.read_last = last
         array = last[1]
         if array.shape[2] != 1:

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from omnifm import simulation
 from omnifm.backbones.llava import load_language, load_tokenizer
 from omnifm.config import Experiment
 from omnifm.data.demo import make_site
-from omnifm.data.volume import RefusedImage
+from omnifm.data.volume import RefusedImage, Volume
 from omnifm.plugins import load_task
 from omnifm.state import History
 from omnifm.tasks import vqa
@@ -164,7 +163,7 @@ class TestText:
     def test_another_threads_picture_is_not_taken_for_ones_own(self, monkeypatch, held):
         """The worst that a scheduler may do: after every look another thread puts its own picture in place."""
         arrays = {name: np.full((4, 4, 1), value) for name, value in (("one", 1.0), ("other", 0.0))}
-        monkeypatch.setattr(vqa, "read_volume", lambda path, burned_in_text: SimpleNamespace(array=arrays[path]))
+        monkeypatch.setattr(vqa, "read_volume", lambda path, burned_in_text: Volume(arrays[path], np.eye(4)))
         monkeypatch.setattr(vqa, "clip_picture", lambda array, side: torch.tensor(array.sum()))
         task = configured()
         read = {name: ((name, "unknown"), array) for name, array in arrays.items()}

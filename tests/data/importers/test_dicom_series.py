@@ -17,6 +17,7 @@ from omnifm.data.datalist import read_datalist
 from omnifm.data.dicom_mosaic import program
 from omnifm.data.importers.dicom import prepare
 from omnifm.data.volume import AIR_HU, Volume, read_volume
+from omnifm.quality.inspection import check_site
 from tests.data.importers.test_dicom import edit, items_of, series
 
 needs_dcm2niix = pytest.mark.skipif(importlib.util.find_spec("dcm2niix") is None, reason="dcm2niix is not installed")
@@ -151,6 +152,8 @@ class TestTilt:
         prepare(tmp_path / "src", tmp_path / "dst", tilt="shear")
         (item,) = items_of(tmp_path / "dst/site-1")
         assert item["prepared"] == "gantry tilt of 36.9 degrees, removed by a linear shear"
+        said = check_site(tmp_path / "dst/site-1")[0]["warnings"]
+        assert any(warning.startswith("1 case(s) of a tilted gantry were sheared") for warning in said)
         volume = read_volume(item["image"])
         assert volume.array.shape == (6, 5 + 3, 4)
         np.testing.assert_allclose(volume.affine, [[-1, 0, 0, 0], [0, -1.5, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
@@ -179,9 +182,7 @@ class TestMosaics:
         source = shared_data / "dicom/series/mr_siemens_mosaic"
         with pytest.raises(ValueError, match=r"1 mosaic: .*--convert mosaic"):
             prepare(source, tmp_path / "dst")
-        with pytest.raises(
-            ValueError, match=r"this series holds 2 volumes: time=1 to time=2. Choose one with --volume"
-        ):
+        with pytest.raises(ValueError, match=r"this series holds 2 volumes: time=1 to 2. Choose one with --volume"):
             prepare(source, tmp_path / "dst", convert="mosaic")
         prepare(source, tmp_path / "dst", convert="mosaic", volume="first")
         (item,) = items_of(tmp_path / "dst/site-1")
