@@ -91,8 +91,9 @@ class TestRefusals:
         folder = write_all(tmp_path / "s", B_VALUES)
         for number in (7, 5, 3):  # volume 2 at place 0, volume 1 at place 1, volume 0 at place 2
             (folder / f"{(7 * number) % 100:03d}.dcm").unlink()
-        with refused("several_volumes", "must agree in b value"):
-            chosen(folder, "first")
+        for choice in ("", "first"):
+            with refused("several_volumes", "slices of each volume of a series must agree in b value"):
+                chosen(folder, choice)
 
     def test_two_kinds_of_image_are_not_two_times(self, tmp_path):
         kinds = [{"ImageType": ["ORIGINAL", "PRIMARY", kind]} for kind in "MP"]
