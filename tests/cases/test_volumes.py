@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases.runner import run
+from tests.cases.runner import needs_cases, output_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [needs_cases, pytest.mark.slow]
+
+
+def run(case: str, folder: Path) -> list[str]:
+    """The lines that a case prints."""
+    return output_of(case, folder, seconds=600).splitlines()
 
 
 def outcomes(lines: list[str]) -> dict[str, str]:
