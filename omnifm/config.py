@@ -76,7 +76,8 @@ def _line(kind: type, error: Any) -> str:
         return f"unknown key {key!r}{near}"
     if error["type"] == "json_invalid":  # its input is the whole text, perhaps of the wrong file
         return f"{error['msg'][0].lower()}{error['msg'][1:]}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
+    named = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part.isidentifier())
+    return f"{named or key}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r:.80}"
 
 
 def _sections_with(kind: type, name: str) -> list[str]:

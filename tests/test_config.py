@@ -37,7 +37,7 @@ class TestExperiment:
             ({"task": {"classes": 2}}, "key 'task.name' is missing"),
             ({"job": "../../evil"}, "job: string should match pattern .*; got '../../evil'"),
             ({"presets": None}, "presets must be an object of objects"),
-            ({"preset": "huge"}, "preset must be one of .*'paper'.* or null; got 'huge'"),
+            ({"preset": "huge"}, "preset must be one of .*paper.* or null; got 'huge'"),
         ],
     )
     def test_refuses_by_name(self, changes, message):

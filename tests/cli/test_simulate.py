@@ -1,10 +1,6 @@
 """`omnifm simulate`: from one command to a report."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -12,8 +8,7 @@ from omnifm.cli.choices import parsed
 from omnifm.cli.simulate import _interrupted
 from omnifm.run_folder import RunFolder
 from tests.commands import omnifm
-from tests.conftest import ROOT, write_site
-from tests.processes import clean_env
+from tests.conftest import write_site
 
 TINY = (
     *("--set", "train.num_rounds=1", "--set", "train.local_epochs=1"),
@@ -56,43 +51,6 @@ def test_a_run_that_fails_ends_with_exit_code_1(tmp_path, data):
     assert done.returncode == 1
     assert "FAILED: seg_fets" in done.stdout
     assert "Reason: " in done.stdout
-
-
-@pytest.mark.slow
-def test_control_c_and_the_same_command_again_end_as_if_undisturbed(tmp_path, data):
-    """In a terminal, Control-C reaches the whole process group, also the process that reads images.
-
-    The line of a round is printed before its checkpoint is written: after that of round 2, round 1 is safe.
-    """
-    command = ("simulate", "seg_fets", "--data", data, "--sites", "site-1,site-2", *TINY, "--set", "train.num_rounds=6")
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from omnifm.cli import main; main()", *map(str, command), "--out", tmp_path / "run"],
-        env=clean_env(tmp_path) | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert any(line.startswith("round 2/6  ") for line in process.stdout)
-    os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=240)  # on a busy machine, leaving takes minutes
-    assert process.returncode == 1, errors
-    assert errors.splitlines()[-1] == f"Interrupted.  To go on, give the same command with --out {tmp_path / 'run'}"
-    assert "COMPLETE" not in out
-    again = omnifm(*command, "--out", tmp_path / "run")
-    assert again.returncode == 0, again.stderr
-    assert "round 6/6  " in again.stdout
-    assert "round 1/6  " not in again.stdout
-    whole = omnifm(*command, "--out", tmp_path / "whole")
-    assert "round 1/6  " in whole.stdout
-    resumed, undisturbed = (
-        json.loads((tmp_path / run / "results/summary.json").read_text()) for run in ("run", "whole")
-    )
-    assert resumed["final_hash"] == undisturbed["final_hash"]
-    assert [entry["round"] for entry in resumed["history"]] == [1, 2, 3, 4, 5, 6]
-    assert [site["metrics"] for site in resumed["sites"].values()] == [
-        site["metrics"] for site in undisturbed["sites"].values()
-    ]
 
 
 def test_what_to_do_after_an_interrupt_in_the_reference(tmp_path):

@@ -251,7 +251,7 @@ class TestImages:
         findings, item = Findings(datalist), datalist.training[0]
         volume = Volume(np.random.default_rng(0).random((4, 4, 4), np.float32), np.eye(4), "CT")
         findings.see(item, Case({item["image"]: volume}, None))
-        assert findings.header == [("training", 0)]
+        assert list(findings.odd["header_modality"]) == [("training", 0)]
 
     def test_one_colour_image_among_grey_ones_is_no_problem(self, tmp_path):
         """All become colour, as between sites."""
@@ -539,7 +539,8 @@ class TestCommand:
         assert done.exit_code == 0
         assert done.stdout.splitlines()[:2] == [
             "usable for segmentation",
-            "training: 4 cases, 4 patients; cases per label: background 4, ball 4",
+            "training: 4 cases, 4 patients; cases per label: background 4 (93 % of the voxels), ball 4 (6.5 % of the "
+            "voxels)",
         ]
         assert (tmp_path / "new/check.html").stat().st_size > 1000
 

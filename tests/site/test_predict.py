@@ -232,7 +232,7 @@ class TestSegmentation:
             monkeypatch.setattr(
                 module.Personal,
                 "forward",
-                lambda self, b, s=sign: (s * logits).expand(1, 2, *b["image"].shape[2:]).clone(),
+                lambda self, b, s=sign: (s * logits).expand(len(b["image"]), 2, *b["image"].shape[2:]).clone(),
             )
             (case,) = predict(trained, source, tmp_path / f"out{sign}", device="cpu")["cases"]
             assert case["confidence"] == expected

@@ -251,7 +251,7 @@ class TestEvaluation:
         task, seen = configured(case, window_size=64), []
 
         def forward(batch):
-            seen.append(tuple(batch["image"].shape[2:]))
+            seen.extend(tuple(image.shape[1:]) for image in batch["image"])
             return average(batch)
 
         fused = task.predict(forward, task.prepare(case))

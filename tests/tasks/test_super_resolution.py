@@ -191,7 +191,7 @@ class TestEvaluation:
         seen = []
 
         def forward(batch):
-            seen.append(tuple(batch["image"].shape[2:]))
+            seen.extend(tuple(image.shape[1:]) for image in batch["image"])
             return bicubic(batch["image"], 2)
 
         tiled, whole = self.task.predict(forward, prepared), bicubic(prepared["image"][None], 2)[0].clamp(0, 1).numpy()

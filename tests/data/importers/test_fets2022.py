@@ -96,7 +96,7 @@ def test_rejects_a_subject_listed_twice(tmp_path, institution):
 
 
 def test_rejects_a_group_without_institutions(tmp_path):
-    with pytest.raises(ValueError, match=r"institution of group 2, .*; got 3"):
+    with pytest.raises(ValueError, match=r"institution of group 2 \(11, .*\); got 3"):
         prepare(fets(tmp_path / "src", subjects(i3=1)), tmp_path / "dst", group=2)
 
 

@@ -73,5 +73,5 @@ def test_real_questions(shared_data, tmp_path, capsys):
     assert {item["modality"] for item in items} == {"CR", "CT", "MR", "OT"}
     datalist = read_datalist(tmp_path / "out/site-1", required=VQA)
     owners = [{item["image"] for item in split} for split in datalist.splits().values()]
-    assert [len(images) for images in owners] == [151, 50, 50]
+    assert [len(images) for images in owners] == [145, 55, 51]
     assert read_volume(items[0]["image"]).array.size
