@@ -15,8 +15,7 @@ from typing import Literal, NamedTuple
 from scipy.cluster.hierarchy import DisjointSet
 
 from omnifm.data.items import IMAGE_KEYS, Item, ItemReader, check_burned_in, check_modality, file_of
-from omnifm.data.mask_rules import RULES, mask_rules
-from omnifm.data.partition import SHARES, split_by_patient
+from omnifm.data.partition import split_of
 
 SPLITS = ("training", "validation", "test")
 DEMO_NAME = "synthetic demo (not patients)"
@@ -25,7 +24,7 @@ MAX_JSON_BYTES = 256 * 2**20
 # The Medical Segmentation Decathlon writes these keys beside those we use ("relase" is its own spelling).
 NOTES = {"description", "reference", "licence", "license", "release", "relase", "tensorImageSize"}
 DECATHLON_COUNTS = {"numTraining", "numValidation", "numTest"}
-KEYS = {"name", "modality", "labels", "burned_in_text", *RULES, *SPLITS, *NOTES, *DECATHLON_COUNTS}
+KEYS = {"name", "modality", "labels", "burned_in_text", *SPLITS, *NOTES, *DECATHLON_COUNTS}
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Datalist:
         modality: channel number -> DICOM code, e.g. {"0": "MR"}.
         labels: label value -> meaning, with values 0, 1, 2...; empty for tasks without labels.
         training, validation, test: the items of the file, with these changes: files are absolute paths, "modality" is
-            filled in, "mask_rules" is added where the site declares some, the name of a class is replaced by its number, and
-            "origin" says where the item stands: (split in the file, position in that split counted from 0).
+            filled in, the name of a class is replaced by its number, and "origin" says where the item stands: (split in
+            the file, position in that split counted from 0).
         root: the site's folder.
         source: "demo" for the synthetic demo data, "site" for a hospital's own.
         automatic: the splits among which patients are divided, because the file leaves some of them to us; empty if it
@@ -87,7 +86,7 @@ def read_datalist(
     labels = _labels(content.get("labels", {}), needed="label" in required)
     roots = tuple(Path(allowed).resolve() for allowed in allowed_roots)
     burned_in_text = check_burned_in(content.get("burned_in_text", "unknown"), "'burned_in_text' in dataset.json")
-    reader = ItemReader(root, roots, labels, modality, burned_in_text, required, mask_rules(content, labels))
+    reader = ItemReader(root, roots, labels, modality, burned_in_text, required)
     splits = {split: reader.read_all(split, items) for split, items in raw.items()}
     _check_patients(splits)
     source: Literal["demo", "site"] = "demo" if name == DEMO_NAME else "site"

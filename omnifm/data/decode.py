@@ -13,9 +13,11 @@ from jaxtyping import Float, Int, Shaped
 
 from omnifm.data import dicom, dicom_labels, nifti, raster
 from omnifm.data.grid import check_same_grid
-from omnifm.data.mask_rules import NO_RULES, MaskRules
 from omnifm.data.refusal import RefusedImage, refusing
 from omnifm.data.volume import Box, BurnedIn, Volume
+
+MIN_LEVEL_GAP = 16
+"""Smallest distance between the grey levels of a painted mask; class numbers and JPEG noise are closer."""
 
 
 def read_image(path: Path, max_bytes: int, burned_in_text: BurnedIn = "unknown") -> Volume:
@@ -25,31 +27,18 @@ def read_image(path: Path, max_bytes: int, burned_in_text: BurnedIn = "unknown")
         return volume if isinstance(burned_in_text, str) else _blanked(volume, burned_in_text)
 
 
-def read_mask(
-    path: Path, image: Volume, labels: Mapping[int, str] | None, max_bytes: int, rules: MaskRules = NO_RULES
-) -> Int[np.ndarray, "x y z"]:
-    """`volume.read_label` in this process; of `image` only the grid, the frame of reference and the tag are used."""
+def read_mask(path: Path, image: Volume, labels: Mapping[int, str] | None, max_bytes: int) -> Int[np.ndarray, "x y z"]:
+    """`volume.read_label` in this process; only the grid and the frame of reference of `image` are used."""
     with refusing():
+        is_picture = False
         if dicom_labels.knows(path):
-            values = dicom_labels.read(path, image, labels, max_bytes, rules)
+            values = dicom_labels.read(path, image, labels, max_bytes)
         else:
-            mask = _oriented(_read(path, max_bytes, "none", as_mask=True), image, rules.exif)
+            mask = _read(path, max_bytes, "none", as_mask=True)
             values = _one_channel(mask.array)
             check_same_grid(replace(mask, array=values), image)
-        return _classes(values, None if labels is None else frozenset(labels))
-
-
-def _oriented(mask: Volume, image: Volume, exif: str) -> Volume:
-    """The mask of a picture, turned as its picture is."""
-    if mask.exif == image.exif or exif == "apply":
-        return mask
-    if exif != "ignore":
-        rule = "picture and mask must have one orientation tag (EXIF)"
-        todo = 'look where the mask lies, then write "exif": "ignore" (drawn on the stored pixels) or '
-        todo += '"exif": "apply" (drawn on the turned picture) into dataset.json, or save both without the tag'
-        raise RefusedImage("label_geometry", f"{rule}; got {image.exif} and {mask.exif}: {todo}")
-    stored = raster.turned(mask.array, mask.exif, back=True)
-    return replace(mask, array=raster.turned(stored, image.exif), exif=image.exif)
+            is_picture = not path.name.lower().endswith((".nii", ".nii.gz"))
+        return _classes(values, None if labels is None else frozenset(labels), is_picture)
 
 
 def _read(path: Path, max_bytes: int, burned_in_text: BurnedIn, *, as_mask: bool) -> Volume:
@@ -64,7 +53,7 @@ def _read(path: Path, max_bytes: int, burned_in_text: BurnedIn, *, as_mask: bool
     if name.endswith((".nii", ".nii.gz")):
         return Volume(*nifti.read(path, max_bytes))
     if name.endswith(raster.SUFFIXES):
-        return replace(_picture(raster.read(path, max_bytes, as_mask=as_mask)), exif=raster.orientation(path))
+        return _picture(raster.read(path, max_bytes, as_mask=as_mask))
     if dicom.is_dicom(path):
         return dicom.read(path, max_bytes, burned_in_text)
     known = "NIfTI, DICOM, PNG, JPEG, TIFF, BMP or npz#index"
@@ -83,7 +72,9 @@ def _blanked(volume: Volume, boxes: Sequence[Box]) -> Volume:
     return replace(volume, array=array)
 
 
-def _classes(values: Shaped[np.ndarray, "x y z"], allowed: frozenset[int] | None) -> Int[np.ndarray, "x y z"]:
+def _classes(
+    values: Shaped[np.ndarray, "x y z"], allowed: frozenset[int] | None, is_picture: bool
+) -> Int[np.ndarray, "x y z"]:
     """Class numbers as int32, all of them allowed; `None` allows every whole number from 0 up to 2^24."""
     levels = np.unique(values)
     if not np.array_equal(levels, np.round(levels)) or levels[0] < 0 or levels[-1] >= 2**24:
@@ -92,10 +83,16 @@ def _classes(values: Shaped[np.ndarray, "x y z"], allowed: frozenset[int] | None
     labels = values.astype(np.int32)
     if allowed is None or set(levels.tolist()) <= allowed:
         return labels
-    if allowed == {0, 1} and set(levels.tolist()) <= {0, 255}:  # white on black; no other level is taken for a class
+    if allowed == {0, 1} and _is_painted(levels, is_picture):
         return (labels > 0).astype(np.int32)
     wrong = levels[~np.isin(levels, sorted(allowed))]
     raise RefusedImage("label_values", f"mask values must be among {sorted(allowed)}; got {_listed(wrong)}")
+
+
+def _is_painted(levels: Float[np.ndarray, " n"], is_picture: bool) -> bool:
+    """Whether every level above 0 means class 1: 255 is the only one, or in a picture all are far apart."""
+    inside = levels[levels > 0].tolist()
+    return inside == [255] or (is_picture and bool((np.diff([0, *inside]) >= MIN_LEVEL_GAP).all()))
 
 
 def _one_channel(array: Shaped[np.ndarray, "x y z *c"]) -> Shaped[np.ndarray, "x y z"]:

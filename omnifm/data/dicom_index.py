@@ -39,32 +39,8 @@ TAGS = [
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
 ]
-LABEL_TAGS = [
-    "FrameOfReferenceUID",
-    "ReferencedSeriesSequence",
-    "ReferencedFrameOfReferenceSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "SourceImageSequence",
-    "StructureSetROISequence",
-    "ROIContourSequence",
-]
-"""Where a SEG or an RTSTRUCT names its images and its frames of reference."""
-HOLDERS = (
-    "ReferencedSeriesSequence",
-    "ReferencedInstanceSequence",
-    "ReferencedFrameOfReferenceSequence",
-    "RTReferencedStudySequence",
-    "RTReferencedSeriesSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "DerivationImageSequence",
-    "SourceImageSequence",
-    "ROIContourSequence",
-    "ContourSequence",
-    "ContourImageSequence",
-)
-"""The sequences that lead to them."""
+
+
 STACK = ("StudyInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Modality", "PatientID")
 """What the slices of one volume share, beside their orientation, where each has a series of its own."""
 
@@ -81,12 +57,6 @@ class FileFacts(TypedDict):
     instance: NotRequired[str]
     refers: NotRequired[list[str]]
     """The series that a label belongs to."""
-    images: NotRequired[list[str]]
-    """The images (instances) that a label names."""
-    frames: NotRequired[list[str]]
-    """The frames of reference of a label."""
-    frame: NotRequired[str]
-    """Frame of reference of an image, or ""."""
     modality: NotRequired[str]
     section: NotRequired[bool]
     """Whether the file may be one slice of several.  An X-ray or a photograph is an image by itself."""
@@ -122,10 +92,8 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
         kind, series = _kind(header), f"{header.get('SeriesInstanceUID') or ''}".strip()
         if kind == "image" and not series:
             raise RefusedImage("corrupt", "an image must name its series; its SeriesInstanceUID is empty")
-        label = dcmread(path, stop_before_pixels=True, specific_tags=LABEL_TAGS) if kind == "label" else Dataset()
         text = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
         matches = bool(re.search(description, text, re.IGNORECASE))
-        frame = f"{header.get('FrameOfReferenceUID') or ''}".strip()
         code = str(header.get("Modality", ""))
         return {
             "kind": kind,
@@ -134,9 +102,6 @@ def describe(path: Path, salt: bytes, modality: str, description: str, exclude: 
             "series": _digest(salt, f"series {series}"),
             "instance": _digest(salt, f"instance {header.get('SOPInstanceUID', '')}"),
             "refers": [_digest(salt, f"series {uid}") for uid in _referred(header)],
-            "images": sorted({_digest(salt, f"instance {uid}") for uid in _instances(label)}),
-            "frames": sorted({_digest(salt, f"frame {uid}") for uid in _frames(label) if uid}),
-            "frame": _digest(salt, f"frame {frame}") if frame else "",
             "modality": code if MODALITY.fullmatch(code) else "",
             "section": code in TOMOGRAPHIC or "ImagePositionPatient" in header,
             "beside": is_localizer(header) or is_screenshot(header, _sop_class(header)),
@@ -184,24 +149,6 @@ def _referred(header: Dataset) -> Iterator[str]:
         for study in frame.get("RTReferencedStudySequence") or []:
             for series in study.get("RTReferencedSeriesSequence") or []:
                 yield str(series.get("SeriesInstanceUID", ""))
-
-
-def _instances(label: Dataset) -> Iterator[str]:
-    """UIDs of the images that a SEG or an RTSTRUCT names, at any depth."""
-    for keyword in HOLDERS:
-        for item in label.get(keyword) or []:
-            if uid := item.get("ReferencedSOPInstanceUID"):
-                yield str(uid)
-            yield from _instances(item)
-
-
-def _frames(label: Dataset) -> Iterator[str]:
-    """UIDs of the frames of reference of a SEG or an RTSTRUCT."""
-    yield str(label.get("FrameOfReferenceUID") or "")
-    for structure in label.get("StructureSetROISequence") or []:
-        yield str(structure.get("ReferencedFrameOfReferenceUID") or "")
-    for frame in label.get("ReferencedFrameOfReferenceSequence") or []:
-        yield str(frame.get("FrameOfReferenceUID") or "")
 
 
 def _digest(salt: bytes, text: str) -> str:

@@ -4,7 +4,6 @@ This module chooses the segments or structures and checks that every voxel has o
 find the voxels of each segment or structure; nothing is interpolated.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,6 @@ from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
 from omnifm.data import dicom, dicom_seg, rtstruct
 from omnifm.data.grid import Region, check_same_frame, frame_of
-from omnifm.data.mask_rules import NO_RULES, MaskRules, folded
 from omnifm.data.refusal import RefusedImage, check_budget
 from omnifm.data.volume import Volume
 
@@ -42,24 +40,19 @@ def knows(path: Path) -> bool:
     return file.is_file() and dicom.is_dicom(file) and _reader_of(file) is not None
 
 
-def read(
-    path: Path, image: Volume, labels: Mapping[int, str] | None, max_bytes: int, rules: MaskRules = NO_RULES
-) -> Int[np.ndarray, "x y z"]:
+def read(path: Path, image: Volume, labels: Mapping[int, str] | None, max_bytes: int) -> Int[np.ndarray, "x y z"]:
     """The mask of `image`, from a path of which `knows` is true.
 
     Args:
         path: SEG or RTSTRUCT, or a folder that holds one.
         image: only its grid and its frame of reference are used.
-        labels: declared values and their names.  Segments and structures are found by these names or their aliases
-            (case and surrounding spaces are ignored), and others are left out.  Every value above 0 must be there; it
-            may be empty.  Segments are found by their numbers if none of them has a name.  None takes the number of
-            each segment or structure as its value.
+        labels: declared values and their names.  Segments and structures are found by these names (case is ignored),
+            and others are left out.  If no segment has a declared name, segments are found by their numbers, provided
+            that all of them are declared.  None takes the number of each segment or structure as its value.
         max_bytes: memory budget in bytes.
-        rules: what the site declares about its masks.
 
     Raises:
-        RefusedImage: `missing_structure`, `twin_structures`, `label_values` (nothing declared is found, two values for
-            one voxel, fractions without a threshold), `label_geometry`
+        RefusedImage: `label_values` (nothing declared is found, two values for one voxel, fractions), `label_geometry`
             (voxels not at the places of the image's, outside the image, another frame of reference), and the reasons
             for which any DICOM file is refused.
     """
@@ -70,7 +63,7 @@ def read(
     check_budget(file.stat().st_size + pixels * BYTES_PER_PIXEL + voxels * BYTES_PER_VOXEL, max_bytes)
     mask = np.full(shape, -1, np.int32, order="F")  # in this order each slice is contiguous in memory
     with disable_value_validation():  # we check the elements that we use
-        for value, inside, place in _regions(file, image, labels, rules):
+        for value, inside, place in _regions(file, image, labels):
             _write_region(mask, inside, place, value)
     result = np.empty(shape, np.int32)
     for y in range(shape[1]):  # in slabs: reordering all of it at once takes five times as long
@@ -78,16 +71,16 @@ def read(
     return result
 
 
-def _regions(file: Path, image: Volume, labels: Mapping[int, str] | None, rules: MaskRules) -> Iterator[Region]:
+def _regions(file: Path, image: Volume, labels: Mapping[int, str] | None) -> Iterator[Region]:
     """The regions of the wanted segments or structures, with the declared value in place of the number."""
     reader = _reader_of(file)
     dataset = pydicom.dcmread(file, force=True)
     assert reader is not None
     _check_complete(dataset)
-    values = _values(reader.names(dataset), labels, rules, by_number=reader is dicom_seg)
+    values = _values(reader.names(dataset), labels, by_number=reader is dicom_seg)
     for uid in reader.frame_uids(dataset, values.keys()):
         check_same_frame(frame_of(uid), image)
-    for number, inside, place in reader.regions(dataset, values.keys(), image, rules):
+    for number, inside, place in reader.regions(dataset, values.keys(), image):
         if inside.any():
             yield values[number], inside, place
 
@@ -100,47 +93,26 @@ def _check_complete(dataset: Dataset) -> None:
         raise RefusedImage("truncated", "DICOM mask must be complete; its file ends too early: copy it again")
 
 
-def _values(
-    names: Mapping[int, str], labels: Mapping[int, str] | None, rules: MaskRules, *, by_number: bool
-) -> dict[int, int]:
+def _values(names: Mapping[int, str], labels: Mapping[int, str] | None, *, by_number: bool) -> dict[int, int]:
     """The value of each wanted segment or structure, by its number."""
     if labels is None:
         return {number: number for number in names}
-    if by_number and names and not any(folded(name) for name in names.values()):
-        found = {number: number for number in names if number in labels}
-        extra = sorted(names.keys() - labels.keys())
-        if extra:
-            got = f"numbers {extra[:9]} are not in {sorted(labels)}"
-            raise RefusedImage("label_values", f"segments without names must have the numbers of values; {got}")
-    else:
-        value_of = _value_of(labels, rules)
-        found = {number: value_of[folded(name)] for number, name in names.items() if folded(name) in value_of}
-    twins = sorted(value for value, count in Counter(found.values()).items() if count > 1)
-    if twins:
-        got = f"for {labels[twins[0]]!r} (value {twins[0]}) there are several"
-        raise RefusedImage("twin_structures", f"a declared name must belong to one segment or structure; {got}")
-    missing = [labels[value] for value in sorted(labels) if value > 0 and value not in found.values()]
-    if missing:
-        got = f"{len(missing)} of {len(labels)} are missing, such as {missing[0]!r}"
-        raise RefusedImage(
-            "missing_structure",
-            f"every declared structure must be in a mask, even if it is empty; {got}",
-            "it holds " + (", ".join(repr(name) for name in names.values()) or "no structure"),
-        )
-    return found
-
-
-def _value_of(labels: Mapping[int, str], rules: MaskRules) -> dict[str, int]:
-    """Each folded name and alias -> its value."""
     declared: dict[str, list[int]] = {}
     for value, name in labels.items():
-        for known in (name, *rules.aliases.get(name, ())):
-            if folded(known):
-                declared.setdefault(folded(known), []).append(value)
-    shared = [values for values in declared.values() if len(values) > 1]
+        declared.setdefault(_normalised(name), []).append(value)
+    found = {
+        number: declared[_normalised(name)] for number, name in names.items() if _normalised(name) in declared and name
+    }
+    shared = [values for values in found.values() if len(values) > 1]
     if shared:
         raise RefusedImage("label_values", f"declared names must differ; values {shared[0]} share one")
-    return {name: value for name, [value] in declared.items()}
+    if found:
+        return {number: value for number, [value] in found.items()}
+    if by_number and names and set(names) <= set(labels):
+        return {number: number for number in names}
+    rule = "a segment or structure must have the name of a declared value"
+    got = f"of numbers {sorted(names)[:9]} none has the name of a value in {sorted(labels)}"
+    raise RefusedImage("label_values", f"{rule}; {got}" + (", nor are these numbers all declared" if by_number else ""))
 
 
 def _write_region(
@@ -167,6 +139,10 @@ def _write_region(
         got = f"{len(other)} have {value} and another, such as {other[0]}"
         raise RefusedImage("label_values", f"a voxel must have one value; {got}")
     part[kept] = value
+
+
+def _normalised(name: str) -> str:
+    return name.strip().casefold()
 
 
 def _only_file(path: Path) -> Path:

@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydicom import Dataset
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import ExplicitVRBigEndian, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.uid import ExplicitVRBigEndian
 
 from omnifm.data.dicom_file import text
 from omnifm.data.dicom_pixels import DECODERS
 from omnifm.data.grid import Region, both, plane_on_grid
-from omnifm.data.mask_rules import NO_RULES, MaskRules
 from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume
 
@@ -22,8 +21,6 @@ Groups = tuple[Dataset, Dataset]
 """The functional groups of one frame, and those shared by all frames."""
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage: the value of a pixel is the number of its segment."""
-LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
-"""Compressions that change values."""
 MAX_STEP = 1.5
 """Planes without neighbours are accepted if their declared distance is below this, in slices of the image."""
 
@@ -45,7 +42,7 @@ def frame_uids(seg: Dataset, numbers: Collection[int]) -> set[str]:
     return {text(seg, "FrameOfReferenceUID")}
 
 
-def regions(seg: Dataset, numbers: Collection[int], image: Volume, rules: MaskRules = NO_RULES) -> Iterator[Region]:
+def regions(seg: Dataset, numbers: Collection[int], image: Volume) -> Iterator[Region]:
     """The regions of the wanted segments, frame by frame.
 
     Raises:
@@ -66,11 +63,7 @@ def regions(seg: Dataset, numbers: Collection[int], image: Volume, rules: MaskRu
         )
     wanted = [index for index, owner in enumerate(owners) if is_map or owner in numbers]
     for index, pixels in zip(wanted, _decoded(seg, wanted, DECODERS[syntax]), strict=True):
-        inside = (
-            _in_map(seg, pixels, numbers)
-            if is_map
-            else {owners[index]: _binary(seg, pixels, rules.fractional_threshold)}
-        )
+        inside = _in_map(seg, pixels, numbers) if is_map else {owners[index]: _binary(seg, pixels)}
         for number, chosen in inside.items():
             yield number, chosen.T, placed[index]
 
@@ -89,11 +82,9 @@ def _decoded(seg: Dataset, wanted: list[int], decoder: str) -> Iterator[Shaped[n
 
 def _checked_syntax(seg: Dataset) -> str:
     syntax = text(seg.file_meta, "TransferSyntaxUID")
-    if (
-        syntax not in DECODERS or syntax == ExplicitVRBigEndian or syntax in LOSSY
-    ):  # big endian does not define the order of single bits
+    if syntax not in DECODERS or syntax == ExplicitVRBigEndian:  # big endian does not define the order of single bits
         raise RefusedImage(
-            "unsupported_transfer_syntax", "DICOM SEG must be in a compression without loss that we decode; it is not"
+            "unsupported_transfer_syntax", "DICOM SEG must be in a compression that we decode; it is not"
         )
     promised = (int(seg.get("NumberOfFrames") or 1) * seg.Rows * seg.Columns * seg.BitsAllocated + 7) // 8
     stored = len(seg.get("PixelData") or b"")
@@ -147,16 +138,11 @@ def _is_dense(groups: Groups, places: list[Int[np.ndarray, "3 3"]], image: Volum
     return declared_mm is not None and 0 < float(declared_mm) < MAX_STEP * image.spacing_mm[axis]
 
 
-def _binary(
-    seg: Dataset, pixels: Shaped[np.ndarray, "rows columns"], threshold: float | None
-) -> Bool[np.ndarray, "rows columns"]:
+def _binary(seg: Dataset, pixels: Shaped[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:
     top = int(seg.MaximumFractionalValue) if seg.get("SegmentationType") == "FRACTIONAL" else 1
-    if seg.get("SegmentationType") == "FRACTIONAL" and threshold is not None:
-        return pixels >= threshold * top
     fractions = pixels[(pixels != 0) & (pixels != top)]
     if len(fractions):
-        todo = 'write "fractional_threshold": 0.5 into dataset.json to take shares from a half on'
-        raise RefusedImage("label_values", f"DICOM SEG must hold 0 or {top}, no fractions; got {fractions[0]}: {todo}")
+        raise RefusedImage("label_values", f"DICOM SEG must hold 0 or {top}, no fractions; got {fractions[0]}")
     return pixels > 0
 
 

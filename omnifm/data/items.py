@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnifm.data.mask_rules import NO_RULES, MaskRules
 from omnifm.data.refusal import ONE_INPUT
 
 IMAGE_KEYS = ("image", "image_a", "image_b")
@@ -29,7 +28,6 @@ class ItemReader:
         modality: channel number -> DICOM code; channel "0" is the default of an item's "modality".
         burned_in_text: default of an item's "burned_in_text".
         required: keys that every item must have.
-        rules: what the site declares about its masks.
     """
 
     root: Path
@@ -38,7 +36,6 @@ class ItemReader:
     modality: dict[str, str]
     burned_in_text: str | list[list[int]]
     required: tuple[str, ...]
-    rules: MaskRules = NO_RULES
 
     def read_all(self, split: str, raw: Sequence[object]) -> tuple[Item, ...]:
         """The checked items of one split.
@@ -68,7 +65,6 @@ class ItemReader:
                 item[key] = self._path(item[key], f"'{key}' of {where}")
         if "label" in item:
             item["label"] = self._label(item["label"], f"'label' of {where}")
-            item |= {"mask_rules": self.rules} if self.rules != NO_RULES else {}
         return item
 
     def _patient(self, patient: object, where: str) -> str:

@@ -20,11 +20,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 NPZ_ARRAY = "images"
-ORIENTATION_TAG = 274
-FLIPS = {1: (1, 1), 2: (-1, 1), 3: (-1, -1), 4: (1, -1), 5: (1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}
-"""Orientation tag -> steps along x and y, after x and y were exchanged for tags 5 to 8."""
-LOSSY = ("jpeg", "tiff_jpeg", "webp")
-"""Compressions of TIFF that change grey levels."""
 TRANSPARENT = "picture must be opaque; some pixels are transparent: save it without an alpha channel"
 
 
@@ -46,10 +41,7 @@ def read(path: Path, max_bytes: int, *, as_mask: bool = False) -> Float[np.ndarr
                 _check(picture, path, max_bytes)
                 if picture.format == "PNG":
                     _check_to_the_end(path)
-                pixels = _pixels(picture, as_mask)
-                if as_mask and (picture.format == "JPEG" or picture.info.get("compression") in LOSSY):
-                    _check_black_and_white(pixels)
-                return from_rows(pixels)
+                return from_rows(_pixels(picture, as_mask))
         except UnidentifiedImageError:
             raise RefusedImage("not_an_image", "content must be PNG, JPEG, TIFF or BMP; it is not") from None
         except Image.DecompressionBombError:
@@ -57,22 +49,6 @@ def read(path: Path, max_bytes: int, *, as_mask: bool = False) -> Float[np.ndarr
         except (OSError, SyntaxError) as error:
             reason = "truncated" if "truncat" in str(error) else "corrupt"
             raise RefusedImage(reason, "picture must decode to its last row; it does not") from None
-
-
-def orientation(path: Path) -> int:
-    """A camera's orientation tag (EXIF) of a picture that `read` has accepted, 1 to 8; 1 if it has none."""
-    with Image.open(path, formats=FORMATS) as picture:
-        tag = picture.getexif().get(ORIENTATION_TAG, 1)
-    return tag if tag in range(1, 9) else 1
-
-
-def turned(array: Shaped[np.ndarray, "x y 1 *c"], tag: int, *, back: bool = False) -> Shaped[np.ndarray, "x2 y2 1 *c"]:
-    """An array turned upright as an orientation tag says, or with `back` to how it is stored."""
-    code = {5: 5, 6: 8, 7: 7, 8: 6}.get(tag, tag) if back else tag  # a quarter turn is undone by the other one
-    if code >= 5:
-        array = array.swapaxes(0, 1)
-    across, down = FLIPS[code]
-    return array[::across, ::down]
 
 
 def from_rows(rows: Shaped[np.ndarray, "rows columns *c"]) -> Float[np.ndarray, "x y 1 *c"]:
@@ -182,7 +158,7 @@ def _grey_is_plain(picture: TiffImageFile) -> bool:
 def _pixels(picture: Image.Image, as_mask: bool) -> Shaped[np.ndarray, "rows columns *c"]:
     picture = ImageOps.exif_transpose(picture)
     if as_mask and picture.mode == "P":
-        return _checked_palette(picture)
+        return np.asarray(picture)
     if "transparency" in picture.info and picture.mode in GREY_MODES:
         return _checked_opaque(np.asarray(picture), picture.info["transparency"])
     if "transparency" in picture.info:
@@ -198,28 +174,6 @@ def _pixels(picture: Image.Image, as_mask: bool) -> Shaped[np.ndarray, "rows col
     if picture.mode not in (*GREY_MODES, "RGB"):
         raise RefusedImage("unsupported_format", f"picture must be grey or RGB; got {picture.mode}")
     return np.asarray(picture)
-
-
-def _checked_palette(picture: Image.Image) -> Shaped[np.ndarray, "rows columns"]:
-    """The numbers of a mask's palette; refused if its colours say that they are no classes."""
-    numbers = np.asarray(picture)
-    colours = np.array(picture.getpalette("RGB") or [], int).reshape(-1, 3)
-    used = np.unique(numbers)
-    if used[-1] >= len(colours):
-        raise RefusedImage("corrupt", "a palette must hold every colour that is used; it does not")
-    shown = colours[used]
-    is_black = (shown == 0).all(axis=1)
-    is_grey = bool((shown == shown[:, :1]).all())
-    if (is_black & (used > 0)).any() or (is_grey and (np.diff(shown[:, 0]) <= 0).any()):
-        rule = "a mask's palette must have black as number 0, and its greys must grow with their numbers"
-        raise RefusedImage("label_values", f"{rule}; they do not: save the class numbers as grey levels")
-    return numbers
-
-
-def _check_black_and_white(pixels: Shaped[np.ndarray, "rows columns *c"]) -> None:
-    if not np.isin(pixels, (0, 255)).all():
-        rule = "a mask must not be compressed as JPEG, which changes its values"
-        raise RefusedImage("label_values", f"{rule}; this one is, and holds other values than 0 and 255: use PNG")
 
 
 def _checked_opaque(pixels: Shaped[np.ndarray, "rows columns"], clear: int) -> Shaped[np.ndarray, "rows columns"]:

@@ -111,7 +111,7 @@ class Reader:
                 self.close()
                 raise
         if "reason" in facts:
-            raise RefusedImage(facts["reason"], facts["message"], facts.get("local", ""))
+            raise RefusedImage(facts["reason"], facts["message"])
         for reads in self.recordings.active:
             reads.append(Read(path, request, facts, array))
         return facts, array

@@ -16,8 +16,7 @@ from typing import BinaryIO, TypedDict
 
 import numpy as np
 
-from omnifm.data import decode, dicom, dicom_index, dicom_mosaic
-from omnifm.data.mask_rules import MaskRules
+from omnifm.data import decode, dicom, dicom_index, dicom_mosaic, header_notes
 from omnifm.data.reader import LENGTH
 from omnifm.data.refusal import RefusedImage, refusing
 from omnifm.data.volume import BurnedIn, Volume
@@ -49,10 +48,6 @@ class Request(TypedDict, total=False):
     affine: Sequence[Sequence[float]]
     frame: str
     labels: Mapping[str, str] | None
-    rules: Mapping[str, object]
-    """`MaskRules` as a dictionary."""
-    exif: int
-    """Orientation tag of the mask's image, as in `Volume.exif`."""
     salt: str
     """For `header`: the arguments of `dicom_index.describe`; the salt in hexadecimal digits."""
     modality: str
@@ -92,17 +87,16 @@ def answer(request: Request) -> Answer:
 
 
 def _described(volume: Volume, changes: Sequence[str] = ()) -> Answer:
-    facts = {"modality": volume.modality, "vendor": volume.vendor, "frame": volume.frame, "exif": volume.exif}
+    facts = {"modality": volume.modality, "vendor": volume.vendor, "frame": volume.frame}
     return {**facts, "affine": volume.affine.tolist(), "changes": list(changes)}, volume.array
 
 
 def _mask(request: Request) -> np.ndarray:
     # Only the grid of the image is known here, so its voxels are zeros that take no memory.
     zeros = np.broadcast_to(np.float32(0), tuple(request["shape"]))
-    image = Volume(zeros, np.array(request["affine"]), "", "", request["frame"], request["exif"])
+    image = Volume(zeros, np.array(request["affine"]), "", "", request["frame"])
     labels = None if request["labels"] is None else {int(value): name for value, name in request["labels"].items()}
-    rules = MaskRules(**request["rules"])
-    return decode.read_mask(Path(request["path"]), image, labels, int(request["max_bytes"]), rules)
+    return decode.read_mask(Path(request["path"]), image, labels, int(request["max_bytes"]))
 
 
 def bounded(request: Request, do: Callable[[Request], Answer]) -> Answer:
@@ -120,7 +114,7 @@ def bounded(request: Request, do: Callable[[Request], Answer]) -> Answer:
         facts, array = do(request)
         return facts, np.ascontiguousarray(array)
     except RefusedImage as refusal:
-        return {"reason": refusal.reason, "message": str(refusal), "local": refusal.local}, EMPTY
+        return {"reason": refusal.reason, "message": str(refusal)}, EMPTY
     except MemoryError:
         return {"reason": "too_large", "message": "image must fit in memory; its decoder ran out of it"}, EMPTY
     except BaseException as error:  # noqa: BLE001  # pyo3's PanicException is no Exception

@@ -111,19 +111,6 @@ REASONS = {
         "a series for which more than one mask is found",
         "Keep one mask for each series, and move the others away.",
     ),
-    "missing_structure": Reason(
-        "a SEG or RTSTRUCT without a structure that the labels declare",
-        "Correct the name in the object, or declare the object's name: `--alias LABEL=NAME` in prepare, "
-        '\'"aliases": {"LABEL": ["NAME"]}\' in dataset.json.',
-    ),
-    "twin_structures": Reason(
-        "a SEG or RTSTRUCT with two structures for one declared name",
-        "Delete one of the two or rename it in the program that drew them.",
-    ),
-    "unlinked_label": Reason(
-        "a SEG or RTSTRUCT that does not say which of several series it belongs to",
-        "Export it again with its references, or move the other series away.",
-    ),
     "label_geometry": Reason(
         "a mask that has another size or position than its image",
         "Draw on the original image; do not resample or crop.",
@@ -158,19 +145,17 @@ class RefusedImage(ValueError):
 
     Attributes:
         reason: one of `REASONS`.
-        local: what only the screen of whoever prepares the data may show, such as names that stand in the file; never
-            logged.
     """
 
-    def __init__(self, reason: str, message: str, local: str = "") -> None:
+    def __init__(self, reason: str, message: str) -> None:
         if reason not in REASONS:  # a mistake in our code, not in the user's data
             raise KeyError(reason)
         super().__init__(message)
-        self.reason, self.local = reason, local
+        self.reason = reason
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
         # Readers may run in a child process, which returns the refusal by pickling it.
-        return type(self), (self.reason, str(self), self.local)
+        return type(self), (self.reason, str(self))
 
 
 @contextmanager

@@ -12,11 +12,9 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool, Float
 from pydicom import Dataset
-from scipy.ndimage import label
 
 from omnifm.data.dicom_file import text
 from omnifm.data.grid import MAX_CORNER_SHIFT, Region, to_voxels
-from omnifm.data.mask_rules import NO_RULES, MaskRules
 from omnifm.data.refusal import RefusedImage
 from omnifm.data.volume import Volume
 
@@ -42,7 +40,7 @@ def frame_uids(rt: Dataset, numbers: Collection[int]) -> set[str]:
     return {text(roi, "ReferencedFrameOfReferenceUID") for roi in wanted}
 
 
-def regions(rt: Dataset, numbers: Collection[int], image: Volume, rules: MaskRules = NO_RULES) -> Iterator[Region]:
+def regions(rt: Dataset, numbers: Collection[int], image: Volume) -> Iterator[Region]:
     """The regions of the wanted structures, slice by slice; a structure without contours is left out.
 
     Raises:
@@ -59,9 +57,7 @@ def regions(rt: Dataset, numbers: Collection[int], image: Volume, rules: MaskRul
     axis = _slice_axis([points for contours in contours_of.values() for _, points in contours], image)
     for number, contours in contours_of.items():
         found = 0
-        slices = dict(_slices(contours, axis, image))
-        _check_gaps(slices)
-        for plane, inside in slices.items():
+        for plane, inside in _slices(contours, axis, image):
             found += int(np.count_nonzero(inside))
             yield number, inside, np.insert(np.eye(2, 3, dtype=int), axis, (0, 0, plane), axis=0)
         if not found:
@@ -128,23 +124,6 @@ def _slices(contours: list[Contour], axis: int, image: Volume) -> Iterator[tuple
         if not all(is_xor for is_xor, _ in drawn):
             _check_nested(filled)
         yield plane, np.logical_xor.reduce(filled)
-
-
-def _check_gaps(slices: dict[int, Bool[np.ndarray, "a b"]]) -> None:
-    """Refuse a part that ends in one slice, if a part above or below it begins again beyond the next slice."""
-    planes = sorted(slices)
-    for order, step in ((planes, 1), (planes[::-1], -1)):
-        beyond = np.zeros_like(slices[planes[0]])  # what is drawn two slices further or more
-        for plane, last in zip(order[::-1], [None, *order[:0:-1]], strict=True):
-            if last is not None:
-                added = [last + step] if last == plane + step else [last, last + step]
-                beyond = np.logical_or.reduce([beyond, *(slices[place] for place in added if place in slices)])
-            beside = slices.get(plane + step, np.zeros_like(beyond))
-            parts, _ = label(slices[plane], np.ones((3, 3)))
-            ended = np.setdiff1d(parts[beyond & ~beside], [0, *np.unique(parts[beside])])
-            if len(ended):
-                rule = "a structure's contours must not leave out slices between others"
-                raise RefusedImage("label_geometry", f"{rule}; at least one slice is left out: draw it")
 
 
 def _check_nested(filled: list[Bool[np.ndarray, "a b"]]) -> None:

@@ -14,7 +14,7 @@ Images are read in a child process with limits of memory and time (`reader.py`),
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,6 @@ import nibabel
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from omnifm.data.mask_rules import NO_RULES, MaskRules
 from omnifm.data.reader import READER
 from omnifm.data.refusal import REASONS, RefusedImage
 
@@ -50,8 +49,6 @@ class Volume:
         modality: DICOM code (MR, CT, ...), or "" if the file does not say.
         vendor: of the scanner, one of `dicom.VENDORS`, or "".
         frame: hash of DICOM's frame of reference, or "".  Two images of one frame have the same coordinates.
-        exif: a camera's orientation tag, 1 to 8; 1 is upright, and the tag of what has none.  The array is turned
-            upright.
     """
 
     array: Shaped[np.ndarray, "x y z *c"]
@@ -59,7 +56,6 @@ class Volume:
     modality: str = ""
     vendor: str = ""
     frame: str = ""
-    exif: int = 1
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -105,38 +101,31 @@ def read_volume(path: Path | str, *, max_bytes: int = MAX_BYTES, burned_in_text:
         RefusedImage: the image cannot be read correctly; `.reason` says why.  No other error is raised.
     """
     facts, array = READER.ask(Path(path), what="image", max_bytes=max_bytes, burned_in_text=burned_in_text)
-    return Volume(array, np.array(facts["affine"]), facts["modality"], facts["vendor"], facts["frame"], facts["exif"])
+    return Volume(array, np.array(facts["affine"]), facts["modality"], facts["vendor"], facts["frame"])
 
 
 def read_label(
-    path: Path | str,
-    image: Volume,
-    labels: Mapping[int, str] | None = None,
-    *,
-    rules: MaskRules = NO_RULES,
-    max_bytes: int = MAX_BYTES,
+    path: Path | str, image: Volume, labels: Mapping[int, str] | None = None, *, max_bytes: int = MAX_BYTES
 ) -> Int[np.ndarray, "x y z"]:
     """Read the mask of `image`.
 
-    If the declared values are exactly 0 and 1, and the mask holds 0 and 255 only, 255 is read as 1.  No other value is
-    changed.
+    If the declared values are exactly 0 and 1, two habits of painting programs are understood.  255 is read as 1.  In
+    a picture, every grey level above 0 is read as 1 if the levels are at least 16 apart: some programs paint each
+    region of a finding in its own grey.
 
     Args:
         path: a mask in any format of `read_volume` (coloured only if red = green = blue), a DICOM SEG or an
-            RTSTRUCT.  Segments and structures are found by their names; segments without names by their numbers.
+            RTSTRUCT.  Segments and structures are found by their names; segments otherwise by their numbers.
         image: as returned by `read_volume`, not yet turned to RAS.
         labels: declared values and their names; None allows every whole number >= 0.
-        rules: what the site declares about its masks.
-        max_bytes: as in `read_volume`.
 
     Returns:
         int32, on the image's own grid.
 
     Raises:
         RefusedImage: `label_geometry` (shape differs, or a corner lies more than 0.1 voxel away),
-            `label_values` (fractional, negative or undeclared), `missing_structure`, `twin_structures`, or whatever
-            `read_volume` refuses.
+            `label_values` (fractional, negative or undeclared), or whatever `read_volume` refuses.
     """
-    grid = {"shape": image.array.shape[:3], "affine": image.affine.tolist(), "frame": image.frame, "exif": image.exif}
+    grid = {"shape": image.array.shape[:3], "affine": image.affine.tolist(), "frame": image.frame}
     names = None if labels is None else {str(value): name for value, name in labels.items()}
-    return READER.ask(Path(path), what="mask", max_bytes=max_bytes, labels=names, rules=asdict(rules), **grid)[1]
+    return READER.ask(Path(path), what="mask", max_bytes=max_bytes, labels=names, **grid)[1]

@@ -35,7 +35,6 @@ from torch.nn import functional as F
 
 from omnifm.backbones.unet import UNetBackbone
 from omnifm.config import STRICT, Count, Positive
-from omnifm.data.mask_rules import NO_RULES
 from omnifm.data.prediction import LabelMap, as_stored
 from omnifm.data.volume import RefusedImage, Volume, read_label, read_volume
 from omnifm.metrics.lesions import lesions
@@ -121,8 +120,7 @@ class Segmentation(Task):
         if len(labels) > MAX_LABELS:
             raise RefusedImage("label_values", f"'labels' must name at most {MAX_LABELS} values; got {len(labels)}")
         volume = read_volume(item["image"], burned_in_text=item.get("burned_in_text", "unknown"))
-        rules = item.get("mask_rules", NO_RULES)
-        mask = Volume(read_label(item["label"], volume, labels, rules=rules), volume.affine).in_ras()
+        mask = Volume(read_label(item["label"], volume, labels), volume.affine).in_ras()
         classes = np.searchsorted(sorted(labels), mask.array).astype(np.uint8)
         return _case(volume.in_ras(), classes)
 

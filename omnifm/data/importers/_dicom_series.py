@@ -32,8 +32,6 @@ class Series:
     stack: str = ""
     """What the slices of one volume share, where each has a series of its own; "" if it cannot be such a slice."""
     numbered: bool = False
-    frames: set[str] = field(default_factory=set)
-    """Digests of the frames of reference of its images."""
     joined: int = 1
     """Number of series of one slice each that were joined to this one."""
 
@@ -50,7 +48,6 @@ class Series:
         self.wanted |= facts["wanted"]
         self.excluded |= facts["excluded"]
         self.beside += [file] if facts["beside"] else []
-        self.frames |= {facts["frame"]} - {""}
         self.stack, self.numbered = facts["stack"], facts["numbered"]
 
     def explained(self, message: str) -> str:
@@ -104,28 +101,8 @@ def join_single_slices(found: Index, left_out: list[LeftOut]) -> dict[str, str]:
     return aliases
 
 
-def series_of_label(found: Index, facts: Json) -> tuple[set[str], bool]:
-    """The series that a SEG or RTSTRUCT belongs to: those it names, or whose images it names.
-
-    If it names none that is here, it is the only series with its frame of reference.
-
-    Returns:
-        digests of the series, and whether several share its frame so that nobody can say which one it is.
-    """
-    named = set(facts["refers"]) & found.keys()
-    if named:
-        return named, False
-    images = set(facts["images"])
-    named = {name for name, series in found.items() if images & {instance for instance, _ in series.files}}
-    if named:
-        return named, False
-    shared = {name for name, series in found.items() if series.frames & set(facts["frames"])}
-    return (shared, False) if len(shared) < 2 else (set(), True)
-
-
 def _join(series: Series, other: Series) -> None:
     series.files += other.files
-    series.frames |= other.frames
     series.wanted |= other.wanted
     series.excluded |= other.excluded
     series.joined += 1

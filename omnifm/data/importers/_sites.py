@@ -97,8 +97,6 @@ class Head(TypedDict):
     name: str
     labels: NotRequired[dict[str, str]]
     """Label value or class number (as text) -> name."""
-    exif: NotRequired[str]
-    """As in `mask_rules.MaskRules`."""
 
 
 def read_files(case: Case) -> None:

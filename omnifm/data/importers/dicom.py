@@ -20,17 +20,14 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from omnifm.data.importers._dicom_convert import CONVERTED, Conversion, check_conversion, converted
-from omnifm.data.importers._dicom_series import Index, Series, drop_other_images, join_single_slices, series_of_label
+from omnifm.data.importers._dicom_series import Index, Series, drop_other_images, join_single_slices
 from omnifm.data.importers._sites import already_there
 from omnifm.data.importers._splits import SplitMemory, one_patient
 from omnifm.data.items import MODALITY
 from omnifm.data.local_lists import LeftOut, by_reason, in_lines, in_words, on_screen, write_left_out, write_names
-from omnifm.data.mask_rules import NO_RULES, MaskRules, mask_rules
-from omnifm.data.partition import three_way
 from omnifm.data.reader import READER
 from omnifm.data.site_folder import new_folder, place, write_datalist
 from omnifm.data.volume import MAX_BYTES, RefusedImage, read_label, read_volume
-from omnifm.records import Json
 from omnifm.state import write_atomic
 
 SALT_FILE = ".omnifm-salt"
@@ -52,12 +49,10 @@ class Masks(NamedTuple):
     Attributes:
         labels: names of their values; empty if only images are wanted.
         file: name of a NIfTI file beside the images; "" for SEG or RTSTRUCT objects.
-        rules: what the site declares about them.
     """
 
     labels: Labels
     file: str
-    rules: MaskRules = NO_RULES
 
 
 def prepare(
@@ -71,8 +66,6 @@ def prepare(
     exclude: str = "",
     labels: str = "",
     mask: str = "",
-    alias: str = "",
-    fractional_threshold: float = 0.0,
     volume: str = "",
     tilt: str = "",
     convert: str = "",
@@ -97,8 +90,6 @@ def prepare(
         exclude: regular expression; series with it in their description or protocol are not used. Empty: none.
         labels: names of segments or structures, "liver,tumour" for mask values 1 and 2. Empty: images only.
         mask: file name of a NIfTI mask in each series' own folder, to use instead of SEG or RTSTRUCT.
-        alias: other names of structures in SEG and RTSTRUCT, "GTV=GTV_1,GTV=tumour" for the label GTV. Empty: none.
-        fractional_threshold: share from which a pixel of a fractional SEG is inside, up to 1. 0: such SEGs are refused.
         volume: which volume of a series over echoes, b values or time, e.g. "b=1000", "echo=2", "time=3" or "first".
         tilt: "shear" resamples series of a tilted CT gantry onto a straight grid. Empty: they are left out.
         convert: "mosaic" unpacks Siemens mosaics with dcm2niix in a closed process. Empty: they are left out.
@@ -111,17 +102,15 @@ def prepare(
     _check(source, site, selection, mask, labels)
     check_conversion(conversion)
     meanings = dict(enumerate(["background", *(name.strip() for name in labels.split(","))])) if labels else {}
-    declared = _declared(alias, fractional_threshold)
-    masks = Masks(meanings, mask, mask_rules(declared, meanings))
     left_out: list[LeftOut] = []
     everything = _index(source, _salt(destination), selection, left_out)
     found = {name: series for name, series in everything.items() if series.wanted and not series.excluded}
     try:
         with new_folder(destination / site) as folder:
-            items = _write_all(folder, found, masks, conversion, left_out, link)
+            items = _write_all(folder, found, Masks(meanings, mask), conversion, left_out, link)
             if not items:
                 raise ValueError(_nothing_usable(everything, found, selection, left_out))
-            _write_list(folder, items, meanings, declared, seed)
+            _write_list(folder, items, meanings, SplitMemory(destination, seed))
     except FileExistsError:
         raise ValueError(already_there(site)) from None
     finally:
@@ -174,18 +163,6 @@ def _check(source: Path, site: str, selection: Selection, mask: str, labels: str
         raise ValueError("labels must name what the mask's values mean; got none: add --labels")
 
 
-def _declared(alias: str, fractional_threshold: float) -> dict[str, object]:
-    """What the options say about masks, as it stands in dataset.json."""
-    aliases: dict[str, list[str]] = {}
-    for pair in alias.split(",") if alias else []:
-        label, mark, other = (part.strip() for part in pair.partition("="))
-        if not (label and mark and other):
-            raise ValueError(f"alias must be like GTV=GTV_1, several separated by commas; got {pair!r}")
-        aliases.setdefault(label, []).append(other)
-    threshold = {"fractional_threshold": fractional_threshold} if fractional_threshold else {}
-    return {**({"aliases": aliases} if aliases else {}), **threshold}
-
-
 def _salt(destination: Path) -> str:
     """The destination's secret, 64 hexadecimal digits; created at the first import."""
     destination.mkdir(parents=True, exist_ok=True)
@@ -201,7 +178,7 @@ def _salt(destination: Path) -> str:
 def _index(source: Path, salt: str, selection: Selection, left_out: list[LeftOut]) -> Index:
     """All series of the export, with the SEG and RTSTRUCT objects that refer to them."""
     found: Index = {}
-    labels: list[tuple[Path, Json]] = []
+    labels: list[tuple[Path, list[str]]] = []
     files = sorted(file for file in source.rglob("*") if file.is_symlink() or not file.is_dir())
     unread: set[Path] = set()
     for file in tqdm(files, unit="file", desc="indexing", disable=None):
@@ -212,7 +189,7 @@ def _index(source: Path, salt: str, selection: Selection, left_out: list[LeftOut
             unread.add(file.parent)
             continue
         if facts["kind"] == "label":
-            labels.append((file, facts))
+            labels.append((file, facts["refers"]))
         elif facts["kind"] == "image":
             series = found.setdefault(facts["series"], Series(facts["modality"], facts["study"]))
             series.add(file, facts)
@@ -220,12 +197,8 @@ def _index(source: Path, salt: str, selection: Selection, left_out: list[LeftOut
     for series in found.values():
         left_out += [LeftOut("not_a_slice", str(file)) for file in drop_other_images(series)]
     aliases = join_single_slices(found, left_out)
-    for file, facts in labels:
-        facts["refers"] = [aliases.get(name, name) for name in facts["refers"]]
-        linked, is_unclear = series_of_label(found, facts)
-        if is_unclear:
-            left_out.append(LeftOut("unlinked_label", str(file)))
-        for name in linked:
+    for file, refers in labels:
+        for name in {aliases.get(name, name) for name in refers} & found.keys():
             found[name].labels.append(file)
     for series in found.values():
         series.complete = not (series.sections and unread & {file.parent for _, file in series.files})
@@ -255,8 +228,7 @@ def _write_all(
         try:
             items.append(_write_series(folder, name, series, masks, conversion, link))
         except RefusedImage as refusal:
-            name_shown = f"{series.place}: {refusal.local}" if refusal.local else series.place
-            left_out.append(LeftOut(refusal.reason, name_shown, series.explained(str(refusal))))
+            left_out.append(LeftOut(refusal.reason, series.place, series.explained(str(refusal))))
             shutil.rmtree(folder / "images" / name, ignore_errors=True)
             (folder / "images" / f"{name}{CONVERTED}").unlink(missing_ok=True)
     return items
@@ -284,7 +256,7 @@ def _write_series(
         ending = ".dcm" if label in series.labels else "".join(Path(masks.file).suffixes[-2:])
         (folder / "labels").mkdir(exist_ok=True)
         item["label"] = f"labels/{name}{ending}"
-        read_label(label, image, masks.labels, rules=masks.rules)
+        read_label(label, image, masks.labels)
         place(label, folder / item["label"])
     return item
 
@@ -326,11 +298,9 @@ def _label_of(series: Series, mask: str) -> Path:
     return found[0]
 
 
-def _write_list(
-    folder: Path, items: list[dict[str, str]], labels: Labels, declared: Mapping[str, object], seed: int
-) -> None:
+def _write_list(folder: Path, items: list[dict[str, str]], labels: Labels, memory: SplitMemory) -> None:
     modality = Counter(item["modality"] for item in items).most_common(1)[0][0]
-    content: dict[str, object] = {"name": "DICOM export", "modality": {"0": modality}, **declared}
+    content: dict[str, object] = {"name": "DICOM export", "modality": {"0": modality}}
     if labels:
         content["labels"] = {str(value): name for value, name in labels.items()}
     parts = memory.three_way([item["patient"] for item in items])

@@ -14,7 +14,6 @@ from omnifm.data.importers._sites import Case, Head, Plan, read_files, write_sit
 from omnifm.data.importers._source import inside, readable
 from omnifm.data.items import check_modality
 from omnifm.data.local_lists import LeftOut, in_words, write_left_out
-from omnifm.data.mask_rules import MaskRules, mask_rules
 from omnifm.data.raster import SUFFIXES
 from omnifm.data.volume import read_label, read_volume
 
@@ -43,7 +42,6 @@ def prepare(
     *,
     modality: str,
     labels: str = "",
-    exif: str = "",
     seed: int = 0,
     patient: str = "",
     partition: str = "natural",
@@ -66,7 +64,6 @@ def prepare(
         destination: folder in which the site folders are written; it is created if it does not exist.
         modality: DICOM code of all images: MR, CT, US, CR, ...
         labels: names, separated by commas: of mask values 0, 1, 2, ... or of class folders. Empty: images only.
-        exif: for masks without their pictures' camera orientation: "ignore" if drawn on the stored pixels, or "apply".
         seed: random seed, >= 0, of the partition and the splits; the same seed gives the same sites.
         patient: regular expression; its first group in a file name is the patient. Empty: patients are unknown.
         partition: natural or modality (one site), dirichlet (uneven classes) or count (similar sites).
@@ -84,21 +81,19 @@ def prepare(
     names = [name.strip() for name in labels.split(",")] if labels else []
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"labels must be different names, separated by commas; got {len(names)} names")
-    declared: Head = {"exif": exif} if exif else {}
     pattern = _pattern(patient) if patient else None
     read: Callable[[Case], None] = read_files
     if not names:
         cases = _images_alone(source, pattern, modality, destination)
     elif (source / "images").is_dir() and (source / "labels").is_dir():
         cases = _pairs(source, pattern, modality, destination)
-        meanings = dict(enumerate(names))
-        read = _reader_of_pairs(meanings, mask_rules(declared, meanings))
+        read = _reader_of_pairs(dict(enumerate(names)))
     else:
         cases = _classes(source, names, pattern, modality, destination)
     if pattern is None:
         print(_warning([next(iter(case.files.values())).name for case in cases]))
     kept = readable(cases, lambda case: str(case.item["image"]), read, destination)
-    head: Head = {"name": "folder", **declared}
+    head: Head = {"name": "folder"}
     if names:
         head["labels"] = {str(value): name for value, name in enumerate(names)}
     write_sites(destination, plan, kept, head)
@@ -257,11 +252,11 @@ def _patients(images: list[Path], pattern: re.Pattern[str] | None) -> dict[Path,
     return {image: f"p{numbers[key]}" for image, key in keys.items()}
 
 
-def _reader_of_pairs(labels: dict[int, str], rules: MaskRules) -> Callable[[Case], None]:
+def _reader_of_pairs(labels: dict[int, str]) -> Callable[[Case], None]:
     """A function that reads the image and the mask of a case, to see whether they can be read."""
 
     def read(case: Case) -> None:
         image, mask = case.files.values()
-        read_label(mask, read_volume(image), labels, rules=rules)
+        read_label(mask, read_volume(image), labels)
 
     return read
